@@ -1,0 +1,82 @@
+# `make run` and `make test` set everything up by themselves; `make help` lists the rest.
+#
+#   PYTHON=python3.12   the interpreter that .venv is made from (Python 3.10 to 3.13)
+#   ARGS="--rounds 5"   passed on to the command that the target runs
+#   FEDCLIP_PURE_PYTHON=1, FEDCLIP_CUDA=0|1: see setup.py
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+KERNELS := fedclip_plugin/_C.abi3.so
+SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
+# torch first: the package then compiles against it, and it is fetched only once.
+FIRST := $(shell sed -nE 's/^ *"(torch(vision)?>=[0-9.]+|setuptools>=[0-9]+|ninja>=[0-9.]+)",?$$/"\1"/p' pyproject.toml)
+# Of pip's output only what says that it is getting on; errors are on stderr.
+PROGRESS := awk '/^ *Downloading/ {split($$2, name, "-"); print "   ", name[1], name[2], $$3, $$4} \
+	/^(Building|Installing|Successfully built)/ {print substr($$0, 1, 72)} {fflush()}'
+
+.PHONY: help
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
+		awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+.PHONY: run
+run: install  ## run FedCLIP on the embedded data set (ARGS="..." is passed on)
+	$(BIN)/fedclip run $(ARGS)
+
+.PHONY: test
+test: install  ## run everything that this machine can (ARGS="-s lint" picks)
+	$(BIN)/nox $(ARGS)
+
+.PHONY: lint
+lint: install  ## ruff, mypy and clang-format
+	$(BIN)/nox -s lint
+
+.PHONY: format
+format: install  ## put Python and C++ sources into the project's format
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format .
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | \
+		xargs $(BIN)/clang-format -i
+
+.PHONY: bench
+bench: install  ## time the kernels against PyTorch
+	$(BIN)/fedclip bench $(ARGS)
+
+.PHONY: install
+install: $(VENV)/.installed  ## make .venv, install the package in it, build the kernels
+
+ifeq ($(filter-out 0,$(FEDCLIP_PURE_PYTHON)),)
+install: $(KERNELS)
+endif
+
+$(BIN)/python:
+	@echo "==> making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) build_backend/make_venv.py $(VENV)
+
+$(VENV)/.installed: pyproject.toml setup.py build_backend/backend.py | $(BIN)/python
+	@echo "==> installing fedclip-plugin into $(VENV) (the first time: some GB, minutes)"
+	@$(PIP) install --progress-bar off $(FIRST) | $(PROGRESS)
+	@$(PIP) install --progress-bar off --no-build-isolation -e '.[dev]' | $(PROGRESS)
+	@touch $@
+
+$(KERNELS): setup.py $(SOURCES) | $(VENV)/.installed
+	@echo "==> building the kernels"
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+.PHONY: clean
+clean:  ## remove what was built, and the caches; keeps .venv
+	rm -rf build dist .nox .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f fedclip_plugin/_C*.so
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+.PHONY: distclean
+distclean: clean  ## the same, and .venv
+	rm -rf $(VENV) *.egg-info

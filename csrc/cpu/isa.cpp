@@ -1,0 +1,47 @@
+#include "cpu/isa.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <string_view>
+
+namespace fedclip {
+
+Isa isa_detected() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+        return Isa::avx512;
+    }
+    if (avx2) return Isa::avx2;
+#endif
+    return Isa::generic;
+}
+
+const char* isa_name(Isa isa) {
+    switch (isa) {
+        case Isa::avx512:
+            return "avx512";
+        case Isa::avx2:
+            return "avx2";
+        default:
+            return "generic";
+    }
+}
+
+Isa isa() {
+    static const Isa chosen = [] {
+        const char* asked = std::getenv("FEDCLIP_ISA");  // checked by capabilities.py
+        const Isa detected = isa_detected();
+        for (Isa isa : {Isa::generic, Isa::avx2, Isa::avx512}) {
+            if (asked && std::string_view(asked) == isa_name(isa)) {
+                return std::min(isa, detected);
+            }
+        }
+        return detected;
+    }();
+    return chosen;
+}
+
+}  // namespace fedclip

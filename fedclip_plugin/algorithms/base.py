@@ -1,0 +1,105 @@
+"""An algorithm is two hooks, ``local_train`` and ``aggregate``, beside two more.
+
+``init`` gives the first state, ``predict`` the class scores.  Everything is a function
+of its arguments: the same task, state, client and round give the same bits, in every
+host and after every restart.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import TrainConfig
+from ..update import ClientUpdate, State
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Features ``x`` (N, D) float32, raw, and labels ``y`` (N,) int64."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True)
+class Client:
+    """One participant: its place in the federation and its three splits."""
+
+    name: str
+    index: int
+    train: Samples
+    val: Samples
+    test: Samples
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all clients share: text features, scale, hyper-parameters and the seed.
+
+    ``text`` (C, D) float32 normalised; ``logit_scale`` is the factor (100 for CLIP).
+    """
+
+    text: Tensor
+    logit_scale: float
+    train: TrainConfig
+    seed: int
+
+    @property
+    def dim(self) -> int:
+        """Embedding width D."""
+        return self.text.shape[1]
+
+
+class Algorithm(abc.ABC):
+    """Base class; ``name`` is what users select by ``--alg``."""
+
+    name: str = ""
+
+    @abc.abstractmethod
+    def init(self, task: Task) -> State:
+        """The state that the first round sends out."""
+
+    @abc.abstractmethod
+    def local_train(
+        self, state: State, client: Client, task: Task, round_number: int
+    ) -> ClientUpdate:
+        """Train on one client from ``state``, which stays as it is."""
+
+    def local_round(
+        self, state: State, clients: Sequence[Client], task: Task, round_number: int
+    ) -> list[ClientUpdate]:
+        """Train on all ``clients``; override where one call can serve them all."""
+        return [self.local_train(state, c, task, round_number) for c in clients]
+
+    @abc.abstractmethod
+    def aggregate(
+        self, updates: Sequence[ClientUpdate], state: State, task: Task
+    ) -> State:
+        """The next state from screened updates and the ``state`` that was sent."""
+
+    @abc.abstractmethod
+    def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
+        """Class scores (N, C) of raw features ``x`` (N, D)."""
+
+
+def sample_order(
+    count: int, seed: int, round_number: int, client: int, epoch: int
+) -> Tensor:
+    """The order (N,) int64 in which a client visits its rows in one local epoch.
+
+    A function of its arguments alone: no state to save, so a resumed run and every
+    host draw the same order.
+    """
+    entropy = np.random.SeedSequence([seed, round_number, client, epoch])
+    generator = torch.Generator()
+    generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    return torch.randperm(count, generator=generator)

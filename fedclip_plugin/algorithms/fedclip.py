@@ -1,0 +1,93 @@
+"""FedCLIP: a frozen CLIP, a trained attention adapter, uniform averaging.
+
+Lu, Hu, Wang, Xie, "FedCLIP: Fast Generalization and Personalization for CLIP in
+Federated Learning", IEEE Data Engineering Bulletin 2023, arXiv 2302.13485; authors'
+code ``fed_at_clip.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..adapter import KEYS, apply_adapter, initial_state
+from ..server import average
+from ..update import ClientUpdate, State
+from .base import Algorithm, Client, Task, sample_order
+
+
+class FedClip(Algorithm):
+    """The published algorithm; hyper-parameters come from ``task.train``."""
+
+    name = "fedclip"
+
+    def init(self, task: Task) -> State:
+        """A fresh adapter, drawn from the task's seed."""
+        state = initial_state(task.dim, task.seed)
+        return {key: value.to(task.text.device) for key, value in state.items()}
+
+    def local_train(
+        self, state: State, client: Client, task: Task, round_number: int
+    ) -> ClientUpdate:
+        """Local epochs of L2-Adam, made anew every round, on the in-batch loss."""
+        return self.local_round(state, [client], task, round_number)[0]
+
+    def local_round(
+        self, state: State, clients: Sequence[Client], task: Task, round_number: int
+    ) -> list[ClientUpdate]:
+        """One call of ``ops.local_round`` per local epoch serves all clients."""
+        t = task.train
+        params = [state[key].clone() for _ in clients for key in KEYS]
+        exp_avg = [torch.zeros_like(p) for p in params]
+        exp_avg_sq = [torch.zeros_like(p) for p in params]
+        losses: list[list[Tensor]] = [[] for _ in clients]
+        steps = [0] * len(clients)
+        for epoch in range(t.local_epochs):
+            orders = [
+                sample_order(len(c.train), task.seed, round_number, c.index, epoch)
+                for c in clients
+            ]
+            epoch_losses = ops.local_round(
+                [c.train.x for c in clients],
+                [c.train.y for c in clients],
+                task.text,
+                [order.to(task.text.device) for order in orders],
+                t.batch_size,
+                params,
+                exp_avg,
+                exp_avg_sq,
+                steps,
+                t.lr,
+                t.beta1,
+                t.beta2,
+                t.eps,
+                t.weight_decay,
+                task.logit_scale,
+            )
+            for i, loss in enumerate(epoch_losses):
+                losses[i].append(loss)
+                steps[i] += len(loss)
+        return [
+            _update(client, params[4 * i : 4 * i + 4], torch.cat(losses[i]))
+            for i, client in enumerate(clients)
+        ]
+
+    def aggregate(
+        self, updates: Sequence[ClientUpdate], state: State, task: Task
+    ) -> State:
+        """Mean of the adapters: uniform as published, or by examples."""
+        return average(updates, state, task.train.weighting)
+
+    def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
+        """Scaled cosine of the gated features and the text features."""
+        return task.logit_scale * apply_adapter(state, x) @ task.text.t()
+
+
+def _update(client: Client, params: Sequence[Tensor], losses: Tensor) -> ClientUpdate:
+    metrics = {"loss": float(losses.mean())} if len(losses) else {}
+    return ClientUpdate(
+        client.name, dict(zip(KEYS, params)), len(client.train), metrics
+    )

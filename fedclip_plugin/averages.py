@@ -1,0 +1,200 @@
+"""Averages of finished runs over seeds and targets, and how numbers are written.
+
+Accuracies are fractions in 0..1, or ``None`` where nothing could be measured; ``None``
+takes no part in a mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from .errors import RunError
+from .records import NO_TARGET, Summary, target_name
+
+KINDS = ("target", "clients", "mean")
+
+_NAMES = {
+    "fedclip": "FedCLIP",
+    "fedavg": "FedAvg",
+    "fedprox": "FedProx",
+    "fedavg_clip": "CLIP FedAvg",
+    "zero_shot": "zero-shot",
+}
+
+_T975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are not None; None when there is none."""
+    known = [v for v in values if v is not None]
+    return fmean(known) if known else None
+
+
+def student_t975(df: int) -> float:
+    """Upper 2.5 % point of Student's t; beyond 10 by Abramowitz and Stegun 26.7.5."""
+    if df <= len(_T975):
+        return _T975[df - 1]
+    z = 1.959963984540054
+    return (
+        z
+        + (z**3 + z) / (4 * df)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * df**3)
+    )
+
+
+def ci95(values: Iterable[float | None]) -> float | None:
+    """Half-width of the 95 % confidence interval of the mean; None with fewer than 2."""
+    known = [v for v in values if v is not None]
+    if len(known) < 2:
+        return None
+    return student_t975(len(known) - 1) * stdev(known) / math.sqrt(len(known))
+
+
+def scores(summary: Summary, which: str) -> dict[str, float | None]:
+    """``{"target", "clients", "mean"}`` of ``zero_shot`` or ``result`` of a leaf.
+
+    ``clients`` is the mean over clients; ``mean`` is over target and clients.
+    """
+    found = summary[which]
+    target, clients = found.get("target"), found["clients"]
+    overall = found.get("mean")
+    if overall is None:
+        overall = mean([target, *clients.values()])
+    return {"target": target, "clients": mean(clients.values()), "mean": overall}
+
+
+def aggregate(summaries: Sequence[Summary]) -> dict[str, Any]:
+    """The ``summary.json`` above several leaves; see ``docs/report.md``.
+
+    Means are per target over seeds, then over targets.  ``ci95`` is the half-width of
+    the Student-t interval over seeds (each seed first averaged over its targets), null
+    with fewer than two seeds that cover every target.
+    """
+    if not summaries:
+        raise RunError("no finished run to average: start one with `fedclip run`")
+    by_target: dict[str, list[Summary]] = {}
+    for summary in summaries:
+        by_target.setdefault(target_name(summary), []).append(summary)
+    rows = {name: _target_row(group) for name, group in by_target.items()}
+    return {
+        "runs": [dict(summary) for summary in summaries],
+        "mean": {
+            which: _over([row[which] for row in rows.values()])
+            for which in ("zero_shot", "result")
+        },
+        "ci95": _ci_over_seeds(by_target),
+        "by_target": rows,
+        "seconds": {
+            stage: sum(s["seconds"].get(stage) or 0.0 for s in summaries)
+            for stage in ("features", "train", "evaluate")
+        },
+    }
+
+
+def _over(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    return {key: mean(row[key] for row in rows) for key in KINDS}
+
+
+def _target_row(group: Sequence[Summary]) -> dict[str, Any]:
+    results = [scores(s, "result") for s in group]
+    names = dict.fromkeys(name for s in group for name in s["result"]["clients"])
+    return {
+        "seeds": [s.get("seed") for s in group],
+        "zero_shot": _over([scores(s, "zero_shot") for s in group]),
+        "result": _over(results),
+        "ci95": {k: ci95(r[k] for r in results) for k in KINDS},
+        "clients": {
+            name: {
+                which: mean(s[which]["clients"].get(name) for s in group)
+                for which in ("zero_shot", "result")
+            }
+            for name in names
+        },
+    }
+
+
+def _ci_over_seeds(by_target: Mapping[str, Sequence[Summary]]) -> dict[str, Any]:
+    per_seed: dict[Any, dict[str, list[dict[str, float | None]]]] = {}
+    for name, group in by_target.items():
+        for s in group:
+            seed = per_seed.setdefault(s.get("seed"), {})
+            seed.setdefault(name, []).append(scores(s, "result"))
+    whole = [
+        _over([_over(runs) for runs in targets.values()])
+        for targets in per_seed.values()
+        if len(targets) == len(by_target)
+    ]
+    return {key: ci95(row[key] for row in whole) for key in KINDS}
+
+
+# -- words ----------------------------------------------------------------------------
+
+
+def method_name(algorithm: str) -> str:
+    """The name of an algorithm as papers write it."""
+    return _NAMES.get(algorithm, algorithm)
+
+
+def percent(value: float | None, missing: str = "-") -> str:
+    """A fraction in per cent with two decimals, as in the paper's tables."""
+    return missing if value is None else f"{100 * value:.2f}"
+
+
+def points(value: float | None, missing: str = "-") -> str:
+    """A difference of two fractions in signed percentage points."""
+    return missing if value is None else f"{100 * value:+.2f}"
+
+
+def lift(result: float | None, zero_shot: float | None) -> float | None:
+    """How far the method is above zero-shot; None when either is unknown."""
+    return None if result is None or zero_shot is None else result - zero_shot
+
+
+def human_bytes(count: float) -> str:
+    """Bytes in binary units: ``1.5 MiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Seconds as ``0.42 s``, ``12.3 s``, ``3 min 05 s`` or ``2 h 07 min``."""
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def groups(summaries: Sequence[Summary]) -> list[list[Summary]]:
+    """Runs that may be averaged: the same algorithm, data, model, weights."""
+    keys = ("algorithm", "dataset", "model", "pretrained")
+    found: dict[tuple[Any, ...], list[Summary]] = {}
+    for summary in summaries:
+        found.setdefault(tuple(summary.get(k) for k in keys), []).append(summary)
+    return list(found.values())
+
+
+def client_names(by_target: Mapping[str, Any]) -> list[str]:
+    """Every client of any row; domains that are targets too come first, in order."""
+    found = dict.fromkeys(name for row in by_target.values() for name in row["clients"])
+    return [n for n in by_target if n in found] + [n for n in found if n not in by_target]
+
+
+def below_zero_shot(by_target: Mapping[str, Any]) -> list[str]:
+    """A clause for every held-out domain, and clients' mean, that training worsened."""
+    clauses = []
+    for name, row in by_target.items():
+        for kind, text in (("target", "held-out {}"), ("clients", "clients with {} out")):
+            got, base = row["result"][kind], row["zero_shot"][kind]
+            if got is not None and base is not None and got < base:
+                where = text.format(name) if name != NO_TARGET else "clients"
+                clauses.append(f"{where} ({percent(got)} < {percent(base)})")
+    return clauses

@@ -1,0 +1,189 @@
+"""``fedclip``: federate CLIP from the command line.
+
+Exit codes: 0 done, 2 usage or bad input (one line that names it and the remedy),
+1 a fault of ours, 130 interrupted (with the command that goes on).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import __version__, options
+from .console import Display, print_error
+from .errors import FedClipError
+
+EPILOG = """examples:
+  fedclip run                                   the embedded data, under a minute
+  fedclip run --dataset pacs --root DATA        the paper's table (OpenAI's ViT-B/32)
+  fedclip run --features DIR --target sketch --seed 0 1 2
+  fedclip run --resume --out runs/pacs          go on after a crash
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command; ``--help`` of each teaches its use."""
+    parser = argparse.ArgumentParser(
+        prog="fedclip",
+        description="Federated CLIP: frozen backbone, a 2 MB attention adapter, every "
+        "image encoded once.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"fedclip {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_run(commands)
+    _add_features(commands)
+    _add_data(commands)
+    _add_report(commands)
+    _add_export(commands)
+    _add_doctor(commands)
+    return parser
+
+
+_Commands = argparse._SubParsersAction  # argparse names the type only privately
+_Run = Callable[[argparse.Namespace, Display], int]
+
+
+def _command(
+    commands: _Commands[argparse.ArgumentParser],
+    name: str,
+    run: _Run,
+    text: str,
+    epilog: str = "",
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_run(commands: _Commands[argparse.ArgumentParser]) -> None:
+    from .commands import run
+
+    parser = _command(commands, "run", run, "Run a federation and report it.", EPILOG)
+    options.add_run_options(parser)
+    options.add_model_options(parser)
+    options.add_data_options(parser)
+
+
+def _add_features(commands: _Commands[argparse.ArgumentParser]) -> None:
+    from .commands import features
+
+    parser = _command(
+        commands, "features", features, "Encode a data set to a feature directory."
+    )
+    parser.add_argument("--to", metavar="DIR", type=Path, required=True)
+    options.add_model_options(parser)
+    options.add_data_options(parser)
+
+
+def _add_data(commands: _Commands[argparse.ArgumentParser]) -> None:
+    from .commands import data
+
+    parser = _command(
+        commands, "data", data, "Write a data set as <domain>/<class>/<image> folders."
+    )
+    parser.add_argument("name", help="pacs, officehome, digits, ... (from the hub)")
+    parser.add_argument("--to", metavar="DIR", type=Path, required=True)
+    parser.add_argument(
+        "--from", dest="source", metavar="PATH", help="a local parquet file or folder"
+    )
+
+
+def _add_report(commands: _Commands[argparse.ArgumentParser]) -> None:
+    from .commands import report
+
+    parser = _command(
+        commands, "report", report, "Show finished runs; several merge into one table."
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path)
+    parser.add_argument(
+        "--format", choices=("table", "markdown", "csv", "html"), default="table",
+        help="html writes report.html anew in every RUN",
+    )  # fmt: skip
+
+
+def _add_export(commands: _Commands[argparse.ArgumentParser]) -> None:
+    from .commands import export
+
+    parser = _command(
+        commands,
+        "export",
+        export,
+        "Fold backbone and adapter of a run into one module that needs no fedclip.",
+    )
+    parser.add_argument("run_directory", metavar="RUN", type=Path)
+    parser.add_argument("--to", metavar="DIR", type=Path, required=True)
+    parser.add_argument(
+        "--format", action="append", choices=("torch", "onnx"),
+        help="default: both",
+    )  # fmt: skip
+    options.add_model_options(parser)
+
+
+def _add_doctor(commands: _Commands[argparse.ArgumentParser]) -> None:
+    from .commands import doctor
+
+    parser = _command(
+        commands, "doctor", doctor, "Check versions, model, weights, data and memory."
+    )
+    options.add_model_options(parser)
+    options.add_data_options(parser)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        with Display(args.quiet) as display:
+            code: int = args.run(args, display)
+            return code
+    except FedClipError as error:
+        print_error(str(error))
+        return 2
+    except KeyboardInterrupt:
+        print_error(f"interrupted; nothing is lost{_how_to_resume(args)}")
+        return 130
+    except BrokenPipeError:  # `fedclip report ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.filename is None:
+            return _fault(error)
+        print_error(f"{error.filename}: {error.strerror}; check the path and its disk")
+        return 2
+    except Exception as error:
+        return _fault(error)
+
+
+def _how_to_resume(args: argparse.Namespace) -> str:
+    out = getattr(args, "out", None)
+    if args.command != "run":
+        return "; the same command goes on"
+    return "; go on with: fedclip run --resume" + (f" --out {out}" if out else "")
+
+
+def _fault(error: Exception) -> int:
+    if os.environ.get("FEDCLIP_DEBUG"):
+        raise error
+    print_error(
+        f"internal fault, {type(error).__name__}: {error}; please report it "
+        "(FEDCLIP_DEBUG=1 shows where)"
+    )
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

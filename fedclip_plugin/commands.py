@@ -1,0 +1,149 @@
+"""What the commands of ``cli.py`` do; heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .console import Display
+from .options import read_config
+
+if TYPE_CHECKING:
+    from .config import RunConfig
+    from .federation import Standing
+    from .experiment import Leaf
+
+
+def run(args: argparse.Namespace, display: Display) -> int:
+    """``fedclip run``."""
+    from . import experiment
+    from .algorithms import get_algorithm
+    from .prompts import prompt_templates
+
+    config = read_config(args)
+    templates = prompt_templates(config.data.prompts)
+    config = replace(config, data=replace(config.data, prompts=templates))
+    get_algorithm(config.algorithm)  # an unknown name fails before any work
+    name = f"{config.algorithm}-{config.data.dataset}"
+    args.out = experiment.prepare_out(args.out, name, args.resume)
+    features, stats = experiment.obtain_features(config, display.images)
+    display.say(_features_line(config, stats))
+    summary = experiment.run_experiment(
+        config,
+        features,
+        stats,
+        args.out,
+        resume=args.resume,
+        on_round=_recorder(args, display),
+    )
+    _print_results(display, summary, args.out)
+    return 0
+
+
+def _features_line(config: RunConfig, stats: Any) -> str:
+    if config.data.features is not None:
+        return f"features: {stats.images} images from {config.data.features}"
+    rate = f", {stats.encoded / stats.seconds:.0f} images/s" if stats.encoded else ""
+    return (
+        f"features: {stats.images} images, {stats.encoded} encoded now in "
+        f"{stats.precision}, the rest from the cache; {stats.seconds:.1f} s{rate}"
+    )
+
+
+def _recorder(args: argparse.Namespace, display: Display) -> Any:
+    if not args.tensorboard:
+        return display.round
+    from .federation import as_dict
+    from .report import TensorBoardLog
+
+    logs: dict[Path, TensorBoardLog] = {}
+
+    def record(leaf: Leaf, standing: Standing) -> None:
+        display.round(leaf, standing)
+        if standing.result is None:
+            return
+        if leaf.directory not in logs:
+            logs[leaf.directory] = TensorBoardLog(leaf.directory)
+        logs[leaf.directory].log(as_dict(standing.result))
+        if standing.progress.round == leaf.rounds:
+            logs.pop(leaf.directory).close()
+
+    return record
+
+
+def _print_results(display: Display, summary: dict[str, Any], out: Path) -> None:
+    from .tables import print_table
+
+    print_table(display.out, summary.get("runs", [summary]))
+    display.say(f"results: {out}  (report: {out / 'report.html'})")
+
+
+def features(args: argparse.Namespace, display: Display) -> int:
+    """``fedclip features``."""
+    from . import experiment
+    from .features import save_features
+    from .prompts import prompt_templates
+
+    config = read_config(args)
+    templates = prompt_templates(config.data.prompts)
+    config = replace(config, data=replace(config.data, prompts=templates))
+    found, stats = experiment.obtain_features(config, display.images)
+    save_features(found, args.to)
+    display.say(_features_line(config, stats))
+    display.say(f"written: {args.to}")
+    return 0
+
+
+def data(args: argparse.Namespace, display: Display) -> int:
+    """``fedclip data``."""
+    from .hub import materialise
+
+    materialise(args.name, args.to, source=args.source, progress=display.images)
+    display.say(f"written: {args.to}")
+    return 0
+
+
+def report(args: argparse.Namespace, display: Display) -> int:
+    """``fedclip report``."""
+    from .records import load_runs
+    from .report import write_html
+    from .tables import merge, print_table
+
+    records = load_runs(*args.runs)
+    if args.format == "html":
+        for directory in args.runs:
+            display.say(f"written: {write_html(directory)}")
+    elif args.format == "table":
+        print_table(display.out, [r.summary for r in records])
+    else:
+        print(merge(records, args.format))
+    return 0
+
+
+def export(args: argparse.Namespace, display: Display) -> int:
+    """``fedclip export``."""
+    from .exporting import export_run
+
+    formats = tuple(args.format or ("torch", "onnx"))
+    for path in export_run(args.run_directory, args.to, formats, read_config(args)):
+        display.say(f"written: {path}")
+    return 0
+
+
+def doctor(args: argparse.Namespace, display: Display) -> int:
+    """``fedclip doctor``; exit code 2 when a check fails."""
+    from .doctor import diagnose
+
+    checks = diagnose(read_config(args))
+    colour = {"ok": "green", "warn": "yellow", "fail": "red"}
+    for check in checks:
+        display.out.print(
+            f"[{colour[check.status]}]{check.status:>4}[/] [bold]{check.name}[/]: ",
+            end="",
+        )
+        display.out.print(check.detail, markup=False, highlight=False, soft_wrap=True)
+        if check.remedy and check.status != "ok":
+            display.out.print(f"     -> {check.remedy}", markup=False, soft_wrap=True)
+    return 2 if any(check.status == "fail" for check in checks) else 0

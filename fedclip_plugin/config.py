@@ -1,0 +1,246 @@
+"""Every hyper-parameter, with the paper's defaults, as frozen dataclasses.
+
+``RunConfig()`` is the embedded default (``digits`` with ``fedclip-tiny``);
+``TrainConfig()`` is FedCLIP as published (Lu et al. 2023, section 3, and
+``fed_at_clip.py`` of the authors' code).  ``load_toml`` and ``to_toml`` are inverse.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+
+from .errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover - the same parser under its former name
+    import tomli as tomllib
+
+T = TypeVar("T")
+
+PAPER_PROMPT = "a picture of a {}"
+EMBEDDED_DATASET = "digits"
+EMBEDDED_MODEL = "fedclip-tiny"
+
+
+def _choice(section: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(
+            f"{section}.{name} = {value!r}: expected one of {', '.join(allowed)}"
+        )
+
+
+def _at_least(section: str, name: str, value: float, low: float) -> None:
+    if not (math.isfinite(value) and value >= low):
+        raise ConfigError(f"{section}.{name} = {value}: expected a number >= {low:g}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which frozen CLIP, and in which precision it encodes.
+
+    ``auto`` stands for ``fedclip-tiny`` on the embedded data set, and for the paper's
+    ``ViT-B/32`` with OpenAI's weights on every other.
+    """
+
+    name: str = "auto"
+    pretrained: str = "auto"  # an open_clip tag, or a checkpoint file
+    config_dir: str | None = None  # extra open_clip model configs (*.json)
+    precision: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _choice("model", "precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
+            raise ConfigError(
+                f"model.device = {self.device!r}: expected auto, cpu, cuda or cuda:N"
+            )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, how they become clients, and which domains are held out."""
+
+    dataset: str = EMBEDDED_DATASET
+    root: str | None = None
+    features: str | None = None  # a feature directory: needs no CLIP and no images
+    targets: tuple[str, ...] = ()  # () = every domain in turn; "none" = no held-out one
+    prompts: tuple[str, ...] = (PAPER_PROMPT,)  # several = an ensemble
+    on_bad_image: str = "fail"
+    partition: str = "domain"
+    clients: int | None = None  # for iid and dirichlet
+    alpha: float = 0.5  # Dirichlet concentration: smaller is more skewed
+    shots: int | None = None  # train images per class and client
+
+    def __post_init__(self) -> None:
+        _choice("data", "on_bad_image", self.on_bad_image, ("fail", "skip"))
+        _choice("data", "partition", self.partition, ("domain", "iid", "dirichlet"))
+        if self.partition == "domain" and self.clients is not None:
+            raise ConfigError(
+                "data.clients is for --partition iid or dirichlet; "
+                "with the default partition every domain is one client"
+            )
+        if self.partition != "domain" and self.clients is None:
+            raise ConfigError(f"data.partition = {self.partition!r} needs --clients N")
+        for name, value in (("clients", self.clients), ("shots", self.shots)):
+            if value is not None:
+                _at_least("data", name, value, 1)
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ConfigError(f"data.alpha = {self.alpha}: expected a number > 0")
+        if not self.prompts:
+            raise ConfigError("data.prompts is empty: expected at least one template")
+        for prompt in self.prompts:
+            if prompt.count("{}") != 1:
+                raise ConfigError(
+                    f"data.prompts: {prompt!r} must hold exactly one {{}} "
+                    f"for the class name, as in {PAPER_PROMPT!r}"
+                )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Local training and aggregation; defaults are the paper's.
+
+    Adam with L2 weight decay (not AdamW), made anew every round.
+    """
+
+    rounds: int = 200
+    local_epochs: int = 1
+    batch_size: int = 32
+    lr: float = 5e-5
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-6
+    weight_decay: float = 0.2
+    weighting: str = "uniform"
+    participation: float = 1.0  # share of the clients that train in a round
+
+    def __post_init__(self) -> None:
+        _at_least("train", "rounds", self.rounds, 1)
+        _at_least("train", "local_epochs", self.local_epochs, 1)
+        _at_least("train", "batch_size", self.batch_size, 2)
+        _at_least("train", "lr", self.lr, 0)
+        _at_least("train", "eps", self.eps, 0)
+        _at_least("train", "weight_decay", self.weight_decay, 0)
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(
+                    f"train.{name} = {getattr(self, name)}: expected 0 <= {name} < 1"
+                )
+        _choice("train", "weighting", self.weighting, ("uniform", "examples"))
+        if not 0 < self.participation <= 1:
+            raise ConfigError(
+                f"train.participation = {self.participation}: expected a share in (0, 1]"
+            )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One `fedclip run`: algorithm, seeds, and the three sections above."""
+
+    algorithm: str = "fedclip"
+    seeds: tuple[int, ...] = (0,)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise ConfigError("seeds is empty: expected at least one --seed")
+        for seed in self.seeds:
+            _at_least("run", "seed", seed, 0)
+
+    @property
+    def model_name(self) -> str:
+        """The model's name with ``auto`` resolved."""
+        if self.model.name != "auto":
+            return self.model.name
+        embedded = self.data.dataset == EMBEDDED_DATASET
+        return EMBEDDED_MODEL if embedded else "ViT-B/32"
+
+    @property
+    def pretrained(self) -> str:
+        """The weights' tag or file with ``auto`` resolved."""
+        if self.model.pretrained != "auto":
+            return self.model.pretrained
+        return EMBEDDED_MODEL if self.model_name == EMBEDDED_MODEL else "openai"
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain dict of a config; ``None`` is left out, tuples become lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: plain(v) for k, v in value.items() if v is not None}
+        return list(value) if isinstance(value, tuple) else value
+
+    return {
+        key: plain(value)
+        for key, value in dataclasses.asdict(config).items()
+        if value is not None
+    }
+
+
+def to_toml(config: Any) -> str:
+    """TOML text that :func:`load_toml` reads back to an equal config."""
+    return tomli_w.dumps(to_dict(config))
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
+    """Build a config dataclass; raises ConfigError on an unknown key or wrong type."""
+    import typing
+
+    hints = typing.get_type_hints(cls)
+    fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - fields)
+    if unknown:
+        raise ConfigError(
+            f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(fields))}"
+        )
+    return cls(**{k: _convert(v, hints[k], f"{where}.{k}") for k, v in values.items()})
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: expected a table, got {value!r}")
+        return from_dict(hint, value, where)  # type: ignore[arg-type]
+    text = str(hint)
+    if text.startswith("tuple["):
+        items = value if isinstance(value, (list, tuple)) else [value]
+        kind = int if "int" in text else str
+        return tuple(_scalar(item, kind, where) for item in items)
+    if value is None and "None" in text:
+        return None
+    for kind in (int, float, str):
+        if hint is kind or text == f"{kind.__name__} | None":
+            return _scalar(value, kind, where)
+    raise TypeError(f"{where}: unsupported field type {hint}")  # a fault of ours
+
+
+def _scalar(value: Any, kind: type, where: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, kind) and not isinstance(value, bool):
+        return value
+    raise ConfigError(
+        f"{where}: expected {kind.__name__}, got {value!r} ({type(value).__name__})"
+    )
+
+
+def load_toml(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file to a dict; raises ConfigError naming the file and the line."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read --config {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not valid TOML: {error}") from error

@@ -1,0 +1,105 @@
+"""What the command line shows while it works: bars on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from .experiment import Leaf
+    from .federation import Standing
+
+PLAIN_SECONDS = 5.0  # between two lines where there is no terminal
+
+
+class Display:
+    """Progress of encoding and of rounds, on stderr; silent when ``quiet``.
+
+    Results go to ``out`` (stdout), so that they can be piped.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.out = Console()
+        self.err = Console(stderr=True)
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._started: dict[str, float] = {}
+        self._said = 0.0
+
+    def __enter__(self) -> Display:
+        self._handler = RichHandler(
+            console=self.err, show_time=False, show_path=False, markup=False
+        )
+        logging.getLogger("fedclip").addHandler(self._handler)
+        if self.err.is_terminal and not self.quiet:
+            self._bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.err,
+                transient=True,
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+        logging.getLogger("fedclip").removeHandler(self._handler)
+
+    def say(self, text: str) -> None:
+        """A line of news."""
+        if not self.quiet:
+            self.err.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def images(self, what: str, done: int, total: int) -> None:
+        """``cache.Progress``: images hashed or encoded, with their rate."""
+        start = self._started.setdefault(what, time.monotonic())
+        spent = time.monotonic() - start
+        rate = f"{done / spent:.0f} images/s" if spent > 0.5 else ""
+        self._show(what, done, total, rate)
+
+    def round(self, leaf: Leaf, standing: Standing) -> None:
+        """``experiment.OnRound``: accuracy after each round."""
+        note, result = "", standing.result
+        if result is not None:
+            note = f"val {100 * result.mean_val:.1f}"
+            if result.target is not None:
+                note += f", {leaf.target} {100 * result.target:.1f}"
+        self._show(leaf.label, standing.progress.round, leaf.rounds, note)
+
+    def _show(self, what: str, done: int, total: int, note: str) -> None:
+        if self._bars is not None:
+            if what not in self._tasks:
+                self._tasks[what] = self._bars.add_task(what, total=total, note=note)
+            self._bars.update(self._tasks[what], completed=done, total=total, note=note)
+        elif done == total or time.monotonic() - self._said > PLAIN_SECONDS:
+            self._said = time.monotonic()
+            self.say(f"{what}: {done}/{total}" + (f", {note}" if note else ""))
+
+
+def print_error(message: str) -> None:
+    """One line on stderr."""
+    print(f"fedclip: error: {' '.join(message.split())}", file=sys.stderr)

@@ -1,0 +1,95 @@
+"""Accuracy per client and target, zero-shot, and the choice of the best round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .algorithms.base import Algorithm, Client, Samples, Task
+from .update import State
+
+ROWS = 4096  # rows scored at once: bounds memory, changes no result
+
+
+def predict_labels(
+    algorithm: Algorithm, state: State, samples: Samples, task: Task
+) -> Tensor:
+    """Predicted class (N,) int64; ties go to the first class."""
+    parts = [
+        algorithm.predict(state, x, task).argmax(dim=1) for x in samples.x.split(ROWS)
+    ]
+    return torch.cat(parts) if len(samples) else samples.y
+
+
+def zero_shot_labels(samples: Samples, task: Task) -> Tensor:
+    """What the frozen CLIP says alone: argmax_c normalize(x) . text_c, (N,) int64."""
+    return (F.normalize(samples.x, dim=1) @ task.text.t()).argmax(dim=1)
+
+
+def accuracy(predicted: Tensor, truth: Tensor) -> float | None:
+    """Share of correct predictions; None for no rows."""
+    if not len(truth):
+        return None
+    return float((predicted == truth).double().mean())
+
+
+def confusion(predicted: Tensor, truth: Tensor, classes: int) -> list[list[int]]:
+    """Counts, rows = true class, columns = predicted class."""
+    flat = torch.bincount(truth * classes + predicted, minlength=classes * classes)
+    rows: list[list[int]] = flat.reshape(classes, classes).tolist()
+    return rows
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the values that are there; None when none is."""
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
+
+
+def score_clients(
+    algorithm: Algorithm, state: State, clients: Sequence[Client], task: Task
+) -> dict[str, dict[str, float | None]]:
+    """Validation and test accuracy of every client: ``{name: {"val", "test"}}``."""
+    return {
+        c.name: {
+            split: accuracy(predict_labels(algorithm, state, part, task), part.y)
+            for split, part in (("val", c.val), ("test", c.test))
+        }
+        for c in clients
+    }
+
+
+def score_zero_shot(
+    clients: Sequence[Client], target: Samples | None, task: Task
+) -> dict[str, object]:
+    """Zero-shot accuracy: ``{"target", "clients": {name: acc}, "mean"}``."""
+    own = {c.name: accuracy(zero_shot_labels(c.test, task), c.test.y) for c in clients}
+    held_out = (
+        accuracy(zero_shot_labels(target, task), target.y)
+        if target is not None
+        else None
+    )
+    return summary_scores(held_out, own)
+
+
+def summary_scores(
+    target: float | None, clients: Mapping[str, float | None]
+) -> dict[str, object]:
+    """Target, each client and the mean over all of them, kept apart."""
+    return {
+        "target": target,
+        "clients": dict(clients),
+        "mean": mean([target, *clients.values()]),
+    }
+
+
+def selection_score(scores: Mapping[str, Mapping[str, float | None]]) -> float:
+    """Mean validation accuracy of the clients: the best round has the highest.
+
+    Clients without validation rows do not count (authors' rule otherwise: strictly
+    higher wins, so of equal rounds the first).
+    """
+    return mean([s["val"] for s in scores.values()]) or 0.0

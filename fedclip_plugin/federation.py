@@ -1,0 +1,207 @@
+"""The one loop over rounds: the embedded engine, and the oracle for every host."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+
+from .algorithms import Algorithm, Client, Samples, Task, get_algorithm
+from .progress import Checkpoint, Progress
+from .config import RunConfig, to_toml
+from .errors import ConfigError
+from .evaluation import (
+    accuracy,
+    mean,
+    predict_labels,
+    score_clients,
+    selection_score,
+)
+from .features import FeatureSet
+from .partition import partition_clients
+from .server import screen
+from .update import State
+from .wire import state_bytes, update_bytes
+
+_SELECTION = 0xC11E  # keeps this draw apart from the sample orders
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Clients, the held-out target and the task: all that a run needs in memory."""
+
+    algorithm: Algorithm
+    task: Task
+    clients: tuple[Client, ...]
+    target: Samples | None
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What one round did; bytes and seconds are of this round alone."""
+
+    round: int
+    loss: float | None
+    target: float | None
+    clients: dict[str, dict[str, float | None]]
+    mean_val: float
+    mean_test: float | None
+    participants: list[str]
+    bytes_up: int
+    bytes_down: int
+    quarantined: int
+    seconds: dict[str, float]
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one; raises ConfigError when CUDA is missing."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"--device {name}: this PyTorch sees no CUDA device; use --device cpu"
+        )
+    return torch.device(name)
+
+
+def build_federation(
+    features: FeatureSet, config: RunConfig, target: str | None, seed: int
+) -> Federation:
+    """Clients and target of one run; tensors on the training device.
+
+    Raises ConfigError for an unknown target, algorithm or device.
+    """
+    algorithm = get_algorithm(config.algorithm)
+    device = resolve_device(config.model.device)
+    labels = {d: features.label[d].numpy() for d in features.domains}
+
+    def samples(index: np.ndarray) -> Samples:
+        x, y = features.rows(torch.from_numpy(index))
+        return Samples(x.to(device), y.to(device))
+
+    clients = tuple(
+        Client(c.name, c.index, samples(c.train), samples(c.val), samples(c.test))
+        for c in partition_clients(labels, config.data, target, seed)
+    )
+    held_out = None
+    if target is not None:
+        x, y = features.image[target], features.label[target]
+        held_out = Samples(x.to(device), y.to(device))
+    task = Task(features.class_text.to(device), features.logit_scale, config.train, seed)
+    return Federation(algorithm, task, clients, held_out)
+
+
+def identity(features: FeatureSet, config: RunConfig, target: str | None) -> str:
+    """What a checkpoint belongs to; the number of rounds may grow."""
+    train = replace(config.train, rounds=1)
+    model = replace(config.model, device="auto")
+    same = replace(config, train=train, model=model)
+    text = f"{to_toml(same)}|{features.key}|{target}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def participants(
+    clients: tuple[Client, ...], share: float, seed: int, round_number: int
+) -> list[Client]:
+    """The clients that train in a round, in client order; at least one."""
+    count = max(1, round(share * len(clients)))
+    if count == len(clients):
+        return list(clients)
+    rng = np.random.default_rng([seed, round_number, _SELECTION])
+    chosen = rng.choice(len(clients), size=count, replace=False)
+    return [clients[i] for i in sorted(chosen)]
+
+
+def run_round(
+    fed: Federation, state: State, round_number: int
+) -> tuple[State, RoundResult]:
+    """One round: local training, screening, aggregation, evaluation."""
+    start = time.perf_counter()
+    config, seed = fed.task.train, fed.task.seed
+    chosen = participants(fed.clients, config.participation, seed, round_number)
+    updates = fed.algorithm.local_round(state, chosen, fed.task, round_number)
+    sound, bad = screen(updates, state)
+    after = fed.algorithm.aggregate(sound, state, fed.task)
+    trained = time.perf_counter()
+    scores = score_clients(fed.algorithm, after, fed.clients, fed.task)
+    target = None
+    if fed.target is not None:
+        predicted = predict_labels(fed.algorithm, after, fed.target, fed.task)
+        target = accuracy(predicted, fed.target.y)
+    return after, RoundResult(
+        round=round_number,
+        loss=mean([u.metrics.get("loss") for u in sound]),
+        target=target,
+        clients=scores,
+        mean_val=selection_score(scores),
+        mean_test=mean([s["test"] for s in scores.values()]),
+        participants=[c.name for c in chosen],
+        bytes_up=sum(update_bytes(u) for u in updates),
+        bytes_down=len(chosen) * state_bytes(state),
+        quarantined=len(bad),
+        seconds={
+            "train": trained - start,
+            "evaluate": time.perf_counter() - trained,
+        },
+    )
+
+
+def advance(progress: Progress, result: RoundResult) -> Progress:
+    """Totals after one more round; of equal rounds the first stays the best."""
+    better = result.mean_val > progress.best_score
+    return Progress(
+        round=result.round,
+        best_round=result.round if better else progress.best_round,
+        best_score=result.mean_val if better else progress.best_score,
+        bytes_up=progress.bytes_up + result.bytes_up,
+        bytes_down=progress.bytes_down + result.bytes_down,
+        quarantined=progress.quarantined + result.quarantined,
+        train_seconds=progress.train_seconds + result.seconds["train"],
+        evaluate_seconds=progress.evaluate_seconds + result.seconds["evaluate"],
+    )
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A run after a round: progress, the round's result, current and best state."""
+
+    progress: Progress
+    result: RoundResult | None
+    state: State
+    best: State
+
+
+def federate(fed: Federation, checkpoint: Checkpoint | None = None) -> Iterator[Standing]:
+    """Rounds until ``rounds`` is reached, going on from the checkpoint if there is one.
+
+    Yields the standing before the first round run here, then after every round.  The
+    caller records a round when it gets it; its checkpoint is written when the caller
+    asks for the next one, so a killed run repeats at most one round.
+    """
+    state = best = fed.algorithm.init(fed.task)
+    progress = Progress()
+    saved = checkpoint.load() if checkpoint else None
+    if saved:
+        progress, state, best = saved[0], _like(saved[1], state), _like(saved[2], best)
+    yield Standing(progress, None, state, best)
+    for number in range(progress.round + 1, fed.task.train.rounds + 1):
+        state, result = run_round(fed, state, number)
+        progress = advance(progress, result)
+        if progress.best_round == number:
+            best = state
+        yield Standing(progress, result, state, best)
+        if checkpoint:
+            checkpoint.save(progress, state, best)
+
+
+def _like(state: State, model: State) -> State:
+    return {key: state[key].to(value.device) for key, value in model.items()}
+
+
+def as_dict(result: RoundResult) -> dict[str, object]:
+    """A line of ``metrics.jsonl``."""
+    return asdict(result)

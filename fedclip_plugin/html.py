@@ -1,0 +1,342 @@
+"""The one-file report page: HTML with inline style and SVG, no script, no request.
+
+Every text that comes from a run goes through :func:`esc`.  A content security policy
+in the page forbids the browser to load anything.
+"""
+
+from __future__ import annotations
+
+import html
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .averages import (
+    aggregate,
+    below_zero_shot,
+    groups,
+    human_bytes,
+    human_seconds,
+    lift,
+    method_name,
+    percent,
+    points,
+    scores,
+)
+from .class_plots import (
+    client_sizes,
+    method_confusion,
+    most_confused,
+    zero_shot_confusion,
+)
+from .html_style import STYLE
+from .html_tables import client_matrix, clients_of_run, esc, results, table
+from .plots import (
+    MAX_BARS,
+    accuracy_curve,
+    bytes_curve,
+    domain_bars,
+    loss_curve,
+    pair_bars,
+    stage_bars,
+)
+from .records import NO_TARGET, RunRecord, Summary
+from .svg import Chart, figure_style
+
+MAX_DETAILED = 8  # runs drawn in full on the page of a tree
+MAX_CHARS = 4_000_000  # of charts; keeps the page below 5 MB
+MAX_NAMES = 200  # skipped images listed
+
+_CHARTS = (
+    accuracy_curve,
+    domain_bars,
+    zero_shot_confusion,
+    method_confusion,
+    loss_curve,
+    bytes_curve,
+    stage_bars,
+    client_sizes,
+)
+
+
+def render_page(runs: Sequence[RunRecord], title: str) -> str:
+    """The whole page for the runs; ``title`` names the directory they come from."""
+    found = groups([run.summary for run in runs])
+    names = dict.fromkeys(method_name(group[0]["algorithm"]) for group in found)
+    data = dict.fromkeys(str(group[0]["dataset"]) for group in found)
+    headline = f"{', '.join(names)} on {', '.join(data)}"
+    with figure_style():
+        body = [_group(group, f"g{i}") for i, group in enumerate(found)]
+        body.append(_sections(runs))
+    body += [_left_out(runs), _reproduce(runs)]
+    return _PAGE.format(
+        title=esc(f"{headline} ({title})"),
+        style=STYLE,
+        headline=esc(headline),
+        place=esc(title),
+        body="\n".join(body),
+    )
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; \
+style-src 'unsafe-inline'; img-src data:">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>
+{style}
+</style>
+</head>
+<body>
+<main>
+<header><p class="muted">fedclip report: {place}</p>
+<h1>{headline}</h1></header>
+{body}
+<footer>Accuracies are in per cent, of the round with the best mean validation accuracy.
+Zero-shot is the same frozen CLIP without training. Held out: the domain that no client
+trained on, scored whole; clients: the test split of each.</footer>
+</main>
+</body>
+</html>
+"""
+
+
+# -- what was run, and how it went ----------------------------------------------------
+
+
+def _group(group: Sequence[Summary], key: str) -> str:
+    """Facts, headline figures and the tables of runs that may be averaged."""
+    total = aggregate(group)
+    method = method_name(group[0]["algorithm"])
+    parts = [_lead(total, method), _warning(total, method), _facts(group)]
+    parts += [_cards(group, total, method), "<h2>Results</h2>"]
+    parts.append(results(total, method))
+    if len(group) > 1:
+        parts.append(_grid(_overview(total, method, key)))
+        parts.append(client_matrix(total, method))
+    return "\n".join(part for part in parts if part)
+
+
+def _lead(total: Mapping[str, Any], method: str) -> str:
+    base, got = total["mean"]["zero_shot"], total["mean"]["result"]
+    kind = "clients" if got["target"] is None else "target"
+    gain = lift(got[kind], base[kind])
+    where = "the clients' test images" if kind == "clients" else "the held-out domain"
+    if kind == "target" and len(total["by_target"]) > 1:
+        where = "the held-out domains on average"
+    if gain is None:
+        return ""
+    side = "above" if gain >= 0 else "below"
+    return (
+        f'<p class="lead">{esc(method)} reaches <b>{percent(got[kind])} %</b> on {where}, '
+        f"{abs(100 * gain):.2f} points {side} zero-shot CLIP ({percent(base[kind])} %).</p>"
+    )
+
+
+def _warning(total: Mapping[str, Any], method: str) -> str:
+    clauses = below_zero_shot(total["by_target"])
+    if not clauses:
+        return ""
+    more = f" and {len(clauses) - 6} more" if len(clauses) > 6 else ""
+    told = esc("; ".join(clauses[:6])) + more
+    return f'<p class="warn">{esc(method)} is below zero-shot: {told}.</p>'
+
+
+def _facts(group: Sequence[Summary]) -> str:
+    first = group[0]
+    targets = dict.fromkeys(str(s.get("target") or NO_TARGET) for s in group)
+    seeds = dict.fromkeys(str(s.get("seed", "?")) for s in group)
+    rounds = dict.fromkeys(str(s["rounds"]) for s in group)
+    clients = dict.fromkeys(str(len(s["result"]["clients"])) for s in group)
+    facts = {
+        "Algorithm": first["algorithm"],
+        "Data set": first["dataset"],
+        "Model": first["model"],
+        "Weights": first.get("pretrained", "?"),
+        "Held out": ", ".join(targets),
+        "Clients": ", ".join(clients),
+        "Rounds": ", ".join(rounds),
+        "Seeds" if len(seeds) > 1 else "Seed": ", ".join(seeds),
+    }
+    if len(group) == 1:
+        facts["Best round"] = first.get("best_round", "?")
+    items = (f"<div><dt>{k}</dt><dd>{esc(v)}</dd></div>" for k, v in facts.items())
+    return f'<dl class="facts">{"".join(items)}</dl>'
+
+
+def _cards(group: Sequence[Summary], total: Mapping[str, Any], method: str) -> str:
+    base, got, half = total["mean"]["zero_shot"], total["mean"]["result"], total["ci95"]
+    cards = []
+    for kind, name in (("target", "Held-out domain"), ("clients", "Clients, mean")):
+        gain = lift(got[kind], base[kind])
+        if gain is None:
+            continue
+        spread = f" ± {100 * half[kind]:.2f}" if half[kind] is not None else ""
+        tone = "up" if gain >= 0 else "down"
+        below = (
+            f"zero-shot {percent(base[kind])} %, "
+            f'<span class="{tone}" style="display:inline">{points(gain)} points</span>'
+        )
+        value = f"{percent(got[kind])}<small>{spread} %</small>"
+        cards.append(_card(f"{esc(method)}, {name.lower()}", value, below))
+    cards.append(_bytes_card(group))
+    stages = total["seconds"]
+    told = ", ".join(f"{name} {human_seconds(s)}" for name, s in stages.items())
+    cards.append(_card("Time, all stages", human_seconds(sum(stages.values())), told))
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _card(name: str, value: str, below: str) -> str:
+    return (
+        f'<div class="card"><span class="sub">{name}</span><b>{value}</b>'
+        f"<span>{below}</span></div>"
+    )
+
+
+def _bytes_card(group: Sequence[Summary]) -> str:
+    ways = {w: sum(s["communication"].get(f"bytes_{w}") or 0 for s in group) for w in _WAYS}
+    visits = sum(s["rounds"] * max(len(s["result"]["clients"]), 1) for s in group)
+    up, down = (human_bytes(ways[way] / max(visits, 1)) for way in _WAYS)
+    params = group[0]["communication"].get("params") or 0
+    value = f"{up}<small> up</small>"
+    below = f"{down} down; {params:,} parameters"
+    return _card("Sent a round and client, mean", value, below)
+
+
+_WAYS = ("up", "down")
+
+
+def _overview(total: Mapping[str, Any], method: str, key: str) -> list[Chart | None]:
+    """Bars per target: the held-out domain, and the clients' mean."""
+    charts = []
+    titles = {"target": "Held-out domain, per target", "clients": "Clients, per target"}
+    for kind, title in titles.items():
+        found = [
+            ((name, row["zero_shot"][kind], row["result"][kind]), row["ci95"][kind])
+            for name, row in total["by_target"].items()
+            if row["result"][kind] is not None
+        ][:MAX_BARS]
+        halves = {i: half for i, (_, half) in enumerate(found) if half is not None}
+        rows = [row for row, _ in found]
+        charts.append(pair_bars(title, rows, method, f"{key}{kind}", halves))
+    return charts
+
+
+# -- each run -------------------------------------------------------------------------
+
+
+def _sections(runs: Sequence[RunRecord]) -> str:
+    """The charts of every run, as far as the page's size allows."""
+    if len(runs) == 1:
+        return f"<h2>The run</h2>{_run(runs[0], 'r0')}"
+    shown = _spread_over_targets(runs)
+    parts, chars = ["<h2>The runs</h2>"], 0
+    drawn = 0
+    for i in shown:
+        if chars > MAX_CHARS:
+            break
+        opened = "" if drawn else " open"
+        head = f"<summary>{_run_title(runs[i])}</summary>"
+        parts.append(f"<details{opened}>{head}{_run(runs[i], f'r{i}')}</details>")
+        chars += len(parts[-1])
+        drawn += 1
+    if drawn < len(runs):
+        left = f"{len(runs) - drawn} of the {len(runs)} runs are not drawn here"
+        command = "<code>fedclip report DIR</code> draws any one of them"
+        parts.append(f'<p class="muted">{left}; {command}.</p>')
+    return "\n".join(parts)
+
+
+def _spread_over_targets(runs: Sequence[RunRecord]) -> list[int]:
+    """Indices of the runs to draw: the first seed of every target comes first."""
+    seen: dict[tuple[str, str], int] = {}
+    ranks = []
+    for i, run in enumerate(runs):
+        key = (run.summary["algorithm"], run.target)
+        seen[key] = seen.get(key, 0) + 1
+        ranks.append((seen[key], i))
+    return sorted(i for _, i in sorted(ranks)[:MAX_DETAILED])
+
+
+def _run_title(run: RunRecord) -> str:
+    s = run.summary
+    got, base = scores(s, "result"), scores(s, "zero_shot")
+    kind = "clients" if run.target == NO_TARGET else "target"
+    name = "no held-out domain" if run.target == NO_TARGET else f"{run.target} held out"
+    return (
+        f"{esc(method_name(s['algorithm']))}, {esc(name)}, seed {esc(s.get('seed', '?'))}: "
+        f'{percent(got[kind])} % <span class="muted">zero-shot {percent(base[kind])} %'
+        "</span>"
+    )
+
+
+def _run(run: RunRecord, key: str) -> str:
+    charts = [make(run, f"{key}{i}") for i, make in enumerate(_CHARTS)]
+    return "\n".join([clients_of_run(run), _grid(charts), _confused(run)])
+
+
+def _confused(run: RunRecord) -> str:
+    rows = most_confused(run)
+    if not rows:
+        return ""
+    method = method_name(run.summary["algorithm"])
+    head = ("true class", "taken for", f"{method}, images", "zero-shot, images")
+    body = [(esc(t), esc(p), str(n), str(z)) for t, p, n, z in rows]
+    listed = table(head, body)
+    return f'<h3>Most frequent mistakes</h3><div class="narrow">{listed}</div>'
+
+
+def _grid(charts: Iterable[Chart | None]) -> str:
+    figures = [_figure(chart) for chart in charts if chart is not None]
+    return f'<div class="grid">{"".join(figures)}</div>' if figures else ""
+
+
+def _figure(chart: Chart) -> str:
+    entries = (
+        f'<li><i class="{k.mark}" style="--c:var(--{k.colour})"></i>{esc(k.text)}</li>'
+        for k in chart.legend
+    )
+    legend = f'<ul class="legend">{"".join(entries)}</ul>' if chart.legend else ""
+    note = f'<p class="sub">{esc(chart.note)}</p>' if chart.note else ""
+    head = f"<figcaption>{esc(chart.title)}</figcaption>"
+    return f"<figure>{head}{chart.svg}{legend}{note}</figure>"
+
+
+# -- what was left out, and how to run it again ---------------------------------------
+
+
+def _left_out(runs: Sequence[RunRecord]) -> str:
+    quarantined = sum(run.summary.get("quarantined") or 0 for run in runs)
+    names = dict.fromkeys(
+        str(n) for run in runs for n in run.summary.get("skipped_images") or ()
+    )
+    told = f"{quarantined:,} client updates were quarantined."
+    parts = ["<h2>Left out</h2>", f"<p>{told} {len(names):,} images were skipped.</p>"]
+    if names:
+        items = "".join(f"<li>{esc(name)}</li>" for name in list(names)[:MAX_NAMES])
+        more = len(names) - MAX_NAMES
+        rest = f"<p>and {more:,} more</p>" if more > 0 else ""
+        summary = "<summary>Skipped images</summary>"
+        listed = f'<ul class="names">{items}</ul>{rest}'
+        parts.append(f"<details>{summary}{listed}</details>")
+    return "\n".join(parts)
+
+
+def _reproduce(runs: Sequence[RunRecord]) -> str:
+    targets = dict.fromkeys(run.target for run in runs)
+    seeds = dict.fromkeys(str(run.summary.get("seed", 0)) for run in runs)
+    words = ["fedclip", "run", "--config", "config.toml"]
+    words += [w for target in targets for w in ("--target", target)]
+    words += [w for seed in seeds for w in ("--seed", seed)] + ["--out", "again"]
+    command = html.escape(shlex.join(words))
+    config = runs[0].config or "# this run left no config.toml"
+    return (
+        "<h2>How to run it again</h2>"
+        "<p>Save the configuration below as <code>config.toml</code>, then:</p>"
+        f"<pre>{command}</pre>"
+        f"<details><summary>Configuration</summary><pre>{esc(config)}</pre></details>"
+    )

@@ -1,0 +1,306 @@
+"""The operators of the library ``fedclip``: schemas, checks, fakes and autograd.
+
+The schemas live here, so that they exist with and without the compiled extension;
+``csrc/`` only adds kernels for CPU and CUDA.  Where there is none the dispatcher falls
+through to the pure-PyTorch reference (``reference.py``), so no caller asks.
+
+Call the functions of this module: they check their arguments and name the one that is
+wrong.  ``torch.ops.fedclip.<name>`` is the same without the checks of values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .capabilities import load_kernels
+from .checks import (
+    check,
+    check_adapter,
+    check_client,
+    check_matrix,
+    check_moments,
+    check_same,
+    check_weights,
+)
+from .reference import (
+    adapter_backward_reference,
+    adapter_reference,
+    local_epoch_reference,
+    local_round_reference,
+    weighted_mean_int8_reference,
+    weighted_mean_reference,
+)
+
+__all__ = [
+    "adapter",
+    "adapter_backward_reference",
+    "adapter_reference",
+    "local_epoch",
+    "local_epoch_reference",
+    "local_round",
+    "local_round_reference",
+    "weighted_mean",
+    "weighted_mean_int8",
+    "weighted_mean_int8_reference",
+    "weighted_mean_reference",
+]
+
+_ADAM = (
+    "float lr, float beta1, float beta2, float eps, float weight_decay, "
+    "float logit_scale"
+)
+_MUTATED = "Tensor(a!)[] params, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq"
+SCHEMAS = {
+    "adapter": "(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2)"
+    " -> (Tensor z, Tensor h)",
+    "adapter_backward": "(Tensor dz, Tensor? dh, Tensor x, Tensor h, Tensor z,"
+    " Tensor w2) -> (Tensor dw1, Tensor db1, Tensor dw2, Tensor db2)",
+    "local_epoch": "(Tensor x, Tensor y, Tensor text, Tensor perm, int batch_size,"
+    f" {_MUTATED}, int step, {_ADAM}) -> Tensor",
+    "local_round": "(Tensor[] x, Tensor[] y, Tensor text, Tensor[] perm,"
+    f" int batch_size, {_MUTATED}, int[] step, {_ADAM}) -> Tensor[]",
+    "weighted_mean": "(Tensor[] xs, Tensor weights) -> Tensor",
+    "weighted_mean_int8": "(Tensor[] qs, Tensor[] scales, Tensor weights) -> Tensor",
+}
+
+_library = torch.library.Library("fedclip", "DEF")  # kept alive: it owns the ops
+for _name, _schema in SCHEMAS.items():
+    _library.define(_name + _schema)
+    _library.impl(
+        _name, getattr(reference, f"{_name}_reference"), "CompositeExplicitAutograd"
+    )
+load_kernels()
+
+
+# ---------------------------------------------------------------- shapes for tracing
+
+
+@torch.library.register_fake("fedclip::adapter", lib=_library)
+def _(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Any:
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+@torch.library.register_fake("fedclip::adapter_backward", lib=_library)
+def _(dz: Tensor, dh: Any, x: Tensor, h: Tensor, z: Tensor, w2: Tensor) -> Any:
+    dim = w2.shape[0]
+    weight, bias = (dim, dim), (dim,)
+    return tuple(w2.new_empty(shape) for shape in (weight, bias, weight, bias))
+
+
+def _steps(rows: int, batch_size: int) -> int:
+    full, tail = divmod(rows, batch_size)
+    return full + (tail > 1)
+
+
+@torch.library.register_fake("fedclip::local_epoch", lib=_library)
+def _(x: Tensor, y: Any, text: Any, perm: Tensor, batch_size: int, *_: Any) -> Tensor:
+    return x.new_empty(_steps(perm.shape[0], batch_size))
+
+
+@torch.library.register_fake("fedclip::local_round", lib=_library)
+def _(
+    x: list[Tensor], y: Any, text: Any, perm: list[Tensor], batch_size: int, *_: Any
+) -> list[Tensor]:
+    return [a.new_empty(_steps(p.shape[0], batch_size)) for a, p in zip(x, perm)]
+
+
+@torch.library.register_fake("fedclip::weighted_mean", lib=_library)
+def _(xs: list[Tensor], weights: Tensor) -> Tensor:
+    return xs[0].new_empty(xs[0].shape)
+
+
+@torch.library.register_fake("fedclip::weighted_mean_int8", lib=_library)
+def _(qs: list[Tensor], scales: list[Tensor], weights: Tensor) -> Tensor:
+    return scales[0].new_empty(qs[0].shape)
+
+
+# -------------------------------------------------------------------------- autograd
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    x, _, _, w2, _ = inputs
+    z, h = output
+    ctx.save_for_backward(x, h, z, w2)
+
+
+def _adapter_backward(ctx: Any, dz: Tensor, dh: Tensor) -> Any:
+    x, h, z, w2 = ctx.saved_tensors
+    grads = torch.ops.fedclip.adapter_backward(dz, dh, x, h, z, w2)
+    return (None, *grads)  # x is a frozen feature
+
+
+torch.library.register_autograd(
+    "fedclip::adapter", _adapter_backward, setup_context=_setup_context, lib=_library
+)
+
+
+# -------------------------------------------------------------------------- wrappers
+
+
+def adapter(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The attention adapter: ``x`` (N, D) raw features -> ``z`` (N, D), ``h`` (N, D).
+
+    ``z`` is the normalised gated feature, ``h`` the hidden activation.  ``w1, w2``
+    (D, D), ``b1, b2`` (D,); differentiable in these four, not in ``x``.
+    Raises ValueError naming the argument of wrong shape, dtype or device.
+    """
+    check_matrix("x", x)
+    check(not x.requires_grad, "x: frozen features cannot require a gradient")
+    check_adapter("", x, (w1, b1, w2, b2))
+    z, h = torch.ops.fedclip.adapter(x, w1, b1, w2, b2)
+    return z, h
+
+
+def local_epoch(
+    x: Tensor,
+    y: Tensor,
+    text: Tensor,
+    perm: Tensor,
+    batch_size: int,
+    params: Sequence[Tensor],
+    exp_avg: Sequence[Tensor],
+    exp_avg_sq: Sequence[Tensor],
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    logit_scale: float,
+) -> Tensor:
+    """One epoch of FedCLIP's local training, in place; returns the losses (S,).
+
+    ``x`` (N, D) raw features, ``y`` (N,) int64, ``text`` (C, D) normalised, ``perm``
+    (M,) int64 sample order, ``params`` = ``[w1, b1, w2, b2]`` with Adam moments of the
+    same shapes, ``step`` = Adam steps already taken.  A trailing batch of 1 is
+    skipped.  Raises ValueError naming the argument.
+    """
+    check_client(x, y, text, perm)
+    check(batch_size >= 1, f"batch_size: expected at least 1, got {batch_size}")
+    check_adapter("params: ", x, params)
+    check_moments("exp_avg", exp_avg, params)
+    check_moments("exp_avg_sq", exp_avg_sq, params)
+    losses: Tensor = torch.ops.fedclip.local_epoch(
+        x,
+        y,
+        text,
+        perm,
+        batch_size,
+        params,
+        exp_avg,
+        exp_avg_sq,
+        step,
+        lr,
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+        logit_scale,
+    )
+    return losses
+
+
+def local_round(
+    x: Sequence[Tensor],
+    y: Sequence[Tensor],
+    text: Tensor,
+    perm: Sequence[Tensor],
+    batch_size: int,
+    params: Sequence[Tensor],
+    exp_avg: Sequence[Tensor],
+    exp_avg_sq: Sequence[Tensor],
+    step: Sequence[int],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    logit_scale: float,
+) -> list[Tensor]:
+    """``local_epoch`` over K clients in one call; a list of K loss vectors.
+
+    ``x, y, perm, step`` have one entry a client; ``params``, ``exp_avg`` and
+    ``exp_avg_sq`` four a client, client after client.
+    """
+    count = len(x)
+    check(
+        len(y) == len(perm) == len(step) == count,
+        f"y, perm, step: expected {count} entries as x, "
+        f"got {len(y)}, {len(perm)}, {len(step)}",
+    )
+    check(batch_size >= 1, f"batch_size: expected at least 1, got {batch_size}")
+    check(
+        len(params) == 4 * count,
+        f"params: expected {4 * count} tensors (four a client), got {len(params)}",
+    )
+    for i in range(count):
+        check_client(x[i], y[i], text, perm[i], f"client {i}: ")
+        check_adapter(f"client {i}: ", x[i], params[4 * i : 4 * i + 4])
+    check_moments("exp_avg", exp_avg, params)
+    check_moments("exp_avg_sq", exp_avg_sq, params)
+    losses: list[Tensor] = torch.ops.fedclip.local_round(
+        x,
+        y,
+        text,
+        perm,
+        batch_size,
+        params,
+        exp_avg,
+        exp_avg_sq,
+        step,
+        lr,
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+        logit_scale,
+    )
+    return losses
+
+
+def weighted_mean(xs: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """``sum_i w_i x_i / sum_i w_i``; callers pass ``xs`` in client order.
+
+    ``xs``: K tensors of one shape and dtype; ``weights`` (K,) non-negative.
+    Raises ValueError naming the argument.
+    """
+    check_weights(weights, len(xs))
+    for i, x in enumerate(xs):
+        check(
+            x.shape == xs[0].shape,
+            f"xs[{i}]: expected shape {tuple(xs[0].shape)}, got {tuple(x.shape)}",
+        )
+        check_same(f"xs[{i}]", x, xs[0])
+    mean: Tensor = torch.ops.fedclip.weighted_mean(xs, weights)
+    return mean
+
+
+def weighted_mean_int8(
+    qs: Sequence[Tensor], scales: Sequence[Tensor], weights: Tensor
+) -> Tensor:
+    """Weighted mean of K int8 tensors with one float32 scale a row; float32.
+
+    ``qs[i]`` (R, ...) int8, ``scales[i]`` (R,) float32, ``weights`` (K,).
+    """
+    check_weights(weights, len(qs))
+    check(len(scales) == len(qs), f"scales: expected {len(qs)}, got {len(scales)}")
+    for i, (q, scale) in enumerate(zip(qs, scales)):
+        check(
+            q.dtype == torch.int8 and q.dim() >= 1 and q.shape == qs[0].shape,
+            f"qs[{i}]: expected int8 {tuple(qs[0].shape)}, "
+            f"got {q.dtype} {tuple(q.shape)}",
+        )
+        check(
+            scale.dtype == torch.float32 and scale.shape == q.shape[:1],
+            f"scales[{i}]: expected float32 ({q.shape[0]},), "
+            f"got {scale.dtype} {tuple(scale.shape)}",
+        )
+    mean: Tensor = torch.ops.fedclip.weighted_mean_int8(qs, scales, weights)
+    return mean

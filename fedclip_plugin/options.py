@@ -1,0 +1,145 @@
+"""The options of ``fedclip run``: one table from flag to configuration.
+
+Values not given on the command line come from ``--config FILE.toml``, then from the
+defaults in ``config.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .config import RunConfig, from_dict, load_toml
+
+# destination in RunConfig -> the flags, the authors' names among them
+_RUN = "what to run"
+_MODEL = "the frozen CLIP"
+_DATA = "data"
+_TRAIN = "training (defaults: the paper's)"
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """``--model`` and its kin, as open_clip's users know them."""
+    group = parser.add_argument_group(_MODEL)
+    add = group.add_argument
+    add("--model", "--net", dest="model.name", metavar="NAME",
+        help="open_clip model or the paper's name, e.g. ViT-B/32 (default: "
+        "fedclip-tiny for digits, else ViT-B/32)")  # fmt: skip
+    add("--pretrained", dest="model.pretrained", metavar="TAG|FILE",
+        help="open_clip tag or checkpoint file (default: openai)")  # fmt: skip
+    add("--model-config", dest="model.config_dir", metavar="DIR",
+        help="folder with further open_clip model configs (*.json)")  # fmt: skip
+    add("--precision", dest="model.precision", metavar="P",
+        help="auto|fp32|bf16|fp16; auto takes a faster one only if every feature's "
+        "cosine with fp32 is above 0.999")  # fmt: skip
+    add("--device", dest="model.device", metavar="D", help="auto|cpu|cuda|cuda:N")
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Where the images are and what is said about them."""
+    group = parser.add_argument_group(_DATA)
+    add = group.add_argument
+    add("--dataset", dest="data.dataset", metavar="NAME",
+        help="digits (embedded, default), pacs, vlcs, officehome, office_caltech, "
+        "office31, terra_incognita, domainnet, or any name of yours")  # fmt: skip
+    add("--root", "--root_dir", dest="data.root", metavar="DIR",
+        help="folder with <domain>/<class>/<image> (or <dataset>/<domain>/...)")  # fmt: skip
+    add("--prompt", dest="data.prompts", metavar="TEMPLATE", action="append",
+        help="caption with {} for the class; several make an ensemble, "
+        '"ensemble" is a ready one (default: "a picture of a {}")')  # fmt: skip
+    add("--on-bad-image", dest="data.on_bad_image", metavar="fail|skip",
+        help="an unreadable image stops the run (default) or is left out")  # fmt: skip
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Everything else of ``fedclip run``."""
+    group = parser.add_argument_group(_RUN)
+    add = group.add_argument
+    add("--alg", dest="algorithm", metavar="NAME", help="algorithm (default: fedclip)")
+    add("--features", dest="data.features", metavar="DIR",
+        help="run from a feature directory: needs no CLIP and no images")  # fmt: skip
+    add("--target", "--test_envs", dest="data.targets", metavar="DOMAIN",
+        action="extend", nargs="+",
+        help="held-out domain, by name or number; several run one after the other; "
+        "none = all domains are clients (default: each in turn)")  # fmt: skip
+    add("--seed", dest="seeds", metavar="N", type=int, action="extend", nargs="+",
+        help="random seed; several give mean and 95%% interval (default: 0)")  # fmt: skip
+    add("--config", metavar="FILE.toml", type=Path, help="options from a file")
+    add("--out", metavar="DIR", type=Path,
+        help="where the results go (default: runs/<alg>-<dataset>); a former run "
+        "there is moved aside")  # fmt: skip
+    add("--resume", action="store_true", help="go on with a broken run in --out")
+    add("--tensorboard", action="store_true", help="also write TensorBoard events")
+    group = parser.add_argument_group(_TRAIN)
+    add = group.add_argument
+    add("--rounds", "--iters", dest="train.rounds", metavar="N", type=int,
+        help="communication rounds (default: 200)")  # fmt: skip
+    add("--local-epochs", "--wk_iters", dest="train.local_epochs", metavar="N",
+        type=int, help="local epochs a round (default: 1)")  # fmt: skip
+    add("--batch-size", "--batch", dest="train.batch_size", metavar="N", type=int,
+        help="local batch size (default: 32)")  # fmt: skip
+    add("--lr", dest="train.lr", metavar="F", type=float, help="default: 5e-5")
+    add("--weight-decay", dest="train.weight_decay", metavar="F", type=float,
+        help="L2 decay of Adam (default: 0.2)")  # fmt: skip
+    add("--weighting", dest="train.weighting", metavar="W",
+        help="uniform (default, as published) or examples")  # fmt: skip
+    add("--participation", dest="train.participation", metavar="SHARE", type=float,
+        help="share of the clients that train in a round (default: 1)")  # fmt: skip
+    group = parser.add_argument_group("clients beyond domains")
+    add = group.add_argument
+    add("--partition", dest="data.partition", metavar="P",
+        help="domain (default: each domain one client), iid, dirichlet")  # fmt: skip
+    add("--clients", dest="data.clients", metavar="N", type=int,
+        help="number of clients for iid and dirichlet")  # fmt: skip
+    add("--alpha", dest="data.alpha", metavar="F", type=float,
+        help="Dirichlet concentration, small = skewed (default: 0.5)")  # fmt: skip
+    add("--shots", dest="data.shots", metavar="N", type=int,
+        help="few-shot: training images per class and client")  # fmt: skip
+
+
+def read_config(args: argparse.Namespace) -> RunConfig:
+    """The RunConfig of parsed options over ``--config``, over a resumed run's own.
+
+    Raises ConfigError naming the option or the file.
+    """
+    values: dict[str, Any] = {}
+    config = getattr(args, "config", None)
+    out = getattr(args, "out", None)
+    if getattr(args, "resume", False) and out and (out / "config.toml").is_file():
+        values = load_toml(out / "config.toml")
+    if config is not None:
+        values = _merge(values, load_toml(config))
+    given = {k: v for k, v in vars(args).items() if v is not None}
+    for key, value in given.items():
+        section, _, name = key.rpartition(".")
+        if section:
+            values.setdefault(section, {})[name] = value
+        elif name in ("algorithm", "seeds"):
+            values[name] = value
+    return from_dict(RunConfig, _settle(values), str(config) if config else "options")
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _settle(values: dict[str, Any]) -> dict[str, Any]:
+    """Paths made absolute, so that a run resumes from anywhere; names filled in."""
+    data, model = values.get("data", {}), values.get("model", {})
+    if not isinstance(data, dict) or not isinstance(model, dict):
+        return values  # from_dict says what is wrong
+    if data.get("features") and "dataset" not in data:
+        data["dataset"] = Path(str(data["features"])).resolve().name
+    for section, name in ((data, "root"), (data, "features"), (model, "config_dir")):
+        if isinstance(section.get(name), str):
+            section[name] = str(Path(section[name]).expanduser().resolve())
+    tag = model.get("pretrained")
+    if isinstance(tag, str) and Path(tag).expanduser().is_file():
+        model["pretrained"] = str(Path(tag).expanduser().resolve())
+    return values

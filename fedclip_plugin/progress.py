@@ -1,0 +1,80 @@
+"""A run's checkpoint: one atomic file a round, from which it goes on bit for bit.
+
+Nothing random is stored: every random draw is a function of seed, round and client.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .errors import RunError
+from .storage import DamagedFileError, read_tensors, write_tensors
+from .update import State
+
+DURABLE_SECONDS = 5.0  # power loss may cost this much; kill -9 costs nothing
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after ``round``; totals over all rounds so far."""
+
+    round: int = 0
+    best_round: int = 0
+    best_score: float = -1.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    quarantined: int = 0
+    train_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+
+
+class Checkpoint:
+    """Reads and writes ``<directory>/checkpoint/last.safetensors``.
+
+    ``identity`` tells what is being run (configuration and features); a checkpoint of
+    another run is refused.
+    """
+
+    def __init__(self, directory: Path, identity: str) -> None:
+        self.path = directory / "checkpoint" / "last.safetensors"
+        self.identity = identity
+        self._synced = 0.0
+
+    def save(self, progress: Progress, state: State, best: State) -> None:
+        """Write both states in one step; once where the last round is the best."""
+        tensors = {f"state/{k}": v for k, v in state.items()}
+        if progress.best_round != progress.round:
+            tensors |= {f"best/{k}": v for k, v in best.items()}
+        durable = time.monotonic() - self._synced > DURABLE_SECONDS
+        meta = {"progress": json.dumps(asdict(progress)), "identity": self.identity}
+        write_tensors(self.path, tensors, meta, durable=durable)
+        if durable:
+            self._synced = time.monotonic()
+
+    def load(self) -> tuple[Progress, State, State] | None:
+        """Progress, current and best state; None where there is no checkpoint.
+
+        Raises RunError for a damaged file or one of another run.
+        """
+        try:
+            tensors, meta = read_tensors(self.path)
+            progress = Progress(**json.loads(meta["progress"]))
+        except FileNotFoundError:
+            return None
+        except (DamagedFileError, KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"checkpoint {self.path} is damaged ({error}); delete it to start again"
+            ) from error
+        if meta.get("identity") != self.identity:
+            raise RunError(
+                f"checkpoint {self.path} belongs to a run with another configuration "
+                "or other features; use its own options, or another --out"
+            )
+        states = [
+            {k[len(p) :]: v for k, v in tensors.items() if k.startswith(p)}
+            for p in ("state/", "best/")
+        ]
+        return progress, states[0], states[1] or dict(states[0])

@@ -1,0 +1,200 @@
+"""Finished run directories, read back.
+
+The layout of a run directory is told in ``docs/report.md``.  A *leaf* is one target
+and one seed; a *tree* holds leaves as ``<target>/seed-<n>``.  Accuracies are fractions
+in 0..1, ``None`` where nothing could be measured (an empty test split, no target).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import RunError
+
+Summary = Mapping[str, Any]
+
+NO_TARGET = "none"
+"""Stands for the target of a run without a held-out domain, as in ``--target none``."""
+
+_REQUIRED = {
+    "algorithm": str,
+    "dataset": str,
+    "model": str,
+    "rounds": int,
+    "zero_shot": dict,
+    "result": dict,
+    "communication": dict,
+    "seconds": dict,
+}
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One finished leaf run as it lies on disk.
+
+    ``metrics`` holds a dict a round, ``evaluation`` the confusion matrices and client
+    sizes; both are empty where the writer left none.  ``config`` is the TOML text.
+    """
+
+    path: Path
+    summary: dict[str, Any]
+    metrics: tuple[dict[str, Any], ...]
+    evaluation: dict[str, Any]
+    config: str
+
+    @property
+    def target(self) -> str:
+        """Name of the held-out domain, or ``none``."""
+        return target_name(self.summary)
+
+
+def target_name(summary: Summary) -> str:
+    """Name of the held-out domain of a leaf summary, or ``none``."""
+    target = summary.get("target")
+    return NO_TARGET if target is None else str(target)
+
+
+def load_run(directory: str | Path) -> RunRecord:
+    """Read one leaf; raises RunError when it is missing, unfinished or damaged."""
+    path = Path(directory)
+    if not (path / "summary.json").is_file():
+        raise RunError(_why_no_summary(path))
+    summary = _read_json(path / "summary.json")
+    if "runs" in summary:
+        raise RunError(
+            f"{path} holds several runs: name one of them, as in "
+            f"{path / '<target>' / 'seed-<n>'}"
+        )
+    _check_summary(path / "summary.json", summary)
+    evaluation = path / "evaluation.json"
+    config = path / "config.toml"
+    return RunRecord(
+        path=path,
+        summary=summary,
+        metrics=_read_metrics(path / "metrics.jsonl"),
+        evaluation=_read_json(evaluation) if evaluation.is_file() else {},
+        config=_read_text(config) if config.is_file() else "",
+    )
+
+
+def load_runs(*directories: str | Path) -> list[RunRecord]:
+    """Read every leaf at or below the directories, targets in the order of the run.
+
+    Raises RunError when a directory holds none, or when a leaf is unfinished.
+    """
+    records: list[RunRecord] = []
+    for directory in directories:
+        path = Path(directory)
+        leaves = _leaves(path)
+        if not leaves:
+            raise RunError(_why_no_summary(path))
+        found = [load_run(leaf) for leaf in leaves]
+        records += sorted(found, key=_order_of(path))
+    return records
+
+
+def _leaves(path: Path) -> list[Path]:
+    """Directories at or below ``path`` that hold a leaf, finished or not."""
+    leaves = []
+    for folder, below, files in os.walk(path):
+        below[:] = sorted(
+            (d for d in below if not d.startswith(".") and d != "checkpoint"),
+            key=_natural,
+        )
+        here = Path(folder)
+        if "metrics.jsonl" in files or (
+            "summary.json" in files and "runs" not in _read_json(here / "summary.json")
+        ):
+            leaves.append(here)
+    return leaves
+
+
+def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key that puts ``seed-2`` before ``seed-10``."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return tuple((0, int(p), p) if p.isdecimal() else (1, 0, p) for p in parts)
+
+
+def _order_of(path: Path) -> Any:
+    """Sort key of a tree's own order of targets and seeds; 0 where it tells none."""
+    top = path / "summary.json"
+    runs = _read_json(top).get("runs", []) if top.is_file() else []
+    rank: dict[tuple[str, Any], int] = {}
+    for summary in runs if isinstance(runs, list) else []:
+        if isinstance(summary, dict):
+            rank.setdefault((target_name(summary), summary.get("seed")), len(rank))
+    return lambda run: rank.get((run.target, run.summary.get("seed")), len(rank))
+
+
+def _why_no_summary(path: Path) -> str:
+    if not path.is_dir():
+        return f"{path} is not a directory: name the --out of a finished `fedclip run`"
+    out = path.parent.parent if path.name.startswith("seed-") else path
+    if (path / "metrics.jsonl").is_file() or (path / "checkpoint").is_dir():
+        return (
+            f"{path} is unfinished (no summary.json): "
+            f"finish it with `fedclip run --resume --out {out}`"
+        )
+    return (
+        f"{path} holds no summary.json: name the --out of a finished `fedclip run`, "
+        f"or make one with `fedclip run --out {out}`"
+    )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"cannot read {path} ({error}): run again into a new --out"
+        ) from error
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text, parse_constant=lambda _: None)  # NaN reads as null
+    except json.JSONDecodeError as error:
+        raise RunError(
+            f"{where} is not valid JSON ({error.msg}, column {error.colno}): "
+            "restore it, or run again into a new --out"
+        ) from error
+    if not isinstance(value, dict):
+        raise RunError(f"{where}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return _parse(_read_text(path), str(path))
+
+
+def _read_metrics(path: Path) -> tuple[dict[str, Any], ...]:
+    """Rounds in order; a round that was written twice (a resume) counts once."""
+    if not path.is_file():
+        return ()
+    rounds: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        entry = _parse(line, f"{path} line {number}")
+        if not isinstance(entry.get("round"), int):
+            raise RunError(f"{path} line {number}: expected an integer \"round\"")
+        rounds[entry["round"]] = entry
+    return tuple(rounds[key] for key in sorted(rounds))
+
+
+def _check_summary(path: Path, summary: Summary) -> None:
+    for key, kind in _REQUIRED.items():
+        if not isinstance(summary.get(key), kind):
+            raise RunError(
+                f"{path}: expected {key!r} to be {kind.__name__}, "
+                f"got {summary.get(key)!r}: run again into a new --out"
+            )
+    for key in ("zero_shot", "result"):
+        if not isinstance(summary[key].get("clients"), dict):
+            raise RunError(f"{path}: expected {key}.clients to be a JSON object")

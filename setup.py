@@ -1,0 +1,167 @@
+"""The compiled kernels; all that can be declared stands in pyproject.toml.
+
+``fedclip_plugin._C`` holds the CPU kernels (``csrc/*.cpp``, ``csrc/cpu/*.cpp``) and
+``fedclip_plugin._C_cuda`` the CUDA ones (``csrc/cuda/*``), where there are any.  Both
+use LibTorch's stable ABI and no Python header: one build serves every Python >= 3.10
+and every torch >= 2.10.
+
+Environment, read while building:
+
+``FEDCLIP_PURE_PYTHON=1``  compile nothing
+``FEDCLIP_CUDA=0|1|auto``  CUDA kernels: never, always, or (default) where nvcc fits
+                           torch; a failed build is then a warning
+``TORCH_CUDA_ARCH_LIST``   GPU architectures
+``MAX_JOBS``               parallel compilers
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from setuptools import setup
+
+STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # torch 2.10
+CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", *STABLE_ABI]
+CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+# Files named *_<isa>.cpp are compiled for that instruction set, on x86-64 only; the
+# dispatch in csrc/cpu/isa.cpp decides at run time whether they may be called.
+ISA_FLAGS = {
+    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"],
+    "avx2": ["-mavx2", "-mfma"],
+}
+X86_64 = platform.machine().lower() in ("x86_64", "amd64")
+
+
+def isa_of(source: str) -> str | None:
+    """The instruction set in a file's name: ``gemm_avx2.cpp`` -> ``avx2``."""
+    suffix = Path(source).stem.rpartition("_")[2]
+    return suffix if suffix in ISA_FLAGS else None
+
+
+def cpu_extension() -> Any:
+    from torch.utils.cpp_extension import CppExtension
+
+    sources = sorted([*glob("csrc/*.cpp"), *glob("csrc/cpu/*.cpp")])
+    return CppExtension(
+        "fedclip_plugin._C",
+        [source for source in sources if X86_64 or not isa_of(source)],
+        depends=sorted(glob("csrc/**/*.h", recursive=True)),
+        include_dirs=[os.path.abspath("csrc")],
+        py_limited_api=True,
+        extra_compile_args={"cxx": list(CXX_FLAGS)},
+    )
+
+
+def nvcc_release(nvcc: str) -> str:
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    match = re.search(r"release (\d+)\.", text)
+    return match.group(1) if match else ""
+
+
+def find_cuda_home() -> str:
+    """The toolkit's folder, also where ``nvcc`` on the path is a wrapper script.
+
+    torch guesses the folder above ``nvcc``; the compiler itself knows better.
+    """
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = shutil.which("nvcc")
+    if home or not nvcc:
+        return home or ""
+    command = [nvcc, "--dryrun", "x.cu"]
+    text = subprocess.run(command, capture_output=True, text=True).stderr
+    match = re.search(r"^#\$ TOP=(.+)$", text, re.MULTILINE)
+    return str(Path(match.group(1)).resolve()) if match else ""
+
+
+def cuda_extensions() -> list[Any]:
+    """The CUDA module, or nothing; see FEDCLIP_CUDA above."""
+    mode = os.environ.get("FEDCLIP_CUDA", "auto")
+    sources = sorted(glob("csrc/cuda/*.cu") + glob("csrc/cuda/*.cpp"))
+    if mode == "0" or not sources:
+        return []
+    home = find_cuda_home()
+    os.environ.update({"CUDA_HOME": home} if home else {})  # before torch looks
+    import torch
+    from torch.utils.cpp_extension import CUDAExtension
+
+    release = nvcc_release(f"{home}/bin/nvcc") if home else ""
+    wanted = (torch.version.cuda or "").partition(".")[0]
+    if not wanted or release != wanted:
+        if mode == "1":
+            raise SystemExit(
+                f"FEDCLIP_CUDA=1: torch {torch.__version__} is built for CUDA "
+                f"{torch.version.cuda}, nvcc found: {release or 'none'}; install "
+                "matching ones, or set CUDA_HOME"
+            )
+        return []
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+    flags = [*STABLE_ABI, "-DUSE_CUDA"]
+    extension = CUDAExtension(
+        "fedclip_plugin._C_cuda",
+        sources,
+        depends=sorted(glob("csrc/**/*.h", recursive=True)),
+        include_dirs=[os.path.abspath("csrc")],
+        py_limited_api=True,
+        extra_compile_args={"cxx": [*CXX_FLAGS, "-DUSE_CUDA"], "nvcc": ["-O3", *flags]},
+    )
+    extension.optional = mode == "auto"
+    return [extension]
+
+
+def build_command() -> Any:
+    from torch.utils.cpp_extension import BuildExtension
+
+    class BuildKernels(BuildExtension):  # type: ignore[misc]
+        """torch's build_ext, with compiler flags by instruction set."""
+
+        def build_extensions(self) -> None:
+            compiler = getattr(self.compiler, "compiler_cxx", ["c++"])[0]
+            if not shutil.which(compiler):
+                raise SystemExit(
+                    f"no C++ compiler ({compiler}): install one (Debian: apt install "
+                    "g++), name it in CXX, or set FEDCLIP_PURE_PYTHON=1 to do without "
+                    "the compiled kernels"
+                )
+            super().build_extensions()
+
+        def build_extension(self, ext: Any) -> None:
+            objects = [o for isa in ISA_FLAGS for o in self.compile_for(isa, ext)]
+            ext.extra_objects = [*ext.extra_objects, *objects]
+            ext.sources = [source for source in ext.sources if not isa_of(source)]
+            super().build_extension(ext)
+
+        def compile_for(self, isa: str, ext: Any) -> list[str]:
+            sources = [source for source in ext.sources if isa_of(source) == isa]
+            if not sources:
+                return []
+            flags = [*ext.extra_compile_args["cxx"], *ISA_FLAGS[isa]]
+            objects: list[str] = self.compiler.compile(
+                sources,
+                output_dir=os.path.join(self.build_temp, isa),
+                include_dirs=ext.include_dirs,
+                extra_postargs={"cxx": flags},
+                depends=ext.depends,
+            )
+            return objects
+
+    return BuildKernels
+
+
+def compiled() -> dict[str, Any]:
+    """The arguments of ``setup`` that need torch; none where nothing is compiled."""
+    pure = os.environ.get("FEDCLIP_PURE_PYTHON", "") not in ("", "0")
+    if pure or {"sdist", "egg_info", "dist_info"} & set(sys.argv):
+        return {}
+    modules = [*cuda_extensions(), cpu_extension()]
+    return {"ext_modules": modules, "cmdclass": {"build_ext": build_command()}}
+
+
+setup(**compiled(), options={"bdist_wheel": {"py_limited_api": "cp310"}})

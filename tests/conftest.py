@@ -1,0 +1,27 @@
+"""What every test relies on: no network, no display, and nobody's cache."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+# Set before the package or a library reads them; child processes inherit them.
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["XDG_CACHE_HOME"] = _CACHE = tempfile.mkdtemp(prefix="fedclip-tests-")
+for _name in [name for name in os.environ if name.startswith("FEDCLIP_")]:
+    if _name not in ("FEDCLIP_PURE_PYTHON", "FEDCLIP_ISA"):
+        del os.environ[_name]
+
+import shutil  # noqa: E402
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+
+# The same examples everywhere, and no verdict that depends on the machine's load.
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("tests")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(_CACHE, ignore_errors=True)
