@@ -68,7 +68,8 @@ $(VENV)/.installed: pyproject.toml setup.py build_backend/backend.py | $(BIN)/py
 
 $(KERNELS): setup.py $(SOURCES) | $(VENV)/.installed
 	@echo "==> building the kernels"
-	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@$(BIN)/python setup.py --quiet build_ext --inplace 2>&1 | \
+		sed -E 's|^(\[[0-9]+/[0-9]+\]) .* -c ([^ ]+) -o .*|    \1 \2|'
 	@touch $@
 
 .PHONY: clean

@@ -133,6 +133,14 @@ def build_command() -> Any:
             super().build_extensions()
 
         def build_extension(self, ext: Any) -> None:
+            try:
+                self.compile_and_link(ext)
+            except RuntimeError as error:  # of torch's ninja: setuptools knows it not
+                if not ext.optional:
+                    raise
+                self.warn(f"{ext.name} is left out: {error}")
+
+        def compile_and_link(self, ext: Any) -> None:
             objects = [o for isa in ISA_FLAGS for o in self.compile_for(isa, ext)]
             ext.extra_objects = [*ext.extra_objects, *objects]
             ext.sources = [source for source in ext.sources if not isa_of(source)]

@@ -1,5 +1,5 @@
-// The CPU kernels, one file each under cpu/; ops.cpp registers them.  Schemas, checks of
-// values, references and autograd are in fedclip_plugin/ops.py.
+// The CPU kernels, one file each under cpu/; ops.cpp registers them.  Schemas, checks
+// of values, references and autograd are in fedclip_plugin/ops.py.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

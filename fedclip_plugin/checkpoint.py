@@ -1,4 +1,4 @@
-"""Bring a CLIP's weights onto this machine, and build the model from them.
+"""A resolved model: bring its weights onto this machine, and build it from them.
 
 Files are read as data, never as programs: safetensors, ``torch.load`` with
 ``weights_only=True``, and OpenAI's TorchScript archives for their tensors alone.
@@ -6,13 +6,15 @@ Files are read as data, never as programs: safetensors, ``torch.load`` with
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
 import urllib.parse
 import urllib.request
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,7 @@ import torch
 from torch import nn
 
 from .errors import WeightsError
-from .files import is_jit_archive
-from .weights import Config, ModelSource
+from .files import QUICKGELU, is_jit_archive
 
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -30,6 +31,29 @@ OFFLINE_HINT = (
     "Face cache elsewhere (HF_HOME) and set HF_HUB_OFFLINE=1"
 )
 _OPENAI_ATTRIBUTES = ("input_resolution", "context_length", "vocab_size")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model and its weights, resolved but not loaded."""
+
+    name: str  # open_clip's, with -quickgelu where the weights need it
+    tag: str  # the tag, or the file's name
+    config: Mapping[str, Any]  # open_clip's model config, as it will be built
+    preprocess: Mapping[str, Any]  # the fields of open_clip.PreprocessCfg
+    file: Path | None = None  # None: on the hub, see weights_file
+    config_file: Path | None = None  # None: open_clip knows the model
+
+    @property
+    def preprocess_id(self) -> str:
+        """Canonical JSON of what happens to an image before the encoder."""
+        return json.dumps(self.preprocess, sort_keys=True)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the encoder's input in pixels."""
+        height, width = self.preprocess["size"]
+        return int(height), int(width)
 
 
 def weights_file(source: ModelSource) -> Path:
@@ -42,9 +66,8 @@ def weights_file(source: ModelSource) -> Path:
         return source.file
     from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 
-    entry: Config = get_pretrained_cfg(source.name, source.tag) or get_pretrained_cfg(
-        source.name.removesuffix("-quickgelu"), source.tag
-    )
+    name = source.name.removesuffix(QUICKGELU)
+    entry: Mapping[str, Any] = get_pretrained_cfg(name, source.tag)
     hub, url = entry.get("hf_hub", ""), entry.get("url", "")
     reason = "it has no download address"
     if hub:
@@ -178,9 +201,7 @@ def _from_openai(source: ModelSource, file: Path) -> nn.Module:
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated; OpenAI's is not
-        archive: Any = torch.jit.load(  # type: ignore[no-untyped-call]
-            str(file), map_location="cpu"
-        )
+        archive: Any = torch.jit.load(str(file), map_location="cpu")
     state = archive.state_dict()
     for key in _OPENAI_ATTRIBUTES:
         state.pop(key, None)

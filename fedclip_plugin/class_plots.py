@@ -219,7 +219,9 @@ def _heat_map(
     axes.imshow(table, aspect="auto", vmin=0, vmax=max(int(table.max()), 1), **style)
     _named_rows(axes, names)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    label_axes(axes, f"class, 0 = {clean(classes[0], 14)} (darkest: {table.max():,} images)")
+    label_axes(
+        axes, f"class, 0 = {clean(classes[0], 14)} (darkest: {table.max():,} images)"
+    )
     return Chart(_SIZES, to_svg(figure, key=key, label=_told(names, table)))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +19,8 @@ def run(args: argparse.Namespace, display: Display) -> int:
     """``fedclip run``."""
     from . import experiment
     from .algorithms import get_algorithm
-    from .prompts import prompt_templates
 
     config = read_config(args)
-    templates = prompt_templates(config.data.prompts)
-    config = replace(config, data=replace(config.data, prompts=templates))
     get_algorithm(config.algorithm)  # an unknown name fails before any work
     name = f"{config.algorithm}-{config.data.dataset}"
     args.out = experiment.prepare_out(args.out, name, args.resume)
@@ -84,11 +80,8 @@ def features(args: argparse.Namespace, display: Display) -> int:
     """``fedclip features``."""
     from . import experiment
     from .features import save_features
-    from .prompts import prompt_templates
 
     config = read_config(args)
-    templates = prompt_templates(config.data.prompts)
-    config = replace(config, data=replace(config.data, prompts=templates))
     found, stats = experiment.obtain_features(config, display.images)
     save_features(found, args.to)
     display.say(_features_line(config, stats))

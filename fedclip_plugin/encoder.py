@@ -173,7 +173,7 @@ class FrozenClip:
                 tokens = self._tokenizer(list(captions[start : start + CAPTION_BATCH]))
                 tokens = tokens.to(self.device)  # (b, context)
                 rows.append(self._model.encode_text(tokens, normalize=False))
-        return torch.cat(rows)
+            return torch.cat(rows)
 
     def resolve_precision(self, pixels: Tensor) -> str:
         """Settle ``auto`` on real images: low precision iff every feature agrees.
@@ -215,6 +215,8 @@ class FrozenClip:
             raise ValueError(
                 f"pixels {tuple(pixels.shape)}: expected (B, 3, {height}, {width})"
             )
+        if not len(pixels):
+            return torch.empty(0, self.embed_dim, device=self.device)
         # Not inference mode: its tensors could not enter a later autograd graph.
         with torch.inference_mode(False), torch.no_grad():
             try:

@@ -25,7 +25,9 @@ SETTLED_SECONDS = 2.0  # a younger file may change again within one clock tick
 
 def cache_dir() -> Path:
     """Where features and hashes are kept: $FEDCLIP_CACHE, or ~/.cache/fedclip."""
-    return Path(os.environ.get("FEDCLIP_CACHE") or "~/.cache/fedclip").expanduser()
+    if chosen := os.environ.get("FEDCLIP_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fedclip"
 
 
 def file_sha256(file: Path) -> str:

@@ -13,14 +13,9 @@ from typing import Any
 
 from .averages import (
     aggregate,
-    below_zero_shot,
     groups,
-    human_bytes,
-    human_seconds,
-    lift,
     method_name,
     percent,
-    points,
     scores,
 )
 from .class_plots import (
@@ -30,7 +25,17 @@ from .class_plots import (
     zero_shot_confusion,
 )
 from .html_style import STYLE
-from .html_tables import client_matrix, clients_of_run, esc, results, table
+from .html_tables import (
+    cards,
+    client_matrix,
+    clients_of_run,
+    esc,
+    facts,
+    lead,
+    results,
+    table,
+    warning,
+)
 from .plots import (
     MAX_BARS,
     accuracy_curve,
@@ -112,102 +117,13 @@ def _group(group: Sequence[Summary], key: str) -> str:
     """Facts, headline figures and the tables of runs that may be averaged."""
     total = aggregate(group)
     method = method_name(group[0]["algorithm"])
-    parts = [_lead(total, method), _warning(total, method), _facts(group)]
-    parts += [_cards(group, total, method), "<h2>Results</h2>"]
+    parts = [lead(total, method), warning(total, method), facts(group)]
+    parts += [cards(group, total, method), "<h2>Results</h2>"]
     parts.append(results(total, method))
     if len(group) > 1:
         parts.append(_grid(_overview(total, method, key)))
         parts.append(client_matrix(total, method))
     return "\n".join(part for part in parts if part)
-
-
-def _lead(total: Mapping[str, Any], method: str) -> str:
-    base, got = total["mean"]["zero_shot"], total["mean"]["result"]
-    kind = "clients" if got["target"] is None else "target"
-    gain = lift(got[kind], base[kind])
-    where = "the clients' test images" if kind == "clients" else "the held-out domain"
-    if kind == "target" and len(total["by_target"]) > 1:
-        where = "the held-out domains on average"
-    if gain is None:
-        return ""
-    side = "above" if gain >= 0 else "below"
-    return (
-        f'<p class="lead">{esc(method)} reaches <b>{percent(got[kind])} %</b> on {where}, '
-        f"{abs(100 * gain):.2f} points {side} zero-shot CLIP ({percent(base[kind])} %).</p>"
-    )
-
-
-def _warning(total: Mapping[str, Any], method: str) -> str:
-    clauses = below_zero_shot(total["by_target"])
-    if not clauses:
-        return ""
-    more = f" and {len(clauses) - 6} more" if len(clauses) > 6 else ""
-    told = esc("; ".join(clauses[:6])) + more
-    return f'<p class="warn">{esc(method)} is below zero-shot: {told}.</p>'
-
-
-def _facts(group: Sequence[Summary]) -> str:
-    first = group[0]
-    targets = dict.fromkeys(str(s.get("target") or NO_TARGET) for s in group)
-    seeds = dict.fromkeys(str(s.get("seed", "?")) for s in group)
-    rounds = dict.fromkeys(str(s["rounds"]) for s in group)
-    clients = dict.fromkeys(str(len(s["result"]["clients"])) for s in group)
-    facts = {
-        "Algorithm": first["algorithm"],
-        "Data set": first["dataset"],
-        "Model": first["model"],
-        "Weights": first.get("pretrained", "?"),
-        "Held out": ", ".join(targets),
-        "Clients": ", ".join(clients),
-        "Rounds": ", ".join(rounds),
-        "Seeds" if len(seeds) > 1 else "Seed": ", ".join(seeds),
-    }
-    if len(group) == 1:
-        facts["Best round"] = first.get("best_round", "?")
-    items = (f"<div><dt>{k}</dt><dd>{esc(v)}</dd></div>" for k, v in facts.items())
-    return f'<dl class="facts">{"".join(items)}</dl>'
-
-
-def _cards(group: Sequence[Summary], total: Mapping[str, Any], method: str) -> str:
-    base, got, half = total["mean"]["zero_shot"], total["mean"]["result"], total["ci95"]
-    cards = []
-    for kind, name in (("target", "Held-out domain"), ("clients", "Clients, mean")):
-        gain = lift(got[kind], base[kind])
-        if gain is None:
-            continue
-        spread = f" ± {100 * half[kind]:.2f}" if half[kind] is not None else ""
-        tone = "up" if gain >= 0 else "down"
-        below = (
-            f"zero-shot {percent(base[kind])} %, "
-            f'<span class="{tone}" style="display:inline">{points(gain)} points</span>'
-        )
-        value = f"{percent(got[kind])}<small>{spread} %</small>"
-        cards.append(_card(f"{esc(method)}, {name.lower()}", value, below))
-    cards.append(_bytes_card(group))
-    stages = total["seconds"]
-    told = ", ".join(f"{name} {human_seconds(s)}" for name, s in stages.items())
-    cards.append(_card("Time, all stages", human_seconds(sum(stages.values())), told))
-    return f'<div class="cards">{"".join(cards)}</div>'
-
-
-def _card(name: str, value: str, below: str) -> str:
-    return (
-        f'<div class="card"><span class="sub">{name}</span><b>{value}</b>'
-        f"<span>{below}</span></div>"
-    )
-
-
-def _bytes_card(group: Sequence[Summary]) -> str:
-    ways = {w: sum(s["communication"].get(f"bytes_{w}") or 0 for s in group) for w in _WAYS}
-    visits = sum(s["rounds"] * max(len(s["result"]["clients"]), 1) for s in group)
-    up, down = (human_bytes(ways[way] / max(visits, 1)) for way in _WAYS)
-    params = group[0]["communication"].get("params") or 0
-    value = f"{up}<small> up</small>"
-    below = f"{down} down; {params:,} parameters"
-    return _card("Sent a round and client, mean", value, below)
-
-
-_WAYS = ("up", "down")
 
 
 def _overview(total: Mapping[str, Any], method: str, key: str) -> list[Chart | None]:
@@ -267,11 +183,9 @@ def _run_title(run: RunRecord) -> str:
     got, base = scores(s, "result"), scores(s, "zero_shot")
     kind = "clients" if run.target == NO_TARGET else "target"
     name = "no held-out domain" if run.target == NO_TARGET else f"{run.target} held out"
-    return (
-        f"{esc(method_name(s['algorithm']))}, {esc(name)}, seed {esc(s.get('seed', '?'))}: "
-        f'{percent(got[kind])} % <span class="muted">zero-shot {percent(base[kind])} %'
-        "</span>"
-    )
+    told = f"{method_name(s['algorithm'])}, {name}, seed {s.get('seed', '?')}: "
+    zero = f'<span class="muted">zero-shot {percent(base[kind])} %</span>'
+    return f"{esc(told)}{percent(got[kind])} % {zero}"
 
 
 def _run(run: RunRecord, key: str) -> str:

@@ -23,7 +23,7 @@ h1{font-size:1.75rem;line-height:1.2;margin:.2em 0;overflow-wrap:anywhere}
 h2{font-size:1.2rem;margin:2.2em 0 .7em}
 h3{font-size:1rem;margin:1.6em 0 .5em}
 p{margin:.5em 0;overflow-wrap:anywhere}
-.lead{font-size:1.1rem;max-width:46em}
+.lead{font-size:1.1rem;max-width:54em}
 .muted,figcaption,dt,.sub{color:var(--muted)}
 .up{color:var(--good)}.down{color:var(--bad)}
 .warn{background:var(--bad-ground);border-left:4px solid var(--bad);
@@ -41,12 +41,13 @@ font-variant-numeric:tabular-nums}
 .card b small{font-size:.95rem;font-weight:400;color:var(--muted)}
 .card span{font-size:.85rem;display:block}
 .box{overflow-x:auto}
-.narrow{max-width:44em}
+.narrow{max-width:56em}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.42em .8em;text-align:right;white-space:nowrap;
 border-bottom:1px solid var(--grid)}
 tr:last-child>*{border-bottom:0}
-thead th{font-size:.82rem;color:var(--muted);font-weight:600;vertical-align:bottom}
+thead th{font-size:.82rem;color:var(--muted);font-weight:600;vertical-align:bottom;
+white-space:normal;min-width:6em}
 tbody th{font-weight:500}
 th:first-child,td:first-child,td.name{text-align:left}
 tbody th:first-child{position:sticky;left:0;background:var(--surface)}
@@ -57,7 +58,8 @@ gap:14px;margin:14px 0}
 figure{margin:0;padding:12px 14px;min-width:0}
 figcaption{font-weight:600;color:var(--ink);margin-bottom:6px}
 figure .sub{font-size:.85rem;margin:.3em 0 0}
-svg.plot{display:block;width:100%;max-width:640px;height:auto;margin:0 auto;overflow:visible;
+svg.plot{display:block;width:100%;max-width:640px;height:auto;margin:0 auto;
+overflow:visible;
 font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
 svg.plot *{stroke-linejoin:round;stroke-linecap:butt}
 svg.plot image{image-rendering:pixelated}
@@ -76,7 +78,8 @@ details{margin:10px 0;padding:0 14px}
 summary{cursor:pointer;padding:.7em 0;font-weight:600;overflow-wrap:anywhere}
 details[open]{padding-bottom:14px}
 pre{overflow-x:auto;background:var(--ground);border:1px solid var(--grid);
-border-radius:6px;padding:.8em 1em;font:.82rem/1.45 ui-monospace,Menlo,Consolas,monospace;
+border-radius:6px;padding:.8em 1em;
+font:.82rem/1.45 ui-monospace,Menlo,Consolas,monospace;
 margin:.6em 0}
 ul.names{columns:22em;font-size:.85rem;overflow-wrap:anywhere}
 details figure,details .box{background:none}

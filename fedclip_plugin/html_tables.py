@@ -1,4 +1,4 @@
-"""The tables of the report page, as HTML."""
+"""The headline figures and the tables of the report page, as HTML."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .averages import client_names, lift, percent, points, scores
-from .records import NO_TARGET, RunRecord
+from .averages import (
+    below_zero_shot,
+    client_names,
+    human_bytes,
+    human_seconds,
+    lift,
+    percent,
+    points,
+    scores,
+)
+from .records import NO_TARGET, RunRecord, Summary
+
+_WAYS = ("up", "down")
 
 MAX_COLUMNS = 12  # clients beside each other
 MAX_ROWS = 100  # clients below each other
@@ -49,6 +60,105 @@ def _with_half(value: float | None, half: float | None) -> str:
     if half is None:
         return percent(value)
     return f'{percent(value)} <span class="sub">± {100 * half:.2f}</span>'
+
+
+# -- what was run, and how it went ----------------------------------------------------
+
+
+def lead(total: Mapping[str, Any], method: str) -> str:
+    """The result in one sentence; empty where nothing could be measured."""
+    base, got = total["mean"]["zero_shot"], total["mean"]["result"]
+    kind = "clients" if got["target"] is None else "target"
+    gain = lift(got[kind], base[kind])
+    where = "the clients' test images" if kind == "clients" else "the held-out domain"
+    if kind == "target" and len(total["by_target"]) > 1:
+        where = "the held-out domains on average"
+    if gain is None:
+        return ""
+    side = "above" if gain >= 0 else "below"
+    return (
+        f'<p class="lead">{esc(method)} reaches <b>{percent(got[kind])}&nbsp;%</b> '
+        f"on {where}, {abs(100 * gain):.2f} points {side} zero-shot CLIP "
+        f"({percent(base[kind])}&nbsp;%).</p>"
+    )
+
+
+def warning(total: Mapping[str, Any], method: str) -> str:
+    """What training worsened; empty where nothing."""
+    clauses = below_zero_shot(total["by_target"])
+    if not clauses:
+        return ""
+    more = f" and {len(clauses) - 6} more" if len(clauses) > 6 else ""
+    told = esc("; ".join(clauses[:6])) + more
+    return f'<p class="warn">{esc(method)} is below zero-shot: {told}.</p>'
+
+
+def facts(group: Sequence[Summary]) -> str:
+    """What was run."""
+    first = group[0]
+    targets = dict.fromkeys(str(s.get("target") or NO_TARGET) for s in group)
+    seeds = dict.fromkeys(str(s.get("seed", "?")) for s in group)
+    rounds = dict.fromkeys(str(s["rounds"]) for s in group)
+    clients = dict.fromkeys(str(len(s["result"]["clients"])) for s in group)
+    facts = {
+        "Algorithm": first["algorithm"],
+        "Data set": first["dataset"],
+        "Model": first["model"],
+        "Weights": first.get("pretrained", "?"),
+        "Held out": ", ".join(targets),
+        "Clients": ", ".join(clients),
+        "Rounds": ", ".join(rounds),
+        "Seeds" if len(seeds) > 1 else "Seed": ", ".join(seeds),
+    }
+    if len(group) == 1:
+        facts["Best round"] = first.get("best_round", "?")
+    items = (f"<div><dt>{k}</dt><dd>{esc(v)}</dd></div>" for k, v in facts.items())
+    return f'<dl class="facts">{"".join(items)}</dl>'
+
+
+def cards(group: Sequence[Summary], total: Mapping[str, Any], method: str) -> str:
+    """Headline figures: accuracies, bytes, seconds."""
+    base, got, half = total["mean"]["zero_shot"], total["mean"]["result"], total["ci95"]
+    cards = []
+    for kind, name in (("target", "Held-out domain"), ("clients", "Clients, mean")):
+        gain = lift(got[kind], base[kind])
+        if gain is None:
+            continue
+        spread = f" ± {100 * half[kind]:.2f}" if half[kind] is not None else ""
+        tone = "up" if gain >= 0 else "down"
+        below = (
+            f"zero-shot {percent(base[kind])} %, "
+            f'<span class="{tone}" style="display:inline">{points(gain)} points</span>'
+        )
+        value = f"{percent(got[kind])}<small>{spread} %</small>"
+        cards.append(_card(f"{esc(method)}, {name.lower()}", value, below))
+    cards.append(_bytes_card(group))
+    stages = total["seconds"]
+    told = ", ".join(f"{name} {human_seconds(s)}" for name, s in stages.items())
+    cards.append(_card("Time, all stages", human_seconds(sum(stages.values())), told))
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _card(name: str, value: str, below: str) -> str:
+    return (
+        f'<div class="card"><span class="sub">{name}</span><b>{value}</b>'
+        f"<span>{below}</span></div>"
+    )
+
+
+def _bytes_card(group: Sequence[Summary]) -> str:
+    ways = {
+        w: sum(s["communication"].get(f"bytes_{w}") or 0 for s in group) for w in _WAYS
+    }
+    visits = sum(s["rounds"] * max(len(s["result"]["clients"]), 1) for s in group)
+    up, down = (human_bytes(ways[way] / max(visits, 1)) for way in _WAYS)
+    params = group[0]["communication"].get("params") or 0
+    value = f"{up}<small> up</small>"
+    below = f"{down} down; {params:,} parameters"
+    return _card("Sent a round and client, mean", value, below)
+
+
+# -- tables ---------------------------------------------------------------------------
 
 
 def results(total: Mapping[str, Any], method: str) -> str:
@@ -120,7 +230,9 @@ def clients_of_run(run: RunRecord) -> str:
     rows = []
     if run.target != NO_TARGET:
         held = f'{esc(run.target)} <span class="sub">held out</span>'
-        rows.append([held, "-", "-", "all", *_scores(base.get("target"), got.get("target"))])
+        rows.append(
+            [held, "-", "-", "all", *_scores(base.get("target"), got.get("target"))]
+        )
     for name, value in list(got["clients"].items())[:MAX_ROWS]:
         found = sizes.get(name) or {}
         counts = [_count(found.get(split)) for split in ("train", "val", "test")]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import RunConfig, from_dict, load_toml
+from .prompts import prompt_templates
 
 # destination in RunConfig -> the flags, the authors' names among them
 _RUN = "what to run"
@@ -139,6 +140,8 @@ def _settle(values: dict[str, Any]) -> dict[str, Any]:
     for section, name in ((data, "root"), (data, "features"), (model, "config_dir")):
         if isinstance(section.get(name), str):
             section[name] = str(Path(section[name]).expanduser().resolve())
+    if "prompts" in data:
+        data["prompts"] = prompt_templates(data["prompts"])
     tag = model.get("pretrained")
     if isinstance(tag, str) and Path(tag).expanduser().is_file():
         model["pretrained"] = str(Path(tag).expanduser().resolve())

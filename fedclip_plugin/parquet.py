@@ -52,7 +52,7 @@ class ImageTable:
                 f"reading {path} needs pyarrow; pip install 'fedclip-plugin[hub]'"
             ) from error
         try:
-            file = parquet.ParquetFile(path)
+            file = parquet.ParquetFile(path, pre_buffer=False)
         except (ValueError, OSError) as error:  # ArrowInvalid is a ValueError
             raise DataError(f"{path} is not a parquet file: {_line(error)}") from error
         schema = file.schema_arrow
@@ -79,19 +79,26 @@ class ImageTable:
         return self.names.get("label", ())
 
     def rows(self) -> Iterator[ImageRow]:
-        """Every row in order; raises DataError naming file and row."""
-        columns = list(self.columns.values())
+        """Every row in order, one row group in memory; DataError names file and row."""
         number = 0
         try:
-            for batch in self.file.iter_batches(_BATCH_ROWS, columns=columns):
-                for values in batch.to_pylist():
-                    yield self._row(values, f"{self.path} row {number}")
-                    number += 1
+            for values in self._values():
+                yield self._row(values, f"{self.path} row {number}")
+                number += 1
         except (ValueError, OSError) as error:
             raise DataError(
                 f"{self.path} is damaged after row {number}: {_line(error)}; "
                 "fetch it again"
             ) from error
+
+    def _values(self) -> Iterator[dict[str, Any]]:
+        columns = list(self.columns.values())
+        for group in range(self.file.num_row_groups):
+            # Over all groups at once, Arrow would keep what it has read.
+            for batch in self.file.iter_batches(
+                _BATCH_ROWS, row_groups=[group], columns=columns
+            ):
+                yield from batch.to_pylist()
 
     def _row(self, values: Mapping[str, Any], where: str) -> ImageRow:
         cell = values[self.columns["image"]]

@@ -1,9 +1,9 @@
 """The figures of the report: one function a figure, ``None`` where there is no data.
 
 Every function takes a :class:`RunRecord` and a page-unique ``key`` and returns a
-:class:`Chart`, within ``svg.figure_style``.  Accuracies are drawn in per cent.  Colours tell the same thing all
-over the page: grey is zero-shot, blue the method or the held-out domain, orange the
-clients (Okabe and Ito's colour-blind-safe set).
+:class:`Chart`, within ``svg.figure_style``.  Accuracies are drawn in per cent.  Colours
+tell the same thing all over the page: grey is zero-shot, blue the method or the
+held-out domain, orange the clients (Okabe and Ito's colour-blind-safe set).
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ def _client_tests(run: RunRecord) -> np.ndarray:
 
 def _round_axis(axes: Axes, rounds: np.ndarray) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-    axes.set_xlim(min(1, rounds[0]) - 0.02 * len(rounds), rounds[-1] + 0.5)
+    if len(rounds) == 1:
+        axes.set_xlim(rounds[0] - 1, rounds[0] + 1)
+    else:
+        axes.set_xlim(0, rounds[-1] + 0.01 * len(rounds))
 
 
 def _line(axes: Axes, x: np.ndarray, y: np.ndarray, name: str, **style: Any) -> None:
@@ -80,15 +83,15 @@ def accuracy_curve(run: RunRecord, key: str) -> Chart | None:
         _line(axes, rounds, 100 * values, name, linewidth=1.8)
         legend.append(Key(name, text, "line"))
         if zero is not None:
-            dashes = {"linestyle": (0, (4, 3)), "linewidth": 1.2}
+            dashes: dict[str, Any] = {"linestyle": (0, (4, 3)), "linewidth": 1.2}
             axes.axhline(100 * zero, color=colour(name), **dashes)
             legend.append(Key(name, f"{text.split(':')[0]}, zero-shot", "dash"))
     _round_axis(axes, rounds)
     _mark_best(run, axes)
-    label_axes(axes, "round", "accuracy, %")
+    label_axes(axes, "round")
     label = f"Accuracy over {len(rounds)} rounds; best round {_best(run)}"
     svg = to_svg(figure, key=key, label=label)
-    return Chart("Accuracy per round", svg, tuple(legend))
+    return Chart("Accuracy per round, %", svg, tuple(legend))
 
 
 def _client_band(run: RunRecord, axes: Axes, rounds: np.ndarray) -> list[Key]:
@@ -97,7 +100,7 @@ def _client_band(run: RunRecord, axes: Axes, rounds: np.ndarray) -> list[Key]:
     if tests.shape[1] < 2 or known.sum() < 2:
         return []
     low, high = np.nanmin(tests[known], axis=1), np.nanmax(tests[known], axis=1)
-    band = {"color": colour("clients"), "alpha": 0.13, "linewidth": 0}
+    band: dict[str, Any] = {"color": colour("clients"), "alpha": 0.13, "linewidth": 0}
     axes.fill_between(rounds[known], low, high, **band)
     return [Key("clients", "clients, lowest to highest", "band")]
 
@@ -131,7 +134,8 @@ def loss_curve(run: RunRecord, key: str) -> Chart | None:
     _line(axes, rounds, loss, "method", linewidth=1.8)
     _round_axis(axes, rounds)
     label_axes(axes, "round", "mean loss of the participants")
-    label = f"Loss from {loss[np.isfinite(loss)][0]:.3f} to {loss[np.isfinite(loss)][-1]:.3f}"
+    known = loss[np.isfinite(loss)]
+    label = f"Loss from {known[0]:.3f} to {known[-1]:.3f}"
     return Chart("Loss per round", to_svg(figure, key=key, label=label))
 
 
@@ -140,7 +144,9 @@ def bytes_curve(run: RunRecord, key: str) -> Chart | None:
     if not run.metrics:
         return None
     rounds = _column(run, "round")
-    ways = [np.cumsum(np.nan_to_num(_column(run, f"bytes_{w}"))) for w in ("down", "up")]
+    ways = [
+        np.cumsum(np.nan_to_num(_column(run, f"bytes_{w}"))) for w in ("down", "up")
+    ]
     total = human_bytes(ways[0][-1] + ways[1][-1])
     figure, axes = new_axes(2.3, left=0.75, top=0.26)
     x, stack = np.concatenate([[rounds[0] - 1], rounds]), np.zeros(len(rounds) + 1)
@@ -159,7 +165,7 @@ def bytes_curve(run: RunRecord, key: str) -> Chart | None:
 class _ByteLocator(MaxNLocator):
     """Ticks at round numbers of KiB, MiB or GiB."""
 
-    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+    def tick_values(self, vmin: float, vmax: float) -> Any:
         unit = 1024.0 ** max(0, int(np.log2(max(vmax, 1)) // 10))
         self.set_params(nbins=5)
         return np.asarray(super().tick_values(vmin / unit, vmax / unit)) * unit
@@ -186,7 +192,11 @@ def domain_bars(run: RunRecord, key: str) -> Chart | None:
     if len(rows) > MAX_BARS:
         return _histogram(rows, method, key)
     if run.target != NO_TARGET:
-        held = (f"{clean(run.target, 14)} (held out)", base.get("target"), got.get("target"))
+        held = (
+            f"{clean(run.target, 14)} (held out)",
+            base.get("target"),
+            got.get("target"),
+        )
         rows.insert(0, held)
     return pair_bars("Zero-shot and trained, per domain", rows, method, key)
 
@@ -201,7 +211,8 @@ def pair_bars(
     """Two bars a row: ``(name, zero-shot, method)``; ``halves`` are error bars."""
     if not rows:
         return None
-    figure, axes = _bar_axes([clean(name, 26) for name, _, _ in rows], 0.42)
+    rows = [(clean(name, 26), base, got) for name, base, got in rows]
+    figure, axes = _bar_axes([name for name, _, _ in rows], 0.42)
     for i, (_, *pair) in enumerate(rows):
         for value, name, at in zip(pair, ("base", "method"), (i - 0.19, i + 0.19)):
             half = (halves or {}).get(i, 0.0) if name == "method" else 0.0
@@ -210,20 +221,23 @@ def pair_bars(
     axes.set_xticks(range(0, 101, 20))
     label_axes(axes, "accuracy, %")
     told = "; ".join(f"{n}: {percent(z)} to {percent(v)}" for n, z, v in rows[:8])
-    svg = to_svg(figure, key=key, label=f"Zero-shot to {method}, %: {clean(told, 300)}")
-    return Chart(title, svg, (Key("base", "zero-shot"), Key("method", method)))
+    svg = to_svg(figure, key=key, label=f"Zero-shot to {clean(method)}, %: {told}")
+    note = "Whiskers: 95 % confidence interval over seeds." if halves else ""
+    return Chart(title, svg, (Key("base", "zero-shot"), Key("method", method)), note)
 
 
 def _value_bar(
     axes: Axes, at: float, value: float | None, name: str, half: float = 0.0
 ) -> None:
     length = 100 * (value or 0)
+    end = length + 1.2
     axes.barh(at, length, height=0.34, color=colour(name))
     if half:
         bar: dict[str, Any] = {"ecolor": colour("ink"), "elinewidth": 1, "capsize": 2}
-        axes.errorbar(length, at, xerr=100 * half, **bar)
+        above = min(100 * half, 100 - length)  # an accuracy stays within 0..100
+        axes.errorbar(length, at, xerr=[[min(100 * half, length)], [above]], **bar)
+        end += above
     text = percent(value, "no test images")
-    end = length + 100 * half + 1.2
     axes.text(end, at, text, va="center", color=colour("ink"), fontsize=SMALL)
 
 
@@ -231,7 +245,10 @@ def _histogram(
     rows: Sequence[tuple[str, float | None, float | None]], method: str, key: str
 ) -> Chart | None:
     """How many clients reach which accuracy; for more clients than bars can show."""
-    columns = [[100 * r[i] for r in rows if r[i] is not None] for i in (1, 2)]
+    columns = [
+        [100 * base for _, base, _ in rows if base is not None],
+        [100 * got for _, _, got in rows if got is not None],
+    ]
     if not all(columns):
         return None
     figure, axes = new_axes(2.6, top=0.26)

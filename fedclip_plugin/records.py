@@ -86,7 +86,9 @@ def load_run(directory: str | Path) -> RunRecord:
 def load_runs(*directories: str | Path) -> list[RunRecord]:
     """Read every leaf at or below the directories, targets in the order of the run.
 
-    Raises RunError when a directory holds none, or when a leaf is unfinished.
+    A tree with a summary above its leaves tells which of them belong to it; others are
+    left from an earlier run and are passed over.  Raises RunError when a directory
+    holds none, or when a leaf is unfinished.
     """
     records: list[RunRecord] = []
     for directory in directories:
@@ -95,7 +97,11 @@ def load_runs(*directories: str | Path) -> list[RunRecord]:
         if not leaves:
             raise RunError(_why_no_summary(path))
         found = [load_run(leaf) for leaf in leaves]
-        records += sorted(found, key=_order_of(path))
+        rank = _ranks(path)
+        records += sorted(
+            (run for run in found if not rank or _identity(run.summary) in rank),
+            key=lambda run: rank.get(_identity(run.summary), 0),
+        )
     return records
 
 
@@ -103,15 +109,15 @@ def _leaves(path: Path) -> list[Path]:
     """Directories at or below ``path`` that hold a leaf, finished or not."""
     leaves = []
     for folder, below, files in os.walk(path):
-        below[:] = sorted(
-            (d for d in below if not d.startswith(".") and d != "checkpoint"),
-            key=_natural,
-        )
         here = Path(folder)
-        if "metrics.jsonl" in files or (
-            "summary.json" in files and "runs" not in _read_json(here / "summary.json")
-        ):
+        if "summary.json" in files:
+            leaf = "runs" not in _read_json(here / "summary.json")
+        else:
+            leaf = "metrics.jsonl" in files
+        if leaf:
             leaves.append(here)
+            below.clear()
+        below[:] = sorted((d for d in below if not d.startswith(".")), key=_natural)
     return leaves
 
 
@@ -121,15 +127,19 @@ def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(p), p) if p.isdecimal() else (1, 0, p) for p in parts)
 
 
-def _order_of(path: Path) -> Any:
-    """Sort key of a tree's own order of targets and seeds; 0 where it tells none."""
+def _identity(summary: Summary) -> tuple[str, str]:
+    return target_name(summary), str(summary.get("seed"))
+
+
+def _ranks(path: Path) -> dict[tuple[str, str], int]:
+    """Place of every leaf in the tree's own order; empty where nothing tells it."""
     top = path / "summary.json"
-    runs = _read_json(top).get("runs", []) if top.is_file() else []
-    rank: dict[tuple[str, Any], int] = {}
+    runs = _read_json(top).get("runs") if top.is_file() else None
+    rank: dict[tuple[str, str], int] = {}
     for summary in runs if isinstance(runs, list) else []:
         if isinstance(summary, dict):
-            rank.setdefault((target_name(summary), summary.get("seed")), len(rank))
-    return lambda run: rank.get((run.target, run.summary.get("seed")), len(rank))
+            rank.setdefault(_identity(summary), len(rank))
+    return rank
 
 
 def _why_no_summary(path: Path) -> str:
@@ -183,7 +193,7 @@ def _read_metrics(path: Path) -> tuple[dict[str, Any], ...]:
             continue
         entry = _parse(line, f"{path} line {number}")
         if not isinstance(entry.get("round"), int):
-            raise RunError(f"{path} line {number}: expected an integer \"round\"")
+            raise RunError(f'{path} line {number}: expected an integer "round"')
         rounds[entry["round"]] = entry
     return tuple(rounds[key] for key in sorted(rounds))
 

@@ -65,7 +65,7 @@ class TensorBoardLog:
                 "TensorBoard is not installed: "
                 "run `pip install fedclip-plugin[tensorboard]`"
             ) from error
-        self._writer: Any = SummaryWriter(str(directory))  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(directory))
 
     def __enter__(self) -> TensorBoardLog:
         return self

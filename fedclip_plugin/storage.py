@@ -21,6 +21,7 @@ from torch import Tensor
 from .errors import RunError
 
 CHECKSUM = "sha256"
+_KEY = "fedclip"  # one metadata key: safetensors orders several at random
 
 
 def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
@@ -74,7 +75,8 @@ def write_tensors(
 ) -> None:
     """Atomic safetensors file with a checksum of the tensors in its metadata."""
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    header = {**(metadata or {}), CHECKSUM: digest_tensors(plain)}
+    fields = {**(metadata or {}), CHECKSUM: digest_tensors(plain)}
+    header = {_KEY: json.dumps(fields, sort_keys=True)}
     write_bytes(path, safetensors.torch.save(plain, header), durable)
 
 
@@ -92,7 +94,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         tensors = safetensors.torch.load(data)
         size = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+        header = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+        metadata: dict[str, str] = json.loads(header.get(_KEY, "{}"))
     except (SafetensorError, ValueError, KeyError) as error:
         raise DamagedFileError(f"{path} is not a whole safetensors file") from error
     if CHECKSUM in metadata and metadata[CHECKSUM] != digest_tensors(tensors):

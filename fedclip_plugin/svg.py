@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
@@ -28,7 +29,9 @@ _NAME_OF = {stand_in: name for name, stand_in in _STAND_IN.items()}
 
 SIZE, SMALL = 9.0, 8.0  # points; a phone shows them at about as many pixels
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
+    # all but what rc_context would not restore
+    **{k: v for k, v in matplotlib.rcParamsDefault.items() if "backend" not in k},
     "svg.fonttype": "none",  # text stays text: it can be selected and searched
     "svg.hashsalt": "fedclip",
     "svg.image_inline": True,
@@ -71,8 +74,9 @@ def colour(name: str) -> str:
 def figure_style() -> Iterator[None]:
     """Matplotlib's defaults with our settings, whatever the user's matplotlibrc."""
     with warnings.catch_warnings(), matplotlib.rc_context():
-        warnings.simplefilter("ignore")  # glyphs that DejaVu lacks: the browser has them
-        matplotlib.rcParams.update(matplotlib.rcParamsDefault | {"backend": "svg"})
+        warnings.simplefilter(
+            "ignore"
+        )  # glyphs that DejaVu lacks: the browser has them
         matplotlib.rcParams.update(_STYLE)
         yield
 
@@ -187,7 +191,5 @@ def _attribute(name: str, value: str, key: str) -> str:
         return " ".join(value.split())
     if name == "style":
         value = re.sub(r"\s*font-family:[^;]*;", "", value)
-        return re.sub(
-            r"#0000[0-9a-f]{2}", lambda m: f"var(--{_NAME_OF[m[0]]})", value
-        )
+        return re.sub(r"#0000[0-9a-f]{2}", lambda m: f"var(--{_NAME_OF[m[0]]})", value)
     return value

@@ -238,7 +238,9 @@ def _markdown(summaries: Sequence[Summary]) -> str:
     lines = [_markdown_row(head), _markdown_row(["---"] * 5 + ["---:"] * 6)]
     for group in groups(summaries):
         total = aggregate(group)
-        rows = {name: (row, len(row["seeds"])) for name, row in total["by_target"].items()}
+        rows = {
+            name: (row, len(row["seeds"])) for name, row in total["by_target"].items()
+        }
         if len(rows) > 1:
             rows["mean"] = ({**total["mean"], "ci95": total["ci95"]}, len(group))
         first = group[0]
@@ -269,7 +271,9 @@ def _csv(records: Sequence[RunRecord]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     shared = ("algorithm", "dataset", "model", "pretrained", "seed")
-    writer.writerow(["run", *shared, "held_out", "role", "domain", "zero_shot", "result"])
+    writer.writerow(
+        ["run", *shared, "held_out", "role", "domain", "zero_shot", "result"]
+    )
     for record in records:
         s = record.summary
         about = [str(record.path), *(s.get(key) for key in shared), record.target]

@@ -13,13 +13,12 @@ contradict the weights.
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .checkpoint import ModelSource, schema_files
 from .errors import WeightsError
 from .files import QUICKGELU, cache_dir, file_sha256, is_jit_archive, origin_of
 from .files import read_json as read_json
@@ -50,29 +49,6 @@ DEFAULT_PREPROCESS: Config = {
 }
 
 
-@dataclass(frozen=True)
-class ModelSource:
-    """A model and its weights, resolved but not loaded."""
-
-    name: str  # open_clip's, with -quickgelu where the weights need it
-    tag: str  # the tag, or the file's name
-    config: Config  # open_clip's model config, as it will be built
-    preprocess: Config  # the fields of open_clip.PreprocessCfg
-    file: Path | None = None  # None: on the hub, see checkpoint.weights_file
-    config_file: Path | None = None  # None: open_clip knows the model
-
-    @property
-    def preprocess_id(self) -> str:
-        """Canonical JSON of what happens to an image before the encoder."""
-        return json.dumps(self.preprocess, sort_keys=True)
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the encoder's input in pixels."""
-        height, width = self.preprocess["size"]
-        return int(height), int(width)
-
-
 def resolve(model: str, pretrained: str, config_dir: str | None = None) -> ModelSource:
     """Find the config and the weights that a user's words stand for.
 
@@ -90,7 +66,7 @@ def resolve(model: str, pretrained: str, config_dir: str | None = None) -> Model
     file_like = os.sep in pretrained or path.suffix in SUFFIXES
     tag_config = None if file_like else _tag_config(name, pretrained)
     if tag_config is not None:
-        return _resolve_tag(name, pretrained, config, tag_config)
+        return _resolve_tag(name, pretrained, config, tag_config, config_file)
     if path.is_file():
         return _resolve_file(model, name, config, path, config_file)
     raise _no_weights(name, pretrained, path, file_like)
@@ -163,13 +139,14 @@ def _resolve_shipped(name: str, config: Config, file: Path) -> ModelSource:
 
 
 def _resolve_tag(
-    name: str, tag: str, config: Config, tag_config: Config
+    name: str, tag: str, config: Config, tag_config: Config, config_file: Path | None
 ) -> ModelSource:
     quick = bool(tag_config.get("quick_gelu", False))
     _refuse_gelu_weights(name, f"--pretrained {tag}", quick)
     if quick and not config.get("quick_gelu", False):
         name, config = _quickgelu_variant(name, config)
-    return ModelSource(name, tag, config, preprocess_of(config, tag_config))
+    preprocess = preprocess_of(config, tag_config)
+    return ModelSource(name, tag, config, preprocess, config_file=config_file)
 
 
 def _resolve_file(
@@ -219,8 +196,6 @@ def _quickgelu_variant(name: str, config: Config) -> tuple[str, Config]:
 
 def _resolve_schema(model: str) -> ModelSource:
     """A ``hf-hub:org/name`` or ``local-dir:PATH`` model of open_clip."""
-    from .checkpoint import schema_files
-
     config_file, file = schema_files(model)
     config = read_json(config_file)
     if "model_cfg" not in config:

@@ -19,33 +19,35 @@ from .storage import digest_tensors
 from .update import ClientUpdate, State
 
 _CHECKSUM = "sha256"
+_KEY = "fedclip"  # one metadata key: safetensors orders several at random
 
 
-def _fields(update: ClientUpdate) -> str:
-    return json.dumps(
-        {
-            "client": update.client,
-            "num_examples": update.num_examples,
-            "metrics": {k: float(v) for k, v in update.metrics.items()},
-        },
-        sort_keys=True,
-    )
+def _fields(update: ClientUpdate) -> dict[str, object]:
+    return {
+        "client": update.client,
+        "num_examples": update.num_examples,
+        "metrics": {k: float(v) for k, v in update.metrics.items()},
+    }
 
 
-def _checksum(state: State, fields: str) -> str:
-    return hashlib.sha256((fields + digest_tensors(state)).encode()).hexdigest()
+def _checksum(state: State, fields: object) -> str:
+    text = json.dumps(fields, sort_keys=True) + digest_tensors(state)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _envelope(fields: dict[str, object], checksum: str) -> str:
+    return json.dumps({**fields, _CHECKSUM: checksum}, sort_keys=True)
 
 
 def encode_update(update: ClientUpdate) -> bytes:
     """Bytes of an update: a safetensors file whose metadata tells client and rows."""
     fields = _fields(update)
-    metadata = {"update": fields, _CHECKSUM: _checksum(update.state, fields)}
-    return _save(update.state, metadata)
+    return _save(update.state, _envelope(fields, _checksum(update.state, fields)))
 
 
-def _save(state: State, metadata: dict[str, str] | None = None) -> bytes:
+def _save(state: State, envelope: str | None = None) -> bytes:
     plain = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    return safetensors.torch.save(plain, metadata)
+    return safetensors.torch.save(plain, {_KEY: envelope} if envelope else None)
 
 
 def decode_update(data: bytes, where: str = "update") -> ClientUpdate:
@@ -56,12 +58,11 @@ def decode_update(data: bytes, where: str = "update") -> ClientUpdate:
     try:
         state = safetensors.torch.load(data)
         size = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + size])["__metadata__"]
-        fields = metadata["update"]
-        expected = metadata[_CHECKSUM]
-        parsed = json.loads(fields)
-        client, count = parsed["client"], parsed["num_examples"]
-        metrics = {str(k): float(v) for k, v in parsed["metrics"].items()}
+        header = json.loads(data[8 : 8 + size])
+        fields = json.loads(header["__metadata__"][_KEY])
+        expected = fields.pop(_CHECKSUM)
+        client, count = fields["client"], fields["num_examples"]
+        metrics = {str(k): float(v) for k, v in fields["metrics"].items()}
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UpdateError(f"{where}: not a whole fedclip update ({error})") from error
     if _checksum(state, fields) != expected:
@@ -73,7 +74,8 @@ def decode_update(data: bytes, where: str = "update") -> ClientUpdate:
 
 def update_bytes(update: ClientUpdate) -> int:
     """``len(encode_update(update))``, without building the bytes every round."""
-    return _length(_signature(update.state), len(json.dumps(_fields(update))) - 2)
+    envelope = _envelope(_fields(update), "0" * 64)
+    return _length(_signature(update.state), len(json.dumps(envelope)) - 2)
 
 
 def state_bytes(state: State) -> int:
@@ -89,8 +91,6 @@ def _signature(state: State) -> _Signature:
 
 
 @lru_cache(maxsize=256)
-def _length(signature: _Signature, fields: int | None) -> int:
+def _length(signature: _Signature, envelope: int | None) -> int:
     state = {key: torch.zeros(shape, dtype=dtype) for key, shape, dtype in signature}
-    if fields is None:
-        return len(_save(state))
-    return len(_save(state, {"update": "x" * fields, _CHECKSUM: "0" * 64}))
+    return len(_save(state, "x" * envelope if envelope else None))

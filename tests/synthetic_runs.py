@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fedclip_plugin.config import DataConfig, RunConfig, to_toml
@@ -36,7 +37,11 @@ def leaf_summary(
         found = {n: min(1.0, zero_shot_of(n) + more) for n in names}
         held = None if target is None else min(1.0, zero_shot_of(target) + more)
         every = [v for v in (held, *found.values()) if v is not None]
-        return {"target": held, "clients": found, "mean": sum(every) / len(every)}
+        return {
+            "target": held,
+            "clients": found,
+            "mean": fmean(every) if every else None,
+        }
 
     return {
         "algorithm": algorithm,

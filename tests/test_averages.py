@@ -6,7 +6,6 @@ import math
 from statistics import fmean
 
 import pytest
-from synthetic_runs import DOMAINS, leaf_summary
 
 from fedclip_plugin.averages import (
     aggregate,
@@ -19,6 +18,8 @@ from fedclip_plugin.averages import (
     student_t975,
 )
 from fedclip_plugin.errors import RunError
+
+from .synthetic_runs import DOMAINS, leaf_summary
 
 
 @pytest.mark.parametrize(

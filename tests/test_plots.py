@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
-from synthetic_runs import evaluation_of, leaf_summary, round_metrics
 
 from fedclip_plugin import class_plots, plots
 from fedclip_plugin.records import RunRecord
 from fedclip_plugin.svg import Chart, clean, figure_style
+
+from .synthetic_runs import evaluation_of, leaf_summary, round_metrics
 
 MAKERS = (
     plots.accuracy_curve,
@@ -70,9 +72,11 @@ def test_colours_follow_the_theme() -> None:
 
 
 def test_nothing_global_changes() -> None:
+    matplotlib.use("agg")
     before = dict(matplotlib.rcParams)
     draw(plots.loss_curve, record())
     assert dict(matplotlib.rcParams) == before
+    assert "matplotlib.pyplot" not in sys.modules
 
 
 def test_users_matplotlibrc_has_no_say() -> None:

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from synthetic_runs import dump, leaf_summary, write_leaf, write_tree
 
 from fedclip_plugin.errors import RunError
 from fedclip_plugin.records import load_run, load_runs
+
+from .synthetic_runs import dump, leaf_summary, write_leaf, write_tree
 
 
 def test_leaf_is_read_whole(tmp_path: Path) -> None:
@@ -46,6 +47,15 @@ def test_several_directories_are_read_in_turn(tmp_path: Path) -> None:
     write_leaf(tmp_path / "one", leaf_summary("scan"))
     runs = load_runs(tmp_path / "two", tmp_path / "one")
     assert [r.target for r in runs] == ["photo", "scan"]
+
+
+def test_leaves_of_an_earlier_run_are_passed_over(tmp_path: Path) -> None:
+    write_leaf(tmp_path)  # once a leaf, then a tree of more seeds, then of fewer
+    write_tree(tmp_path, seeds=(0, 1), domains=("scan", "photo"))
+    write_tree(tmp_path, seeds=(0,), domains=("photo",))
+    assert [r.path for r in load_runs(tmp_path)] == [tmp_path / "photo" / "seed-0"]
+    write_leaf(tmp_path)
+    assert [r.path for r in load_runs(tmp_path)] == [tmp_path]
 
 
 def test_checkpoints_are_not_runs(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from synthetic_runs import leaf_summary, round_metrics, write_leaf, write_tree
 
 from fedclip_plugin import report
 from fedclip_plugin.errors import RunError
+
+from .synthetic_runs import leaf_summary, round_metrics, write_leaf, write_tree
 
 
 def test_public_names() -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from synthetic_runs import DOMAINS, dump, leaf_summary, write_leaf
 
 from fedclip_plugin.averages import aggregate
 from fedclip_plugin.errors import RunError
 from fedclip_plugin.records import load_runs
 from fedclip_plugin.tables import merge, print_table
+
+from .synthetic_runs import DOMAINS, dump, leaf_summary, write_leaf
 
 SUMMARIES = [leaf_summary(t, s) for t in DOMAINS for s in (0, 1, 2)]
 
@@ -34,7 +35,11 @@ def test_fits_the_width_and_stays_ascii_in_a_pipe(width: int) -> None:
 
 
 def test_every_number_stands_in_one_row() -> None:
-    rows = {line.split()[0]: line.split() for line in printed(SUMMARIES).splitlines() if line.split()}
+    rows = {
+        line.split()[0]: line.split()
+        for line in printed(SUMMARIES).splitlines()
+        if line.split()
+    }
     total = aggregate(SUMMARIES)["mean"]
     assert rows["mean"][1] == f"{100 * total['zero_shot']['target']:.2f}"
     assert rows["mean"][2].startswith(f"{100 * total['result']['target']:.2f}+-")
@@ -91,7 +96,9 @@ def test_merge_to_markdown(tmp_path: Path) -> None:
     write_leaf(tmp_path / "b", leaf_summary("photo", algorithm="fed|x"))
     lines = merge(load_runs(tmp_path)).splitlines()
     assert len(lines) == 4
-    assert lines[2].startswith("| FedCLIP | digits | fedclip-tiny | photo | 1 | 59.80 |")
+    assert lines[2].startswith(
+        "| FedCLIP | digits | fedclip-tiny | photo | 1 | 59.80 |"
+    )
     assert r"fed\|x" in lines[3]
     assert "| +10.00 |" in lines[2]
 

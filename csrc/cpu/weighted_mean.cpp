@@ -1,8 +1,8 @@
 // Weighted mean of N clients' tensors, read in place: memory bandwidth is the ceiling.
 //
-// Groups of 8 clients are summed in fp32 and the groups in fp64: as fast as a plain fp32
-// sum, and an order of magnitude more exact for many clients.  Every element is summed
-// in client order, so the result does not depend on the number of threads.
+// Groups of 8 clients are summed in fp32 and the groups in fp64: as fast as a plain
+// fp32 sum, and an order of magnitude more exact for many clients.  Every element is
+// summed in client order, so the result does not depend on the number of threads.
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -33,8 +33,8 @@ std::vector<double> shares_of(const Tensor& weights) {
 
 // total[k] += sum over kGroup clients, in order; S is the type of that sum.
 template <typename T, typename S>
-void add_group(const T* const* xs, const S* shares, std::int64_t start, std::int64_t size,
-               double* total) {
+void add_group(const T* const* xs, const S* shares, std::int64_t start,
+               std::int64_t size, double* total) {
     static_assert(kGroup == 8);
     const T *x0 = xs[0] + start, *x1 = xs[1] + start, *x2 = xs[2] + start,
             *x3 = xs[3] + start, *x4 = xs[4] + start, *x5 = xs[5] + start,
@@ -111,10 +111,9 @@ Tensor weighted_mean(std::vector<Tensor> xs, Tensor weights) {
         "weighted_mean: expected weights of shape (", xs.size(), ",)");
     const ScalarType dtype = xs[0].scalar_type();
     for (std::size_t i = 0; i < xs.size(); ++i) {
-        STD_TORCH_CHECK(xs[i].is_cpu() && xs[i].scalar_type() == dtype &&
-                            same_shape(xs[i], xs[0]),
-                        "weighted_mean: xs[", i,
-                        "] differs from xs[0] in device, dtype or shape");
+        STD_TORCH_CHECK(
+            xs[i].is_cpu() && xs[i].scalar_type() == dtype && same_shape(xs[i], xs[0]),
+            "weighted_mean: xs[", i, "] differs from xs[0] in device, dtype or shape");
         if (!xs[i].is_contiguous()) xs[i] = torch::stable::contiguous(xs[i]);
     }
     STD_TORCH_CHECK(weights.is_cpu(), "weighted_mean: weights are not on the CPU");
@@ -128,7 +127,8 @@ Tensor weighted_mean(std::vector<Tensor> xs, Tensor weights) {
             shares = shares_of<double>(weights);
             break;
         default:
-            STD_TORCH_CHECK(false, "weighted_mean: expected float32 or float64 weights");
+            STD_TORCH_CHECK(false,
+                            "weighted_mean: expected float32 or float64 weights");
     }
     switch (dtype) {
         case ScalarType::Float:

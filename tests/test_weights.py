@@ -1,0 +1,449 @@
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg
+from safetensors.torch import load_file, save_file
+
+from fedclip_plugin import checkpoint, files
+from fedclip_plugin.checkpoint import build_model, weights_file
+from fedclip_plugin.encoder import EncoderSpec, FrozenClip, fingerprint
+from fedclip_plugin.errors import WeightsError
+from fedclip_plugin.weights import cache_dir, file_sha256, resolve
+
+from .clip_makers import VIT, jit_archive, tiny_clip, write_config
+
+PAPER_NAMES = {
+    "RN50": "RN50-quickgelu",
+    "RN50x4": "RN50x4-quickgelu",
+    "ViT-B/32": "ViT-B-32-quickgelu",
+    "ViT-B-32": "ViT-B-32-quickgelu",
+    "vit-b/16": "ViT-B-16-quickgelu",
+    "ViT-L/14": "ViT-L-14-quickgelu",
+    "ViT-L/14@336px": "ViT-L-14-336-quickgelu",
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDCLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.mark.parametrize("name", PAPER_NAMES)
+def test_openai_weights_always_get_quickgelu(name):
+    source = resolve(name, "openai")
+    assert source.name == PAPER_NAMES[name]
+    assert source.config["quick_gelu"] is True
+
+
+def test_every_registered_tag_gets_the_activation_it_was_trained_with():
+    from open_clip.pretrained import get_pretrained_cfg
+
+    own_config = {"roberta-ViT-B-32"}  # its config has QuickGELU, its tag is unmarked
+    pairs = open_clip.list_pretrained()
+    assert len(pairs) > 100
+    for name, tag in pairs:
+        source = resolve(name, tag)
+        quick = get_pretrained_cfg(name, tag).get("quick_gelu", False)
+        if name not in own_config:
+            assert source.config.get("quick_gelu", False) == quick, (name, tag)
+
+
+@pytest.mark.parametrize(
+    "name", ["ViT-B-32", "ViT-B-16-SigLIP", "RN50", "coca_ViT-B-32"]
+)
+def test_preprocess_is_what_open_clip_would_use(name):
+    tag = open_clip.list_pretrained_tags_by_model(name)[0]
+    from open_clip.pretrained import get_pretrained_cfg
+
+    known = get_pretrained_cfg(name, tag)
+    got = PreprocessCfg(**resolve(name, tag).preprocess)
+    assert list(got.mean) == list(known["mean"])
+    assert list(got.std) == list(known["std"])
+    assert (got.resize_mode, got.interpolation) == (
+        known["resize_mode"],
+        known["interpolation"],
+    )
+    assert got.size == [224, 224]
+
+
+def test_default_preprocess_is_open_clips(tmp_path):
+    file = tiny_clip(tmp_path, "tiny-default")
+    model = open_clip.create_model("tiny-default")
+    want = PreprocessCfg(**model.visual.preprocess_cfg)
+    got = PreprocessCfg(**resolve("tiny-default", str(file), str(tmp_path)).preprocess)
+    assert tuple(got.size) == tuple(want.size)
+    assert tuple(got.mean) == tuple(want.mean)
+    assert tuple(got.std) == tuple(want.std)
+    assert (got.mode, got.interpolation, got.resize_mode, got.fill_color) == (
+        want.mode,
+        want.interpolation,
+        want.resize_mode,
+        want.fill_color,
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "tag", "words"),
+    [
+        ("ViT-B-31", "openai", ["ViT-B-32", "--model-config", "list_pretrained"]),
+        ("ViT-B/32", "opanai", ["did you mean openai?", "laion2b_s34b_b79k"]),
+        ("ViT-B/32", "gone.pt", ["gone.pt", "no such file"]),
+        ("ViT-S-32", "openai", ["no downloadable weights", "--pretrained FILE"]),
+        ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", ["use --model ViT-B-32"]),
+        ("ViT-B/32", "fedclip-tiny", ["--model fedclip-tiny"]),
+        ("local-dir:nowhere", "", ["open_clip_config.json"]),
+    ],
+)
+def test_wrong_names_are_refused_in_one_line_with_the_remedy(model, tag, words):
+    with pytest.raises(WeightsError) as caught:
+        resolve(model, tag)
+    text = str(caught.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+
+
+def test_a_model_config_directory_may_be_given_again(tmp_path):
+    file = tiny_clip(tmp_path, "tiny-again")
+    spec = EncoderSpec("tiny-again", str(file), str(tmp_path), device="cpu")
+    FrozenClip.load(spec)
+    known = len(open_clip.factory._MODEL_CONFIG_PATHS)
+    FrozenClip.load(spec)
+    assert len(open_clip.factory._MODEL_CONFIG_PATHS) == known
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [(None, "no such directory"), ("{}", "holds no"), ("{", "not a readable JSON")],
+)
+def test_bad_model_config(tmp_path, content, word):
+    folder = tmp_path / "configs"
+    if content is not None:
+        folder.mkdir()
+        (folder / "mine.json").write_text(content)
+    with pytest.raises(WeightsError, match=word):
+        resolve("mine", "openai", str(folder))
+
+
+def _load(file: Path, name: str, folder: Path) -> torch.nn.Module:
+    source = resolve(name, str(file), str(folder))
+    return build_model(source, weights_file(source))
+
+
+@pytest.mark.parametrize("suffix", ["pt", "bin", "pth", "safetensors"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_checkpoint_formats(tmp_path, suffix, wrapped):
+    state = load_file(tiny_clip(tmp_path, "tiny-format"))
+    file = tmp_path / f"other.{suffix}"
+    if suffix == "safetensors":
+        save_file(state, file)
+    else:  # as open_clip's own training writes it
+        torch.save(
+            {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}
+            if wrapped
+            else state,
+            file,
+        )
+    model = _load(file, "tiny-format", tmp_path)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+class Payload:
+    def __init__(self, made: Path) -> None:
+        self.made = made
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.made),))
+
+
+def test_pickled_programs_are_refused(tmp_path):
+    tiny_clip(tmp_path, "tiny-pickle")
+    file = tmp_path / "evil.pt"
+    torch.save({"state_dict": Payload(tmp_path / "ran")}, file)
+    with pytest.raises(WeightsError, match=r"evil\.pt holds pickled .*safetensors"):
+        _load(file, "tiny-pickle", tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def _missing(state):
+    del state["visual.proj"]
+
+
+def _unexpected(state):
+    state["visual.extra"] = torch.zeros(1)
+
+
+def _wrong_shape(state):
+    state["visual.conv1.weight"] = torch.zeros(8, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (_missing, "1 missing keys (visual.proj)"),
+        (_unexpected, "1 unexpected keys (visual.extra)"),
+        (_wrong_shape, "visual.conv1.weight: [8, 3, 16, 16] in the file, [32, 3"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, change, word):
+    state = load_file(tiny_clip(tmp_path, "tiny-other"))
+    change(state)
+    file = tmp_path / "wrong.safetensors"
+    save_file(state, file)
+    with pytest.raises(WeightsError) as caught:
+        _load(file, "tiny-other", tmp_path)
+    text = str(caught.value)
+    assert str(file) in text
+    assert word in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize("keep", [0, 100, 20_000])
+def test_a_truncated_file_is_named(tmp_path, suffix, keep):
+    whole = tiny_clip(tmp_path, "tiny-cut")
+    file = tmp_path / f"cut.{suffix}"
+    if suffix == "pt":
+        torch.save(load_file(whole), file)
+    else:
+        file.write_bytes(whole.read_bytes())
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(WeightsError) as caught:
+        _load(file, "tiny-cut", tmp_path)
+    assert str(file) in str(caught.value)
+    assert "download it again" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\n", "git lfs"),
+        ("<!DOCTYPE html>", "web"),
+    ],
+)
+def test_pointers_and_web_pages_are_told_apart(tmp_path, content, word):
+    tiny_clip(tmp_path, "tiny-page")
+    file = tmp_path / "model.safetensors"
+    file.write_text(content)
+    with pytest.raises(WeightsError, match=word):
+        _load(file, "tiny-page", tmp_path)
+
+
+def test_openai_archive_loads_into_a_quickgelu_model_only(tmp_path):
+    state = load_file(tiny_clip(tmp_path, "tiny-openai", quick_gelu=True))
+    file = jit_archive(state, tmp_path / "ViT-tiny.pt")
+    model = _load(file, "tiny-openai", tmp_path)
+    for key, value in model.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, state[key].half().float())
+    write_config(tmp_path, "tiny-gelu", VIT)
+    with pytest.raises(
+        WeightsError, match=r'ViT-tiny\.pt.*"quick_gelu": true in .*tiny'
+    ):
+        resolve("tiny-gelu", str(file), str(tmp_path))
+    with pytest.raises(WeightsError, match="use --model ViT-B-32-quickgelu"):
+        resolve("ViT-B-32", str(file))
+    # OpenAI's own name can only mean OpenAI's model.
+    assert resolve("ViT-B/32", str(file)).name == "ViT-B-32-quickgelu"
+
+
+def test_openai_archive_of_another_size_is_refused(tmp_path):
+    file = jit_archive({"visual.proj": torch.zeros(2, 2)}, tmp_path / "x.pt")
+    tiny_clip(tmp_path, "tiny-misfit", quick_gelu=True)
+    with pytest.raises(WeightsError, match=r"x\.pt does not fit --model tiny-misfit"):
+        _load(file, "tiny-misfit", tmp_path)
+
+
+def test_a_hub_snapshot_tells_its_activation_and_normalisation(tmp_path):
+    folder = tmp_path / "vit_base_patch32_clip_224.openai"  # as the hub names it
+    folder.mkdir()
+    file = folder / "model.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(WeightsError, match="use --model ViT-B-32-quickgelu"):
+        resolve("ViT-B-32", str(file))
+    folder = tmp_path / "anywhere"
+    folder.mkdir()
+    (folder / "w.safetensors").write_bytes(b"")
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": {}, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}})
+    )
+    source = resolve("ViT-B-32", str(folder / "w.safetensors"))
+    assert source.preprocess["mean"] == [0.5, 0.5, 0.5]
+    with pytest.raises(WeightsError, match=r"use --model ViT-B-32$"):
+        resolve("ViT-B-32-quickgelu", str(folder / "w.safetensors"))
+
+
+def test_local_dir_models_load(tmp_path):
+    whole = tiny_clip(tmp_path, "tiny-dir")
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    (folder / "open_clip_model.safetensors").write_bytes(whole.read_bytes())
+    config = {"model_cfg": json.loads((tmp_path / "tiny-dir.json").read_text())}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    spec = EncoderSpec(f"local-dir:{folder}", "openai", device="cpu")
+    clip = FrozenClip.load(spec)
+    same = FrozenClip.load(
+        EncoderSpec("tiny-dir", str(whole), str(tmp_path), device="cpu")
+    )
+    captions = ["a picture of a dog"]
+    assert torch.equal(clip.encode_text(captions), same.encode_text(captions))
+
+
+def _fill_hub_cache(root: Path, repository: str, name: str, data: bytes) -> None:
+    base = root / f"models--{repository.replace('/', '--')}"
+    (base / "refs").mkdir(parents=True)
+    (base / "refs" / "main").write_text("0" * 40)
+    snapshot = base / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / name).write_bytes(data)
+
+
+def test_cached_hub_weights_need_no_network(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    source = resolve("ViT-B/32", "openai")
+    with pytest.raises(WeightsError) as caught:
+        weights_file(source)
+    assert "--pretrained FILE" in str(caught.value)
+    assert "HF_HUB_OFFLINE" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    repository = "timm/vit_base_patch32_clip_224.openai"
+    _fill_hub_cache(tmp_path / "hub", repository, "open_clip_model.safetensors", b"w")
+    assert weights_file(source).read_bytes() == b"w"
+
+
+def test_a_download_goes_through_open_clip(tmp_path, monkeypatch):
+    calls = []
+
+    def fake(repo_id, filename, local_files_only=False, **_):
+        calls.append((repo_id, filename, local_files_only))
+        if local_files_only:
+            raise FileNotFoundError(filename)
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr(open_clip.pretrained, "hf_hub_download", fake)
+    monkeypatch.setattr(checkpoint, "_reachable", lambda url: True)
+    file = weights_file(resolve("ViT-B-32", "laion2b_s34b_b79k"))
+    assert file.name == "open_clip_model.safetensors"
+    assert calls[-1][0] == "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+    assert calls[-1][2] is False
+
+
+def test_an_unreachable_hub_fails_at_once(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    for variable in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.upper(), raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: closed
+    start = time.monotonic()
+    with pytest.raises(WeightsError, match="--pretrained FILE"):
+        weights_file(resolve("ViT-B-32", "laion2b_s34b_b79k"))
+    assert time.monotonic() - start < 8
+
+
+# ------------------------------------------------------------------------ fingerprints
+
+
+def _fingerprint(file: Path, folder: Path, name: str = "tiny-print", **more) -> str:
+    return fingerprint(EncoderSpec(name, str(file), str(folder), **more))
+
+
+def test_fingerprint_knows_weights_config_and_preprocess(tmp_path):
+    file = tiny_clip(tmp_path, "tiny-print")
+    first = _fingerprint(file, tmp_path)
+    assert len(first) == 64
+    assert _fingerprint(file, tmp_path, precision="bf16", device="cpu") == first
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(file.read_bytes())
+    assert _fingerprint(copy, tmp_path) == first  # the name is nothing
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    copy.write_bytes(data)
+    assert _fingerprint(copy, tmp_path) != first
+    sibling = tmp_path / "open_clip_config.json"
+    sibling.write_text(json.dumps({"preprocess_cfg": {"resize_mode": "squash"}}))
+    assert _fingerprint(file, tmp_path) != first
+    sibling.unlink()
+    write_config(tmp_path, "tiny-print", {**VIT, "head_width": 8})
+    assert _fingerprint(file, tmp_path) != first
+
+
+def test_fingerprint_does_not_build_the_model(tmp_path, monkeypatch):
+    file = tiny_clip(tmp_path, "tiny-lazy")
+    monkeypatch.setattr(open_clip, "create_model", None)
+    _fingerprint(file, tmp_path, "tiny-lazy")
+
+
+def _old_file(tmp_path: Path, data: bytes) -> Path:
+    file = tmp_path / "big.bin"
+    file.write_bytes(data)
+    os.utime(file, (1e9, 1e9))
+    return file
+
+
+def test_hashes_are_remembered_until_the_file_changes(tmp_path, monkeypatch):
+    file = _old_file(tmp_path, b"weights")
+    first = file_sha256(file)
+    monkeypatch.setattr(files, "_hash", lambda _: "read again")
+    assert file_sha256(file) == first
+    os.utime(file, (1e9 + 1, 1e9 + 1))
+    assert file_sha256(file) == "read again"
+
+
+def test_a_file_still_being_written_is_not_remembered(tmp_path):
+    file = tmp_path / "new.bin"
+    file.write_bytes(b"a")
+    first = file_sha256(file)
+    stat = file.stat()
+    file.write_bytes(b"b")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert file_sha256(file) != first
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[1]", '{"x": 3}', "\0\0"])
+def test_a_damaged_memo_costs_only_time(tmp_path, damage):
+    file = _old_file(tmp_path, b"weights")
+    want = file_sha256(file)
+    memo = cache_dir() / files.MEMO_NAME
+    memo.write_text(damage)
+    assert file_sha256(file) == want
+    assert json.loads(memo.read_text())[str(file)][2] == want
+
+
+def test_two_writers_leave_a_readable_memo(tmp_path):
+    paths = [tmp_path / f"{i}.bin" for i in range(20)]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+        os.utime(path, (1e9, 1e9))
+    threads = [threading.Thread(target=file_sha256, args=(p,)) for p in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert json.loads((cache_dir() / files.MEMO_NAME).read_text())
+
+
+def test_an_unusable_cache_directory_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FEDCLIP_CACHE", str(tmp_path / "file" / "below"))
+    assert len(file_sha256(_old_file(tmp_path, b"x"))) == 64
+
+
+def test_cache_dir_defaults_to_the_home(monkeypatch):
+    monkeypatch.delenv("FEDCLIP_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_dir() == Path.home() / ".cache" / "fedclip"
