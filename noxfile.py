@@ -14,7 +14,6 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2024.4"
-nox.options.error_on_missing_interpreters = False
 
 PYTHON = [sys.executable, "-m"]
 ROOT = Path(__file__).parent

@@ -155,17 +155,26 @@ def pretrain(args: argparse.Namespace) -> open_clip.CLIP:
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))  # as CLIP does
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    forget_unseen(model, captions)
+        if bar.disable and step % 100 == 0:  # no terminal: plain lines
+            print(
+                f"step {step}/{args.steps}  {minutes:.1f} min  loss {loss.item():.3f}"
+            )
+    finish(model, captions)
     return model.eval()
 
 
 @torch.no_grad()
-def forget_unseen(model: open_clip.CLIP, captions: Captions) -> None:
-    """Zero the embeddings of tokens that no caption holds: they never moved from their
-    random start, and zeros compress."""
+def finish(model: open_clip.CLIP, captions: Captions) -> None:
+    """Make the trained model ready to ship.
+
+    Tokens that no caption holds never moved from their random start; zeros compress.
+    The logit scale becomes the 100 of OpenAI's CLIP, at which the paper trains the
+    adapter.  It leaves every prediction as it is.
+    """
     unseen = torch.ones(len(model.token_embedding.weight), dtype=torch.bool)
     unseen[captions.tokens.unique()] = False
     model.token_embedding.weight[unseen] = 0
+    model.logit_scale.fill_(math.log(100))
 
 
 def save(model: open_clip.CLIP, path: Path) -> None:
@@ -206,7 +215,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, default=Path("fedclip-tiny.safetensors"))
     add("--config", type=Path, default=MODELS / "fedclip-tiny.json")
-    add("--steps", type=int, default=4000, help="batches to train on (default 4000)")
+    add("--steps", type=int, default=2400, help="batches to train on (default 2400)")
     add("--minutes", type=float, default=math.inf, help="stop by then at the latest")
     add("--batch", type=int, default=256, help="images a batch (default 256)")
     add("--lr", type=float, default=3e-3, help="peak learning rate (default 3e-3)")
@@ -220,7 +229,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = pretrain(args)
     save(model, args.out)
     report = {
-        "logit_scale": model.logit_scale.exp().item(),
         "accuracy on drawn digits": accuracy(model, args),
         "bytes": args.out.stat().st_size,
     }

@@ -30,8 +30,9 @@ class AttentionAdapter(nn.Sequential):
 
     def gate(self, x: Tensor) -> Tensor:
         """Attention weights (N, D); every row sums to 1."""
-        weights: Tensor = super().forward(x)
-        return weights
+        for layer in self:
+            x = layer(x)
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised gated features (N, D)."""

@@ -1,11 +1,9 @@
-"""Encode once: a content-addressed store of image features, one per encoder.
+"""Encode once: every image is encoded a single time per encoder, whatever happens.
 
 Every image is known by the SHA-256 of its bytes, so a renamed, copied or re-split
-data set encodes nothing again, and one more image costs one more encoding.  Features
-are kept in shards of at most ``SHARD_ROWS`` rows, each written in one step and
-checked when read: a killed run goes on after its last shard, and a damaged shard
-costs only its own images.  A file lock keeps two processes from encoding the same
-images twice.
+data set encodes nothing again, one more image costs one more encoding, and other
+prompts or classes cost none.  ``store.py`` keeps the features; a file lock keeps two
+processes from encoding the same images twice.
 """
 
 from __future__ import annotations
@@ -21,29 +19,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+import PIL.Image
 import torch
 import torch.nn.functional as F
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from .dataset import ImageDataset, ImageDomain
+from .digests import Progress, digest_domain, silent
 from .errors import DataError
 from .features import FeatureSet
 from .images import decode_image
 from .prompts import captions
-from .storage import DamagedFileError, read_tensors, write_json, write_tensors
+from .store import FeatureStore, ShardWriter
 
-SHARD_ROWS = 512
-SHARD_SECONDS = 10.0  # a slow encoder keeps its work at least this often
 BATCH = 64
 _log = logging.getLogger("fedclip")
-
-Progress = Callable[[str, int, int], None]
-"""``progress(what, done, total)``: called as work goes on."""
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """A Progress that shows nothing."""
 
 
 class Encoder(Protocol):
@@ -52,8 +42,8 @@ class Encoder(Protocol):
     embed_dim: int
     logit_scale: float
     precision: str
+    preprocess: Callable[[PIL.Image.Image], Tensor]
 
-    def preprocess(self, image: object) -> Tensor: ...  # noqa: D102
     def encode_images(self, pixels: Tensor) -> Tensor: ...  # noqa: D102
     def encode_text(self, captions: Sequence[str]) -> Tensor: ...  # noqa: D102
     def resolve_precision(self, pixels: Tensor) -> str: ...  # noqa: D102
@@ -106,11 +96,11 @@ def encode_once(
             found = store.load(wanted)  # another process may have encoded them
             found.update(_encode_missing(job, store, digests, found, encoder, progress))
     stats.encoded = encoder.images
-    text, logit_scale = store.text(_caption_sets(job), encoder)
+    text, logit_scale = _text(job, store, encoder)
     features = _assemble(job, digests, found, text, logit_scale)
     stats.images = sum(len(v) for v in features.label.values())
     stats.seconds = time.perf_counter() - start
-    stats.precision = store.precision()
+    stats.precision = store.precision
     return features, stats
 
 
@@ -126,89 +116,6 @@ class _Lazy:
         if self._encoder is None:
             self._encoder = self._load()
         return self._encoder
-
-
-# ------------------------------------------------------------------------- the store
-
-
-class FeatureStore:
-    """Shards of one encoder under ``directory``; safe under several processes."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def lock(self) -> FileLock:
-        """The lock to hold while encoding; freed by the system if its holder dies."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.directory / "lock")
-        try:
-            lock.acquire(timeout=0.1)
-            lock.release()
-        except Timeout:
-            _log.warning("another process is encoding these images; waiting for it")
-        return lock
-
-    def load(self, wanted: set[str]) -> dict[str, Tensor]:
-        """Stored features (D,) by digest; a damaged shard is dropped, and said so."""
-        found: dict[str, Tensor] = {}
-        for path in sorted(self.directory.glob("shard-*.safetensors")):
-            try:
-                tensors, _ = read_tensors(path)
-                keys = [bytes(row).hex() for row in tensors["digest"].numpy()]
-                rows = tensors["image"].float()
-            except FileNotFoundError:
-                continue  # dropped by another process meanwhile
-            except (DamagedFileError, KeyError) as error:
-                _log.warning("%s; its images are encoded again", error)
-                path.unlink(missing_ok=True)
-                continue
-            found.update((k, r) for k, r in zip(keys, rows) if k in wanted)
-        return found
-
-    def add(self, digests: Sequence[str], image: Tensor) -> None:
-        """Write one shard: ``image`` (N, D) float32 for N digests."""
-        name = hashlib.sha256("".join(digests).encode()).hexdigest()[:24]
-        raw = torch.tensor([list(bytes.fromhex(d)) for d in digests], dtype=torch.uint8)
-        write_tensors(
-            self.directory / f"shard-{name}.safetensors",
-            {"digest": raw, "image": image},
-        )
-
-    def text(
-        self, captions_of: Sequence[Sequence[str]], encoder: _Lazy
-    ) -> tuple[Tensor, float]:
-        """Text features (C, D) and the logit scale, encoded at most once."""
-        key = hashlib.sha256(json.dumps(captions_of).encode()).hexdigest()[:32]
-        path = self.directory / f"text-{key}.safetensors"
-        try:
-            tensors, meta = read_tensors(path)
-            return tensors["text"], float(meta["logit_scale"])
-        except FileNotFoundError:
-            pass
-        except (DamagedFileError, KeyError, ValueError) as error:
-            _log.warning("%s; the captions are encoded again", error)
-        clip = encoder.get()
-        sets = [clip.encode_text(list(c)).cpu() for c in captions_of]
-        text = sets[0] if len(sets) == 1 else _ensemble(sets)
-        write_tensors(path, {"text": text}, {"logit_scale": repr(clip.logit_scale)})
-        return text, clip.logit_scale
-
-    def precision(self) -> str:
-        """The precision in which this store's images were encoded."""
-        try:
-            saved = json.loads((self.directory / "encoder.json").read_text())
-            return str(saved["precision"])
-        except (OSError, ValueError, KeyError):
-            return "unknown"
-
-
-def _ensemble(sets: Sequence[Tensor]) -> Tensor:
-    """Mean of the normalised text features of every template (Radford 2021, 3.1.4)."""
-    return torch.stack([F.normalize(s, dim=1) for s in sets]).mean(dim=0)
-
-
-def _caption_sets(job: EncodingJob) -> list[list[str]]:
-    return [captions(job.dataset.classes, prompt) for prompt in job.prompts]
 
 
 # -------------------------------------------------------------------------- encoding
@@ -227,13 +134,12 @@ def _encode_missing(
         for i, key in enumerate(keys):
             if key and key not in found:
                 missing.setdefault(key, (domain, i))
-    clip, new = encoder.get(), _Shard(store)
+    clip, new = encoder.get(), ShardWriter(store)
     done: dict[str, Tensor] = {}
     try:
         for keys, pixels in _decode(job, clip, missing):
             if not done:
-                precision = clip.resolve_precision(pixels)
-                write_json(store.directory / "encoder.json", {"precision": precision})
+                store.precision = clip.resolve_precision(pixels)
             features = clip.encode_images(pixels).float().cpu()
             new.extend(keys, features)
             done.update(zip(keys, features))
@@ -242,28 +148,6 @@ def _encode_missing(
     finally:
         new.flush()  # an unreadable image or Ctrl-C costs nothing already encoded
     return done
-
-
-class _Shard:
-    """Rows waiting to be written; flushed by count and by time."""
-
-    def __init__(self, store: FeatureStore) -> None:
-        self.store = store
-        self.keys: list[str] = []
-        self.rows: list[Tensor] = []
-        self.since = time.monotonic()
-
-    def extend(self, keys: Sequence[str], features: Tensor) -> None:
-        self.keys.extend(keys)
-        self.rows.append(features)
-        late = time.monotonic() - self.since > SHARD_SECONDS
-        if len(self.keys) >= SHARD_ROWS or late:
-            self.flush()
-
-    def flush(self) -> None:
-        if self.keys:
-            self.store.add(self.keys, torch.cat(self.rows))
-        self.keys, self.rows, self.since = [], [], time.monotonic()
 
 
 def _decode(
@@ -301,58 +185,26 @@ def _take(keys: Iterator[str], batches: int) -> list[list[str]]:
     return [chunk for chunk in chunks if chunk]
 
 
-# ----------------------------------------------------------------------- fingerprints
-
-
-def digest_domain(
-    domain: ImageDomain, cache: Path, progress: Progress = silent, skip: bool = False
-) -> list[str]:
-    """SHA-256 of every image's bytes, remembered by the file's change stamp.
-
-    With ``skip`` an unreadable file gets an empty digest instead of a DataError.
-    """
-    memo_path = cache / "digests" / (_name_key(domain) + ".json")
-    memo = _read_memo(memo_path) if domain.stat else {}
-    digests, fresh = [], False
-    for i, file in enumerate(domain.files):
-        stamp = domain.stat(i) if domain.stat else None
-        known = memo.get(file)
-        if stamp is None or known is None or known[0] != stamp:
-            known = (stamp or "", _digest(domain, i, skip))
-            memo[file], fresh = known, True
-            if i % 512 == 0:
-                progress(f"hash {domain.name}", i, len(domain.files))
-        digests.append(known[1])
-    if domain.stat and fresh:
-        write_json(memo_path, memo)
-    return digests
-
-
-def _digest(domain: ImageDomain, i: int, skip: bool) -> str:
-    try:
-        return hashlib.sha256(domain.read(i)).hexdigest()
-    except DataError as error:
-        if not skip:
-            raise
-        _log.warning("skipped: %s", error)
-        return ""
-
-
-def _name_key(domain: ImageDomain) -> str:
-    first = domain.stat(0) if domain.stat and domain.files else ""
-    names = "\n".join((domain.name, first, *domain.files[:1]))
-    return hashlib.sha256(names.encode()).hexdigest()[:32]
-
-
-def _read_memo(path: Path) -> dict[str, tuple[str, str]]:
-    try:
-        saved = json.loads(path.read_text())
-        return {file: (str(stamp), str(sha)) for file, (stamp, sha) in saved.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}  # only a shortcut: without it the files are hashed again
-
-
 # --------------------------------------------------------------------------- assembly
+
+
+def _text(
+    job: EncodingJob, store: FeatureStore, encoder: _Lazy
+) -> tuple[Tensor, float]:
+    sets = [captions(job.dataset.classes, prompt) for prompt in job.prompts]
+    known = store.load_text(sets)
+    if known is not None:
+        return known
+    clip = encoder.get()
+    encoded = [clip.encode_text(c).cpu() for c in sets]
+    text = encoded[0] if len(encoded) == 1 else _ensemble(encoded)
+    store.add_text(sets, text, clip.logit_scale)
+    return text, clip.logit_scale
+
+
+def _ensemble(encoded: Sequence[Tensor]) -> Tensor:
+    """Mean of the normalised text features of every template (Radford 2021, 3.1.4)."""
+    return torch.stack([F.normalize(e, dim=1) for e in encoded]).mean(dim=0)
 
 
 def _assemble(
@@ -373,8 +225,8 @@ def _assemble(
             )
         image[domain.name] = torch.stack([found[keys[i]] for i in kept])
         label[domain.name] = torch.from_numpy(domain.labels)[kept]
-    identity = [job.encoder_key, job.prompts, job.dataset.classes]
-    identity += [[d.name, d.files, k] for d, k in zip(job.dataset.domains, digests)]
+    contents = [[d.name, d.files, k] for d, k in zip(job.dataset.domains, digests)]
+    identity = [job.encoder_key, job.prompts, job.dataset.classes, contents]
     prompts = job.prompts
     return FeatureSet(
         model=job.model,

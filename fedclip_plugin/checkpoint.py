@@ -24,6 +24,7 @@ from torch import nn
 from .errors import WeightsError
 from .files import QUICKGELU, is_jit_archive
 
+HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 OFFLINE_HINT = (
@@ -64,19 +65,17 @@ def weights_file(source: ModelSource) -> Path:
     """
     if source.file is not None:
         return source.file
-    from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+    from open_clip.pretrained import download_pretrained
 
-    name = source.name.removesuffix(QUICKGELU)
-    entry: Mapping[str, Any] = get_pretrained_cfg(name, source.tag)
+    entry = _registered(source)
     hub, url = entry.get("hf_hub", ""), entry.get("url", "")
     reason = "it has no download address"
     if hub:
-        repository, _, name = hub.rpartition("/")
         try:
-            return _from_hub(repository, (name,) if name else WEIGHTS_NAMES)
+            return _from_hub(*_hub_names(hub))
         except Exception as error:  # hub, HTTP and OS errors have no common base
             reason = _first_line(error)
-    if url and (_in_clip_cache(url) or _reachable(url)):
+    if url and (_clip_cache(url).is_file() or reachable(url)):
         try:
             return Path(download_pretrained(dict(entry), prefer_hf_hub=False))
         except Exception as error:
@@ -85,6 +84,32 @@ def weights_file(source: ModelSource) -> Path:
         f"cannot fetch the weights {source.tag} of {source.name} ({hub or url}): "
         f"{reason}; {OFFLINE_HINT}"
     )
+
+
+def cached_file(source: ModelSource) -> Path | None:
+    """The checkpoint if it is on this machine already; asks no network."""
+    if source.file is not None:
+        return source.file
+    entry = _registered(source)
+    hub, url = entry.get("hf_hub", ""), entry.get("url", "")
+    if hub and (file := _hub_cached(*_hub_names(hub))):
+        return file
+    return _clip_cache(url) if url and _clip_cache(url).is_file() else None
+
+
+def _registered(source: ModelSource) -> Mapping[str, Any]:
+    """open_clip's registry entry: where the weights of a tag can be had."""
+    from open_clip.pretrained import get_pretrained_cfg
+
+    name = source.name.removesuffix(QUICKGELU)
+    entry: Mapping[str, Any] = get_pretrained_cfg(name, source.tag)
+    return entry
+
+
+def _hub_names(hub: str) -> tuple[str, Sequence[str]]:
+    """Repository and file names of a registry address ``org/name/[file]``."""
+    repository, _, name = hub.rpartition("/")
+    return repository, (name,) if name else WEIGHTS_NAMES
 
 
 def schema_files(model: str) -> tuple[Path, Path]:
@@ -106,8 +131,8 @@ def schema_files(model: str) -> tuple[Path, Path]:
         ) from error
 
 
-def _from_hub(repository: str, names: Sequence[str]) -> Path:
-    """The first of ``names`` in a hub repository: cached, else downloaded."""
+def _hub_cached(repository: str, names: Sequence[str]) -> Path | None:
+    """The first of ``names`` that the Hugging Face cache holds."""
     from open_clip import pretrained
 
     for name in names:
@@ -116,16 +141,25 @@ def _from_hub(repository: str, names: Sequence[str]) -> Path:
                 repo_id=repository, filename=name, local_files_only=True
             )
             return Path(cached)
-        except Exception:
+        except Exception:  # not cached, or no huggingface_hub: told by the download
             continue
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    if not _reachable(endpoint):  # the hub's own retries take most of a minute
-        raise ConnectionError(f"{endpoint} cannot be reached from here")
+    return None
+
+
+def _from_hub(repository: str, names: Sequence[str]) -> Path:
+    """The first of ``names`` in a hub repository: cached, else downloaded."""
+    from open_clip.pretrained import download_pretrained_from_hf
+
+    if cached := _hub_cached(repository, names):
+        return cached
+    if not reachable(HUB):  # the hub's own retries take most of a minute
+        raise ConnectionError(f"{HUB} cannot be reached from here")
     # Given its default name, open_clip tries the .safetensors before the .bin.
-    return Path(pretrained.download_pretrained_from_hf(repository, names[-1]))
+    return Path(download_pretrained_from_hf(repository, names[-1]))
 
 
-def _reachable(url: str) -> bool:
+def reachable(url: str) -> bool:
+    """Whether a download is worth trying: not told offline, and the port answers."""
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
         return False
     if urllib.request.getproxies():  # the proxy reaches what we cannot
@@ -139,9 +173,9 @@ def _reachable(url: str) -> bool:
     return True
 
 
-def _in_clip_cache(url: str) -> bool:
-    """Whether OpenAI's own package, or open_clip, has downloaded this address."""
-    return (Path("~/.cache/clip").expanduser() / url.rsplit("/", 1)[-1]).is_file()
+def _clip_cache(url: str) -> Path:
+    """Where OpenAI's own package, and open_clip, keep what this address holds."""
+    return Path("~/.cache/clip").expanduser() / url.rsplit("/", 1)[-1]
 
 
 def build_model(source: ModelSource, file: Path) -> nn.Module:

@@ -9,20 +9,21 @@ from torch import Tensor
 
 
 def check(condition: bool, message: str) -> None:
+    """Raise ValueError with ``message`` unless ``condition`` holds."""
     if not condition:
         raise ValueError(message)
 
 
 def check_matrix(name: str, value: Tensor, columns: int | None = None) -> None:
+    """Two dimensions, and ``columns`` of them if given."""
     check(
         value.dim() == 2 and (columns is None or value.shape[1] == columns),
         f"{name}: expected shape (rows, {columns or 'D'}), got {tuple(value.shape)}",
     )
 
 
-def check_adapter(
-    prefix: str, x: Tensor, params: Sequence[Tensor], like: Tensor | None = None
-) -> None:
+def check_adapter(prefix: str, x: Tensor, params: Sequence[Tensor]) -> None:
+    """Four tensors ``w1, b1, w2, b2`` that fit ``x`` (N, D)."""
     check(len(params) == 4, f"{prefix}: expected [w1, b1, w2, b2], got {len(params)}")
     dim = x.shape[1]
     shapes = ((dim, dim), (dim,), (dim, dim), (dim,))
@@ -35,6 +36,7 @@ def check_adapter(
 
 
 def check_same(name: str, value: Tensor, x: Tensor) -> None:
+    """Dtype and device of ``x``."""
     check(
         value.dtype == x.dtype and value.device == x.device,
         f"{name}: expected {x.dtype} on {x.device} as x, "
@@ -43,6 +45,7 @@ def check_same(name: str, value: Tensor, x: Tensor) -> None:
 
 
 def check_index(name: str, value: Tensor, x: Tensor, below: int) -> None:
+    """One-dimensional int64 on the device of ``x``, values in ``0..below - 1``."""
     check(
         value.dim() == 1 and value.dtype == torch.int64 and value.device == x.device,
         f"{name}: expected (rows,) int64 on {x.device}, "
@@ -59,6 +62,7 @@ def check_index(name: str, value: Tensor, x: Tensor, below: int) -> None:
 def check_client(
     x: Tensor, y: Tensor, text: Tensor, perm: Tensor, where: str = ""
 ) -> None:
+    """One client's ``x`` (N, D), ``y`` (N,), ``text`` (C, D) and ``perm`` (M,)."""
     check_matrix(f"{where}x", x)
     check(x.is_floating_point(), f"{where}x: expected floating point, got {x.dtype}")
     check_matrix("text", text, x.shape[1])
@@ -74,6 +78,7 @@ def check_client(
 def check_moments(
     name: str, moments: Sequence[Tensor], params: Sequence[Tensor]
 ) -> None:
+    """Adam moments of the shapes, dtypes and devices of ``params``."""
     check(
         [m.shape for m in moments] == [p.shape for p in params],
         f"{name}: expected the shapes of params, got "
@@ -84,6 +89,7 @@ def check_moments(
 
 
 def check_weights(weights: Tensor, count: int) -> None:
+    """``count`` aggregation weights: finite, non-negative, not all zero."""
     check(count > 0, "weighted mean of an empty list: expected at least one tensor")
     check(
         weights.shape == (count,) and weights.is_floating_point(),

@@ -12,7 +12,7 @@ from .options import read_config
 if TYPE_CHECKING:
     from .config import RunConfig
     from .federation import Standing
-    from .experiment import Leaf
+    from .outputs import Leaf
 
 
 def run(args: argparse.Namespace, display: Display) -> int:
@@ -93,7 +93,10 @@ def data(args: argparse.Namespace, display: Display) -> int:
     """``fedclip data``."""
     from .hub import materialise
 
-    materialise(args.name, args.to, source=args.source, progress=display.images)
+    def progress(done: int, total: int) -> None:
+        display.images(f"write {args.name}", done, total)
+
+    materialise(args.name, args.to, source=args.source, progress=progress)
     display.say(f"written: {args.to}")
     return 0
 
@@ -117,7 +120,7 @@ def report(args: argparse.Namespace, display: Display) -> int:
 
 def export(args: argparse.Namespace, display: Display) -> int:
     """``fedclip export``."""
-    from .exporting import export_run
+    from .export import export_run
 
     formats = tuple(args.format or ("torch", "onnx"))
     for path in export_run(args.run_directory, args.to, formats, read_config(args)):

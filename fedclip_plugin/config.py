@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,7 +139,8 @@ class TrainConfig:
         _choice("train", "weighting", self.weighting, ("uniform", "examples"))
         if not 0 < self.participation <= 1:
             raise ConfigError(
-                f"train.participation = {self.participation}: expected a share in (0, 1]"
+                f"train.participation = {self.participation}: "
+                "expected a share in (0, 1]"
             )
 
 
@@ -196,8 +198,6 @@ def to_toml(config: Any) -> str:
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     """Build a config dataclass; raises ConfigError on an unknown key or wrong type."""
-    import typing
-
     hints = typing.get_type_hints(cls)
     fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - fields)
@@ -220,9 +220,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return tuple(_scalar(item, kind, where) for item in items)
     if value is None and "None" in text:
         return None
-    for kind in (int, float, str):
-        if hint is kind or text == f"{kind.__name__} | None":
-            return _scalar(value, kind, where)
+    for scalar in (int, float, str):
+        if hint is scalar or text == f"{scalar.__name__} | None":
+            return _scalar(value, scalar, where)
     raise TypeError(f"{where}: unsupported field type {hint}")  # a fault of ours
 
 
@@ -239,7 +239,8 @@ def _scalar(value: Any, kind: type, where: str) -> Any:
 def load_toml(path: str | Path) -> dict[str, Any]:
     """Read a TOML file to a dict; raises ConfigError naming the file and the line."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        values: dict[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return values
     except OSError as error:
         raise ConfigError(f"cannot read --config {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -20,8 +20,8 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from .experiment import Leaf
     from .federation import Standing
+    from .outputs import Leaf
 
 PLAIN_SECONDS = 5.0  # between two lines where there is no terminal
 

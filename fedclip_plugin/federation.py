@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from .algorithms import Algorithm, Client, Samples, Task, get_algorithm
-from .progress import Checkpoint, Progress
 from .config import RunConfig, to_toml
 from .errors import ConfigError
 from .evaluation import (
@@ -23,6 +23,7 @@ from .evaluation import (
 )
 from .features import FeatureSet
 from .partition import partition_clients
+from .progress import Checkpoint, Progress
 from .server import screen
 from .update import State
 from .wire import state_bytes, update_bytes
@@ -79,7 +80,7 @@ def build_federation(
     device = resolve_device(config.model.device)
     labels = {d: features.label[d].numpy() for d in features.domains}
 
-    def samples(index: np.ndarray) -> Samples:
+    def samples(index: npt.NDArray[np.int64]) -> Samples:
         x, y = features.rows(torch.from_numpy(index))
         return Samples(x.to(device), y.to(device))
 
@@ -91,7 +92,9 @@ def build_federation(
     if target is not None:
         x, y = features.image[target], features.label[target]
         held_out = Samples(x.to(device), y.to(device))
-    task = Task(features.class_text.to(device), features.logit_scale, config.train, seed)
+    task = Task(
+        features.class_text.to(device), features.logit_scale, config.train, seed
+    )
     return Federation(algorithm, task, clients, held_out)
 
 
@@ -175,7 +178,9 @@ class Standing:
     best: State
 
 
-def federate(fed: Federation, checkpoint: Checkpoint | None = None) -> Iterator[Standing]:
+def federate(
+    fed: Federation, checkpoint: Checkpoint | None = None
+) -> Iterator[Standing]:
     """Rounds until ``rounds`` is reached, going on from the checkpoint if there is one.
 
     Yields the standing before the first round run here, then after every round.  The

@@ -46,7 +46,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         help="digits (embedded, default), pacs, vlcs, officehome, office_caltech, "
         "office31, terra_incognita, domainnet, or any name of yours")  # fmt: skip
     add("--root", "--root_dir", dest="data.root", metavar="DIR",
-        help="folder with <domain>/<class>/<image> (or <dataset>/<domain>/...)")  # fmt: skip
+        help="folder with <domain>/<class>/<image>, or the folder above")  # fmt: skip
     add("--prompt", dest="data.prompts", metavar="TEMPLATE", action="append",
         help="caption with {} for the class; several make an ensemble, "
         '"ensemble" is a ready one (default: "a picture of a {}")')  # fmt: skip
@@ -66,7 +66,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="held-out domain, by name or number; several run one after the other; "
         "none = all domains are clients (default: each in turn)")  # fmt: skip
     add("--seed", dest="seeds", metavar="N", type=int, action="extend", nargs="+",
-        help="random seed; several give mean and 95%% interval (default: 0)")  # fmt: skip
+        help="random seed; several give mean and 95%% interval (default 0)",
+        )  # fmt: skip
     add("--config", metavar="FILE.toml", type=Path, help="options from a file")
     add("--out", metavar="DIR", type=Path,
         help="where the results go (default: runs/<alg>-<dataset>); a former run "

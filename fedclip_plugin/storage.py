@@ -63,7 +63,7 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
     for key in sorted(tensors):
         value = tensors[key].detach().cpu().contiguous()
         digest.update(f"{key}:{value.dtype}:{tuple(value.shape)};".encode())
-        digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -101,5 +101,3 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if CHECKSUM in metadata and metadata[CHECKSUM] != digest_tensors(tensors):
         raise DamagedFileError(f"{path} was altered: its checksum does not match")
     return tensors, metadata
-
-

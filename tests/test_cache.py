@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from fedclip_plugin import cache as cache_module
-from fedclip_plugin.cache import digest_domain, encode_once
+from fedclip_plugin import store as store_module
+from fedclip_plugin.cache import encode_once
 from fedclip_plugin.dataset import ImageDataset, ImageDomain
+from fedclip_plugin.digests import digest_domain
 from fedclip_plugin.errors import DataError
 from tests.fake_encoder import FakeEncoder, make_dataset, make_job, png, refuse
 
@@ -80,8 +82,10 @@ def test_other_encoder_shares_nothing(tmp_path):
     assert encode_once(job, tmp_path)[1].encoded == 40
 
 
-def test_damaged_shard_is_told_and_only_it_is_encoded_again(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(cache_module, "SHARD_ROWS", 8)
+def test_damaged_shard_is_told_and_only_it_is_encoded_again(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(store_module, "SHARD_ROWS", 8)
     monkeypatch.setattr(cache_module, "BATCH", 8)
     dataset, _ = make_dataset()
     good, _ = encode_once(make_job(dataset, FakeEncoder), tmp_path)
@@ -108,7 +112,9 @@ def test_damaged_text_is_encoded_again(tmp_path):
     assert torch.equal(good.text, again.text)
 
 
-def test_bad_image_fails_with_its_name_and_keeps_what_was_encoded(tmp_path, monkeypatch):
+def test_bad_image_fails_with_its_name_and_keeps_what_was_encoded(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(cache_module, "BATCH", 4)
     dataset, _ = make_dataset(bad=["b/c1/0019.png"])
     with pytest.raises(DataError, match=r"b/c1/0019\.png"):
@@ -145,7 +151,9 @@ def test_digests_are_remembered_by_stamp(tmp_path):
         reads.append(i)
         return png(i)
 
-    domain = ImageDomain("d", ("x", "y", "z"), np.zeros(3, np.int64), read, stamps.__getitem__)
+    domain = ImageDomain(
+        "d", ("x", "y", "z"), np.zeros(3, np.int64), read, stamps.__getitem__
+    )
     first = digest_domain(domain, tmp_path)
     assert digest_domain(domain, tmp_path) == first
     assert reads == [0, 1, 2]
@@ -155,7 +163,7 @@ def test_digests_are_remembered_by_stamp(tmp_path):
 
 
 def slow_encode(cache: str, seconds: float) -> None:
-    cache_module.SHARD_ROWS, cache_module.BATCH = 4, 4
+    store_module.SHARD_ROWS, cache_module.BATCH = 4, 4
     dataset, _ = make_dataset(rows=40)
     encode_once(make_job(dataset, lambda: FakeEncoder(seconds)), Path(cache))
 

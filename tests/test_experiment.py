@@ -13,14 +13,20 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig, from_dict, load_toml
+from fedclip_plugin.config import (
+    DataConfig,
+    RunConfig,
+    TrainConfig,
+    from_dict,
+    load_toml,
+)
 from fedclip_plugin.errors import RunError
 from fedclip_plugin.experiment import (
-    MetricsFile,
     obtain_features,
     prepare_out,
     run_experiment,
 )
+from fedclip_plugin.outputs import MetricsFile
 from tests.toy import write_toy
 
 
@@ -54,11 +60,14 @@ def test_leaf_leaves_the_documented_files(tmp_path):
         "algorithm", "dataset", "model", "pretrained", "seed", "target", "rounds",
         "best_round", "zero_shot", "result", "communication", "seconds", "quarantined",
     }  # fmt: skip
-    lines = [json.loads(x) for x in open(tmp_path / "out" / "metrics.jsonl")]
+    text = (tmp_path / "out" / "metrics.jsonl").read_text()
+    lines = [json.loads(x) for x in text.splitlines()]
     assert [line["round"] for line in lines] == [1, 2, 3]
     best = lines[summary["best_round"] - 1]
     assert summary["result"]["target"] == best["target"]
-    assert summary["result"]["clients"] == {n: c["test"] for n, c in best["clients"].items()}
+    assert summary["result"]["clients"] == {
+        n: c["test"] for n, c in best["clients"].items()
+    }
     assert summary["communication"]["bytes_up"] == sum(x["bytes_up"] for x in lines)
     assert from_dict(RunConfig, load_toml(tmp_path / "out" / "config.toml")) == config
     with safe_open(tmp_path / "out" / "adapter.safetensors", "pt") as file:
@@ -111,7 +120,9 @@ def test_foreign_directory_is_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_default_directory_is_numbered_and_resume_takes_the_newest(tmp_path, monkeypatch):
+def test_default_directory_is_numbered_and_resume_takes_the_newest(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     first = prepare_out(None, "fedclip-toy", False)
     assert first == Path("runs/fedclip-toy")
@@ -148,7 +159,9 @@ def test_resume_with_more_rounds_equals_a_longer_run(tmp_path):
 
 def same_results(one: Path, other: Path) -> bool:
     def timeless(path: Path) -> list:
-        lines = [json.loads(x) for x in (path / "metrics.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(x) for x in (path / "metrics.jsonl").read_text().splitlines()
+        ]
         return [{**line, "seconds": None} for line in lines]
 
     def scores(path: Path) -> list:
@@ -172,12 +185,15 @@ def test_kill_9_at_random_moments_and_resume_gives_the_same_bits(tmp_path):
     features = write_toy(tmp_path / "f")
     run(make_config(features, train={"rounds": 120}), tmp_path / "whole")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fedclip_plugin.experiment", "tests.test_experiment"])
+    context.set_forkserver_preload(
+        ["fedclip_plugin.experiment", "tests.test_experiment"]
+    )
     out, rng, kills = tmp_path / "broken", random.Random(5), 0
     metrics = out / "metrics.jsonl"
     for attempt in range(40):
         process = context.Process(
-            target=child_run, args=(str(features), str(out), (out / "config.toml").exists())
+            target=child_run,
+            args=(str(features), str(out), (out / "config.toml").exists()),
         )
         process.start()
         if kills == 5:

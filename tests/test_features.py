@@ -34,7 +34,9 @@ def test_half_precision_is_read_as_float32(tmp_path):
 def test_rows_are_counted_over_all_domains_and_keep_their_order():
     features = toy_features(rows=10)
     x, y = features.rows(torch.tensor([25, 20, 3, 7]))
-    expected = torch.cat([features.image["art"][[3, 7]], features.image["photo"][[5, 0]]])
+    expected = torch.cat(
+        [features.image["art"][[3, 7]], features.image["photo"][[5, 0]]]
+    )
     assert torch.equal(x, expected)
     assert torch.equal(y[2:], features.label["photo"][[5, 0]])
     assert features.rows(torch.tensor([], dtype=torch.int64))[0].shape == (0, 16)
@@ -87,7 +89,10 @@ def test_torn_json_is_told(tmp_path):
         ({"image": torch.zeros(5, 8), "label": torch.zeros(5).long()}, "do not match"),
         ({"image": torch.zeros(5, 16), "label": torch.full((5,), 4)}, r"in 0\.\.3"),
         ({"image": torch.zeros(5, 16), "label": torch.zeros(5)}, "int64"),
-        ({"image": torch.full((5, 16), torch.nan), "label": torch.zeros(5).long()}, "NaN"),
+        (
+            {"image": torch.full((5, 16), torch.nan), "label": torch.zeros(5).long()},
+            "NaN",
+        ),
         ({"label": torch.zeros(5).long()}, "no tensor 'image'"),
     ],
 )

@@ -60,7 +60,9 @@ def literal_history(
     )
 
 
-def update_error(state: dict[str, torch.Tensor], model: nn.Module, start: dict) -> float:
+def update_error(
+    state: dict[str, torch.Tensor], model: nn.Module, start: dict
+) -> float:
     """Relative L2 error of the accumulated update against a float64 model."""
     truth = model.state_dict()
     wrong = sum(float((state[k].double() - truth[k]).square().sum()) for k in KEYS)
@@ -201,7 +203,13 @@ def test_initial_state_depends_on_the_seed_alone():
 def test_sample_order_differs_by_seed_round_client_and_epoch():
     orders = [
         tuple(sample_order(50, *key).tolist())
-        for key in [(0, 1, 0, 0), (1, 1, 0, 0), (0, 2, 0, 0), (0, 1, 1, 0), (0, 1, 0, 1)]
+        for key in [
+            (0, 1, 0, 0),
+            (1, 1, 0, 0),
+            (0, 2, 0, 0),
+            (0, 1, 1, 0),
+            (0, 1, 0, 1),
+        ]
     ]
     assert len(set(orders)) == 5
     assert all(sorted(order) == list(range(50)) for order in orders)
@@ -227,7 +235,9 @@ def test_local_epochs_continue_the_same_optimizer():
     single = replace(task, train=replace(task.train, local_epochs=1))
     once = FedClip().local_train(FedClip().init(task), client, single, 1)
     again = FedClip().local_train(once.state, client, single, 1)  # a fresh Adam
-    assert not torch.allclose(both.state["0.weight"], again.state["0.weight"], atol=1e-9)
+    assert not torch.allclose(
+        both.state["0.weight"], again.state["0.weight"], atol=1e-9
+    )
 
 
 def test_ops_are_registered_for_every_schema():

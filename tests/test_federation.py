@@ -33,7 +33,11 @@ def test_every_source_domain_is_a_client_and_the_target_is_whole():
     assert [c.name for c in fed.clients] == ["art", "photo"]
     assert [c.index for c in fed.clients] == [0, 2]
     assert len(fed.target) == 60
-    assert [len(s) for c in fed.clients[:1] for s in (c.train, c.val, c.test)] == [36, 12, 12]
+    assert [len(s) for c in fed.clients[:1] for s in (c.train, c.val, c.test)] == [
+        36,
+        12,
+        12,
+    ]
 
 
 def test_training_lifts_target_and_clients_over_zero_shot():

@@ -18,11 +18,11 @@ errors config capabilities checks reference ops
 update adapter storage files
 catalog prompts dataset images digits folders parquet data partition hub
 checkpoint weights encoder
-features cache
+digests store features cache
 wire server algorithms evaluation progress
 federation
 records averages svg plots class_plots tables html_style html_tables html report
-experiment export doctor
+outputs experiment export doctor
 registry
 options console commands cli __main__
 """

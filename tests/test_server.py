@@ -59,11 +59,11 @@ def test_bad_updates_are_left_out_with_the_reason(state, reason):
     assert re.search(reason, bad[0].reason)
 
 
-
-
 def test_mean_of_many_is_exact():
     torch.manual_seed(0)
-    updates = [ClientUpdate(f"{i:04}", {"w": torch.randn(50, 7)}, 3) for i in range(500)]
+    updates = [
+        ClientUpdate(f"{i:04}", {"w": torch.randn(50, 7)}, 3) for i in range(500)
+    ]
     exact = torch.stack([u.state["w"].double() for u in updates]).mean(0)
     got = average(updates, {"w": torch.zeros(50, 7)})["w"].double()
     assert float((got - exact).abs().max() / exact.square().mean().sqrt()) < 2e-6

@@ -72,11 +72,11 @@ def test_unwritable_place_is_named(tmp_path):
 
 
 def test_full_disk_is_named_and_keeps_the_old_file():
-    with pytest.raises(RunError, match="/dev/full|No space|cannot write"):
-        write_bytes_to_full_device()
+    with pytest.raises(RunError, match="cannot write"):
+        write_under_a_quota()
 
 
-def write_bytes_to_full_device() -> None:
+def write_under_a_quota() -> None:
     """A quota of zero bytes: the write fails as on a full disk."""
     import resource
     import signal

@@ -333,7 +333,7 @@ def test_a_download_goes_through_open_clip(tmp_path, monkeypatch):
         return str(tmp_path / filename)
 
     monkeypatch.setattr(open_clip.pretrained, "hf_hub_download", fake)
-    monkeypatch.setattr(checkpoint, "_reachable", lambda url: True)
+    monkeypatch.setattr(checkpoint, "reachable", lambda url: True)
     file = weights_file(resolve("ViT-B-32", "laion2b_s34b_b79k"))
     assert file.name == "open_clip_model.safetensors"
     assert calls[-1][0] == "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
@@ -348,7 +348,9 @@ def test_an_unreachable_hub_fails_at_once(monkeypatch, tmp_path):
     for variable in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(variable, raising=False)
         monkeypatch.delenv(variable.upper(), raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: closed
+    monkeypatch.setattr(
+        checkpoint, "HUB", "http://127.0.0.1:9"
+    )  # the discard port: closed
     start = time.monotonic()
     with pytest.raises(WeightsError, match="--pretrained FILE"):
         weights_file(resolve("ViT-B-32", "laion2b_s34b_b79k"))

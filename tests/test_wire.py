@@ -13,7 +13,12 @@ from fedclip_plugin.wire import decode_update, encode_update, state_bytes, updat
 def make_update(**changes: object) -> ClientUpdate:
     torch.manual_seed(0)
     state = {"0.weight": torch.randn(8, 8), "0.bias": torch.randn(8)}
-    fields = {"client": "art", "state": state, "num_examples": 12, "metrics": {"loss": 0.5}}
+    fields = {
+        "client": "art",
+        "state": state,
+        "num_examples": 12,
+        "metrics": {"loss": 0.5},
+    }
     return ClientUpdate(**{**fields, **changes})  # type: ignore[arg-type]
 
 
@@ -55,7 +60,11 @@ def test_torn_or_foreign_bytes_raise_update_error(data):
         bad = data.draw(st.binary(max_size=200))
     else:
         at = data.draw(st.integers(0, len(good) - 1))
-        bad = good[:at] + bytes([good[at] ^ data.draw(st.integers(1, 255))]) + good[at + 1 :]
+        bad = (
+            good[:at]
+            + bytes([good[at] ^ data.draw(st.integers(1, 255))])
+            + good[at + 1 :]
+        )
     try:
         found = decode_update(bad)
     except UpdateError:

@@ -1,0 +1,159 @@
+"""What a finished leaf leaves on disk; the layout is told in docs/report.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .algorithms import Samples
+from .config import RunConfig
+from .evaluation import (
+    accuracy,
+    confusion,
+    predict_labels,
+    score_clients,
+    score_zero_shot,
+    summary_scores,
+    zero_shot_labels,
+)
+from .features import FeatureSet
+from .federation import Federation, Standing
+from .storage import write_bytes, write_tensors
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One target and one seed, and the directory of its files."""
+
+    directory: Path
+    target: str | None
+    seed: int
+    rounds: int
+
+    @property
+    def label(self) -> str:
+        """Short name for progress lines."""
+        held_out = f"{self.target} held out" if self.target else "no held-out domain"
+        return f"{held_out}, seed {self.seed}"
+
+
+class MetricsFile:
+    """``metrics.jsonl``: a line a round, appended; cut back to a checkpoint's round."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> MetricsFile:
+        self._file = self.path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def cut(self, rounds: int) -> None:
+        """Keep the lines of rounds 1 to ``rounds``."""
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        self._file.close()
+        write_bytes(self.path, "".join(lines[:rounds]).encode(), durable=False)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def add(self, line: Mapping[str, object]) -> None:
+        """Append one round; in the file before its checkpoint is written."""
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+
+
+def write_adapter(leaf: Leaf, features: FeatureSet, standing: Standing) -> None:
+    """``adapter.safetensors``: the best round's state, with what it belongs to."""
+    prompt = features.prompt
+    metadata = {
+        "format": "fedclip-adapter 1",
+        "model": features.model,
+        "pretrained": features.pretrained,
+        "prompt": prompt if isinstance(prompt, str) else json.dumps(prompt),
+        "classes": json.dumps(features.classes),
+        "logit_scale": repr(features.logit_scale),
+        "features": features.key,
+        "target": leaf.target or "",
+        "seed": str(leaf.seed),
+        "round": str(standing.progress.best_round),
+    }
+    write_tensors(leaf.directory / "adapter.safetensors", standing.best, metadata)
+
+
+def evaluation(
+    fed: Federation, features: FeatureSet, standing: Standing
+) -> dict[str, Any]:
+    """``evaluation.json``: confusion matrices and the clients' sizes.
+
+    The matrices are of the target; without one, of all clients' test splits.
+    """
+    scored = fed.target or Samples(
+        torch.cat([c.test.x for c in fed.clients]),
+        torch.cat([c.test.y for c in fed.clients]),
+    )
+    count = len(features.classes)
+    ours = predict_labels(fed.algorithm, standing.best, scored, fed.task)
+    zero_shot = zero_shot_labels(scored, fed.task)
+    return {
+        "classes": list(features.classes),
+        "confusion": {
+            fed.algorithm.name: confusion(ours, scored.y, count),
+            "zero_shot": confusion(zero_shot, scored.y, count),
+        },
+        "clients": {
+            c.name: {
+                "train": len(c.train),
+                "val": len(c.val),
+                "test": len(c.test),
+                "train_per_class": torch.bincount(c.train.y, minlength=count).tolist(),
+            }
+            for c in fed.clients
+        },
+    }
+
+
+def summary(
+    config: RunConfig,
+    features: FeatureSet,
+    fed: Federation,
+    leaf: Leaf,
+    standing: Standing,
+    feature_seconds: float,
+) -> dict[str, Any]:
+    """``summary.json`` of a leaf: the best round's accuracies and what it all cost."""
+    progress = standing.progress
+    scores = score_clients(fed.algorithm, standing.best, fed.clients, fed.task)
+    target = None
+    if fed.target is not None:
+        ours = predict_labels(fed.algorithm, standing.best, fed.target, fed.task)
+        target = accuracy(ours, fed.target.y)
+    return {
+        "algorithm": fed.algorithm.name,
+        "dataset": config.data.dataset,
+        "model": features.model,
+        "pretrained": features.pretrained,
+        "seed": leaf.seed,
+        "target": leaf.target,
+        "rounds": progress.round,
+        "best_round": progress.best_round,
+        "zero_shot": score_zero_shot(fed.clients, fed.target, fed.task),
+        "result": summary_scores(target, {n: s["test"] for n, s in scores.items()}),
+        "communication": {
+            "bytes_up": progress.bytes_up,
+            "bytes_down": progress.bytes_down,
+            "params": sum(v.numel() for v in standing.best.values()),
+        },
+        "seconds": {
+            "features": feature_seconds,
+            "train": progress.train_seconds,
+            "evaluate": progress.evaluate_seconds,
+        },
+        "quarantined": progress.quarantined,
+        "skipped_images": list(features.skipped),
+    }
