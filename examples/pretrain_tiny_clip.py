@@ -118,14 +118,43 @@ def make_optimizer(model: open_clip.CLIP, lr: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
 
 
+def learning_rate(peak: float, step: int, done: float) -> float:
+    """Linear warm-up over 200 steps, then a cosine to 0 at `done` = 1."""
+    return peak * min(1.0, (step + 1) / 200) * (1 + math.cos(math.pi * done)) / 2
+
+
+def normalise(images: Tensor) -> Tensor:
+    """(B, 3, S, S) in 0..1 as open_clip's default preprocessing hands them on."""
+    mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)
+    std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
+    return (images - mean) / std
+
+
+def batch_loss(
+    model: open_clip.CLIP, painter: Painter, captions: Captions, count: int
+) -> Tensor:
+    """Draw `count` images and captions of them, and compare the two."""
+    # Letters in batches of their own: nobody can tell 0 from O, or 1 from l.
+    letters = float(painter.uniform(0, 1)) < 0.25
+    classes = painter.index(len(LETTERS if letters else DIGITS), count)
+    classes += len(DIGITS) if letters else 0
+    styles = painter.index(len(STYLES), count)
+    rows = captions.draw(classes, styles, painter.random)
+    pixels = normalise(painter.batch(classes, styles))
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    image = model.encode_image(pixels, normalize=True)  # (B, D)
+    text = model.encode_text(captions.tokens[rows], normalize=True)  # (U, D)
+    logits = model.logit_scale.exp() * image @ text.T  # (B, U)
+    return contrastive_loss(logits, captions.fits(rows, classes, styles).float())
+
+
 def pretrain(args: argparse.Namespace) -> open_clip.CLIP:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     model, tokenizer = build_model(args.config)
+    model.visual.to(memory_format=torch.channels_last)  # a third faster on CPUs
     captions = Captions(tokenizer)
     painter = Painter(load_glyphs(), args.seed)
-    mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)
-    std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
     optimizer = make_optimizer(model, args.lr)
     start = time.monotonic()
     model.train()
@@ -135,20 +164,9 @@ def pretrain(args: argparse.Namespace) -> open_clip.CLIP:
         done = max(step / args.steps, minutes / args.minutes)
         if done >= 1:
             break
-        warm = min(1.0, (step + 1) / 200)
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * warm * (1 + math.cos(math.pi * done)) / 2
-        # Letters in batches of their own: nobody can tell 0 from O, or 1 from l.
-        letters = float(painter.uniform(0, 1)) < 0.25
-        classes = painter.index(len(LETTERS if letters else DIGITS), args.batch)
-        classes += len(DIGITS) if letters else 0
-        styles = painter.index(len(STYLES), args.batch)
-        rows = captions.draw(classes, styles, painter.random)
-        images = (painter.batch(classes, styles) - mean) / std
-        image = model.encode_image(images, normalize=True)  # (B, D)
-        text = model.encode_text(captions.tokens[rows], normalize=True)  # (U, D)
-        logits = model.logit_scale.exp() * image @ text.T  # (B, U)
-        loss = contrastive_loss(logits, captions.fits(rows, classes, styles).float())
+            group["lr"] = learning_rate(args.lr, step, done)
+        loss = batch_loss(model, painter, captions, args.batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -156,9 +174,8 @@ def pretrain(args: argparse.Namespace) -> open_clip.CLIP:
             model.logit_scale.clamp_(0, math.log(100))  # as CLIP does
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if bar.disable and step % 100 == 0:  # no terminal: plain lines
-            print(
-                f"step {step}/{args.steps}  {minutes:.1f} min  loss {loss.item():.3f}"
-            )
+            told = f"{minutes:.1f} min, loss {loss.item():.3f}"
+            print(f"step {step} of {args.steps}: {told}", file=sys.stderr)
     finish(model, captions)
     return model.eval()
 
@@ -195,14 +212,12 @@ def accuracy(model: open_clip.CLIP, args: argparse.Namespace) -> dict[str, float
     text = model.encode_text(
         tokenizer([f"a picture of a {c}" for c in DIGITS]), normalize=True
     )
-    mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)
-    std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
     painter = Painter(load_glyphs(), args.seed + 1)
     found = {}
     for index, style in enumerate(STYLES):
         classes = torch.arange(500) % len(DIGITS)
-        images = painter.batch(classes, torch.full((500,), index))
-        image = model.encode_image((images - mean) / std, normalize=True)
+        pixels = normalise(painter.batch(classes, torch.full((500,), index)))
+        image = model.encode_image(pixels, normalize=True)
         right = (image @ text.T).argmax(1) == classes
         found[style] = right.float().mean().item()
     return found
@@ -213,14 +228,21 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--out", type=Path, default=Path("fedclip-tiny.safetensors"))
-    add("--config", type=Path, default=MODELS / "fedclip-tiny.json")
-    add("--steps", type=int, default=2400, help="batches to train on (default 2400)")
-    add("--minutes", type=float, default=math.inf, help="stop by then at the latest")
+    weights = Path("fedclip-tiny.safetensors")
+    config = MODELS / "fedclip-tiny.json"
+    add("--out", type=Path, default=weights, help=f"file to write (default {weights})")
+    add("--config", type=Path, default=config, help="model in open_clip's JSON format")
+    add("--steps", type=int, default=2000, help="batches to train on (default 2000)")
+    add(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="end by then: the learning rate falls faster if it must (default: never)",
+    )
     add("--batch", type=int, default=256, help="images a batch (default 256)")
     add("--lr", type=float, default=3e-3, help="peak learning rate (default 3e-3)")
-    add("--seed", type=int, default=0)
-    add("--threads", type=int, default=2, help="processor threads (default 2)")
+    add("--seed", type=int, default=0, help="of the start and the drawings (default 0)")
+    add("--threads", type=int, default=1, help="more are faster, and round otherwise")
     return parser.parse_args(argv)
 
 

@@ -196,14 +196,20 @@ def _text(
     if known is not None:
         return known
     clip = encoder.get()
-    encoded = [clip.encode_text(c).cpu() for c in sets]
-    text = encoded[0] if len(encoded) == 1 else _ensemble(encoded)
+    text = encode_captions(clip, sets)
     store.add_text(sets, text, clip.logit_scale)
     return text, clip.logit_scale
 
 
-def _ensemble(encoded: Sequence[Tensor]) -> Tensor:
-    """Mean of the normalised text features of every template (Radford 2021, 3.1.4)."""
+def encode_captions(clip: Encoder, sets: Sequence[Sequence[str]]) -> Tensor:
+    """Text features (C, D) float32 of the classes' captions, one list a template.
+
+    One template gives raw features; several the mean of their normalised ones, as
+    CLIP does (Radford et al. 2021, section 3.1.4).
+    """
+    encoded = [clip.encode_text(list(captions)).cpu() for captions in sets]
+    if len(encoded) == 1:
+        return encoded[0]
     return torch.stack([F.normalize(e, dim=1) for e in encoded]).mean(dim=0)
 
 

@@ -1,4 +1,4 @@
-"""A resolved model: bring its weights onto this machine, and build it from them.
+"""Build an open_clip model from its checkpoint file.
 
 Files are read as data, never as programs: safetensors, ``torch.load`` with
 ``weights_only=True``, and OpenAI's TorchScript archives for their tensors alone.
@@ -6,176 +6,23 @@ Files are read as data, never as programs: safetensors, ``torch.load`` with
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import socket
-import urllib.parse
-import urllib.request
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from torch import nn
 
 from .errors import WeightsError
-from .files import QUICKGELU, is_jit_archive
+from .files import is_jit_archive
+from .source import ModelSource, first_line
 
-HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-CONFIG_NAME = "open_clip_config.json"
-WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-OFFLINE_HINT = (
-    "without network, give a local file with --pretrained FILE, or fill the Hugging "
-    "Face cache elsewhere (HF_HOME) and set HF_HUB_OFFLINE=1"
-)
+POSITIONS = {"visual.positional_embedding", "positional_embedding"}
 _OPENAI_ATTRIBUTES = ("input_resolution", "context_length", "vocab_size")
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """A model and its weights, resolved but not loaded."""
-
-    name: str  # open_clip's, with -quickgelu where the weights need it
-    tag: str  # the tag, or the file's name
-    config: Mapping[str, Any]  # open_clip's model config, as it will be built
-    preprocess: Mapping[str, Any]  # the fields of open_clip.PreprocessCfg
-    file: Path | None = None  # None: on the hub, see weights_file
-    config_file: Path | None = None  # None: open_clip knows the model
-
-    @property
-    def preprocess_id(self) -> str:
-        """Canonical JSON of what happens to an image before the encoder."""
-        return json.dumps(self.preprocess, sort_keys=True)
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the encoder's input in pixels."""
-        height, width = self.preprocess["size"]
-        return int(height), int(width)
-
-
-def weights_file(source: ModelSource) -> Path:
-    """The checkpoint on this machine; downloads it through open_clip if need be.
-
-    What a cache already holds is used without asking the network.  Raises WeightsError
-    with the way to work offline.
-    """
-    if source.file is not None:
-        return source.file
-    from open_clip.pretrained import download_pretrained
-
-    entry = _registered(source)
-    hub, url = entry.get("hf_hub", ""), entry.get("url", "")
-    reason = "it has no download address"
-    if hub:
-        try:
-            return _from_hub(*_hub_names(hub))
-        except Exception as error:  # hub, HTTP and OS errors have no common base
-            reason = _first_line(error)
-    if url and (_clip_cache(url).is_file() or reachable(url)):
-        try:
-            return Path(download_pretrained(dict(entry), prefer_hf_hub=False))
-        except Exception as error:
-            reason = _first_line(error)
-    raise WeightsError(
-        f"cannot fetch the weights {source.tag} of {source.name} ({hub or url}): "
-        f"{reason}; {OFFLINE_HINT}"
-    )
-
-
-def cached_file(source: ModelSource) -> Path | None:
-    """The checkpoint if it is on this machine already; asks no network."""
-    if source.file is not None:
-        return source.file
-    entry = _registered(source)
-    hub, url = entry.get("hf_hub", ""), entry.get("url", "")
-    if hub and (file := _hub_cached(*_hub_names(hub))):
-        return file
-    return _clip_cache(url) if url and _clip_cache(url).is_file() else None
-
-
-def _registered(source: ModelSource) -> Mapping[str, Any]:
-    """open_clip's registry entry: where the weights of a tag can be had."""
-    from open_clip.pretrained import get_pretrained_cfg
-
-    name = source.name.removesuffix(QUICKGELU)
-    entry: Mapping[str, Any] = get_pretrained_cfg(name, source.tag)
-    return entry
-
-
-def _hub_names(hub: str) -> tuple[str, Sequence[str]]:
-    """Repository and file names of a registry address ``org/name/[file]``."""
-    repository, _, name = hub.rpartition("/")
-    return repository, (name,) if name else WEIGHTS_NAMES
-
-
-def schema_files(model: str) -> tuple[Path, Path]:
-    """Config and weights of a ``hf-hub:org/name`` or ``local-dir:PATH`` model."""
-    schema, _, where = model.partition(":")
-    if schema == "local-dir":
-        folder = Path(where).expanduser()
-        found = [folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()]
-        if not (folder / CONFIG_NAME).is_file() or not found:
-            raise WeightsError(
-                f"--model {model}: expected {CONFIG_NAME} and {WEIGHTS_NAMES[0]} there"
-            )
-        return folder / CONFIG_NAME, found[0]
-    try:
-        return _from_hub(where, (CONFIG_NAME,)), _from_hub(where, WEIGHTS_NAMES)
-    except Exception as error:
-        raise WeightsError(
-            f"cannot fetch --model {model}: {_first_line(error)}; {OFFLINE_HINT}"
-        ) from error
-
-
-def _hub_cached(repository: str, names: Sequence[str]) -> Path | None:
-    """The first of ``names`` that the Hugging Face cache holds."""
-    from open_clip import pretrained
-
-    for name in names:
-        try:
-            cached = pretrained.hf_hub_download(
-                repo_id=repository, filename=name, local_files_only=True
-            )
-            return Path(cached)
-        except Exception:  # not cached, or no huggingface_hub: told by the download
-            continue
-    return None
-
-
-def _from_hub(repository: str, names: Sequence[str]) -> Path:
-    """The first of ``names`` in a hub repository: cached, else downloaded."""
-    from open_clip.pretrained import download_pretrained_from_hf
-
-    if cached := _hub_cached(repository, names):
-        return cached
-    if not reachable(HUB):  # the hub's own retries take most of a minute
-        raise ConnectionError(f"{HUB} cannot be reached from here")
-    # Given its default name, open_clip tries the .safetensors before the .bin.
-    return Path(download_pretrained_from_hf(repository, names[-1]))
-
-
-def reachable(url: str) -> bool:
-    """Whether a download is worth trying: not told offline, and the port answers."""
-    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
-        return False
-    if urllib.request.getproxies():  # the proxy reaches what we cannot
-        return True
-    parts = urllib.parse.urlsplit(url)
-    port = parts.port or (80 if parts.scheme == "http" else 443)
-    try:
-        socket.create_connection((parts.hostname or "", port), timeout=5).close()
-    except OSError:
-        return False
-    return True
-
-
-def _clip_cache(url: str) -> Path:
-    """Where OpenAI's own package, and open_clip, keep what this address holds."""
-    return Path("~/.cache/clip").expanduser() / url.rsplit("/", 1)[-1]
 
 
 def build_model(source: ModelSource, file: Path) -> nn.Module:
@@ -189,6 +36,8 @@ def build_model(source: ModelSource, file: Path) -> nn.Module:
             model = _from_openai(source, file)
         else:
             model = _from_open_clip(source, file)
+            if source.file is not None:
+                _refuse_other_sizes(source, file, model)
     except WeightsError:
         raise
     except Exception as error:  # open_clip's builders raise what they please
@@ -245,6 +94,31 @@ def _from_openai(source: ModelSource, file: Path) -> nn.Module:
     return model
 
 
+def _refuse_other_sizes(source: ModelSource, file: Path, model: nn.Module) -> None:
+    """open_clip would interpolate position embeddings without a word; we do not."""
+    wanted = {k: list(v.shape) for k, v in model.state_dict().items() if k in POSITIONS}
+    for key, shape in _position_shapes(file).items():
+        if shape != wanted.get(key, shape):
+            raise WeightsError(
+                f"{file} does not fit --model {source.name}: {key} {shape} in the "
+                f"file, {wanted[key]} wanted; use the model of the same image size"
+            )
+
+
+def _position_shapes(file: Path) -> dict[str, list[int]]:
+    """Shapes of the position embeddings in a checkpoint that has just been loaded."""
+    if file.suffix == ".safetensors":
+        with safetensors.safe_open(file, framework="pt") as tensors:
+            names = POSITIONS & set(tensors.keys())
+            return {key: tensors.get_slice(key).get_shape() for key in names}
+    if not zipfile.is_zipfile(file):
+        return {}  # of before PyTorch 1.6, or numpy's: cannot be looked into cheaply
+    state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    state = state.get("state_dict", state)
+    found = {key.removeprefix("module."): value for key, value in state.items()}
+    return {key: list(found[key].shape) for key in POSITIONS & set(found)}
+
+
 def _check_header(file: Path) -> None:
     try:
         with open(file, "rb") as stream:
@@ -275,9 +149,9 @@ def _load_error(source: ModelSource, file: Path, error: BaseException) -> Weight
             "refused; save its state_dict as .safetensors first"
         )
     if isinstance(error, ImportError) or "pip install" in text:
-        return WeightsError(f"--model {source.name}: {_first_line(error)}")
+        return WeightsError(f"--model {source.name}: {first_line(error)}")
     return WeightsError(
-        f"cannot load {file} into --model {source.name} ({_first_line(error)}): "
+        f"cannot load {file} into --model {source.name} ({first_line(error)}): "
         "truncated or not a checkpoint? download it again, or check --model"
     )
 
@@ -305,8 +179,3 @@ def _state_dict_mismatch(text: str) -> str:
 
 def _some(keys: Sequence[str]) -> str:
     return ", ".join(keys[:2]) + (", ..." if len(keys) > 2 else "")
-
-
-def _first_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text[:200] if text else type(error).__name__

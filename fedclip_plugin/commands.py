@@ -20,7 +20,8 @@ def run(args: argparse.Namespace, display: Display) -> int:
     from . import experiment
     from .algorithms import get_algorithm
 
-    config = read_config(args)
+    earlier = args.out / "config.toml" if args.resume and args.out else None
+    config = read_config(args, earlier)
     get_algorithm(config.algorithm)  # an unknown name fails before any work
     name = f"{config.algorithm}-{config.data.dataset}"
     args.out = experiment.prepare_out(args.out, name, args.resume)
@@ -120,10 +121,11 @@ def report(args: argparse.Namespace, display: Display) -> int:
 
 def export(args: argparse.Namespace, display: Display) -> int:
     """``fedclip export``."""
-    from .export import export_run
+    from .bundle import export_run
 
+    config = read_config(args, args.run_directory / "config.toml")
     formats = tuple(args.format or ("torch", "onnx"))
-    for path in export_run(args.run_directory, args.to, formats, read_config(args)):
+    for path in export_run(args.run_directory, config, args.to, formats):
         display.say(f"written: {path}")
     return 0
 

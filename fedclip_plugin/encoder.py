@@ -26,10 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoint import build_model, open_clip_name, weights_file
+from .checkpoint import build_model, open_clip_name
 from .config import RunConfig
 from .errors import ConfigError, WeightsError
-from .weights import ModelSource, file_sha256, resolve
+from .source import ModelSource, first_line, weights_file
+from .weights import file_sha256, resolve
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_COSINE = 0.999  # of every checked feature with its fp32 self, for `auto`
@@ -256,7 +257,7 @@ def load_tokenizer(source: ModelSource) -> Callable[[list[str]], Tensor]:
     try:
         tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(name)
     except Exception as error:  # transformers missing, or its files not to be had
-        reason = " ".join(str(error).split())[:200]
+        reason = first_line(error)
         raise WeightsError(f"no tokenizer for {source.name}: {reason}") from error
     return tokenizer
 

@@ -101,16 +101,14 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="few-shot: training images per class and client")  # fmt: skip
 
 
-def read_config(args: argparse.Namespace) -> RunConfig:
-    """The RunConfig of parsed options over ``--config``, over a resumed run's own.
+def read_config(args: argparse.Namespace, base: Path | None = None) -> RunConfig:
+    """The RunConfig of parsed options over ``--config``, over the file ``base``.
 
-    Raises ConfigError naming the option or the file.
+    ``base`` is the ``config.toml`` of an earlier run, if there is one.  Raises
+    ConfigError naming the option or the file.
     """
-    values: dict[str, Any] = {}
+    values = load_toml(base) if base and base.is_file() else {}
     config = getattr(args, "config", None)
-    out = getattr(args, "out", None)
-    if getattr(args, "resume", False) and out and (out / "config.toml").is_file():
-        values = load_toml(out / "config.toml")
     if config is not None:
         values = _merge(values, load_toml(config))
     given = {k: v for k, v in vars(args).items() if v is not None}

@@ -75,7 +75,7 @@ def write_adapter(leaf: Leaf, features: FeatureSet, standing: Standing) -> None:
         "format": "fedclip-adapter 1",
         "model": features.model,
         "pretrained": features.pretrained,
-        "prompt": prompt if isinstance(prompt, str) else json.dumps(prompt),
+        "prompts": json.dumps([prompt] if isinstance(prompt, str) else prompt),
         "classes": json.dumps(features.classes),
         "logit_scale": repr(features.logit_scale),
         "features": features.key,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .checkpoint import ModelSource
+from .source import ModelSource
 
 _LOADERS = {
     "classifier.pt2": "model = torch.export.load('classifier.pt2').module()",
@@ -36,7 +36,9 @@ def describe(
             "interpolation": source.preprocess["interpolation"],
             "then": "none" if mode == "squash" else "centre crop",
         },
-        "run": {name: _recipe(name, source.preprocess) for name in files},
+        "run": {
+            name: _recipe(name, source.preprocess) for name in files if name in _LOADERS
+        },
     }
 
 

@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import ModelSource, schema_files
 from .errors import WeightsError
 from .files import QUICKGELU, cache_dir, file_sha256, is_jit_archive, origin_of
 from .files import read_json as read_json
+from .source import ModelSource, schema_files
 
 __all__ = ["ModelSource", "cache_dir", "file_sha256", "resolve"]
 

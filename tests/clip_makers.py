@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -63,5 +64,7 @@ def jit_archive(state: dict[str, torch.Tensor], file: Path) -> Path:
             node.register_parameter(leaf, nn.Parameter(value.half()))
         else:
             node.register_buffer(leaf, value)
-    torch.jit.script(root).save(str(file))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        torch.jit.script(root).save(str(file))
     return file

@@ -229,3 +229,19 @@ def test_our_own_fault_has_code_1(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("fedclip_plugin.experiment.run_leaf", broken)
     assert run_toy(tmp_path) == 1
     assert "ZeroDivisionError: oops" in capsys.readouterr().err
+
+
+def test_export_writes_a_classifier_that_agrees(tmp_path, capsys):
+    root = make_images(tmp_path / "images")
+    model = ["--model", "fedclip-tiny", "--pretrained", "fedclip-tiny"]
+    run = ["run", "--dataset", "mine", "--root", str(root), *model, "--rounds", "1"]
+    assert main([*run, "--target", "d1", "--out", str(tmp_path / "out")]) == 0
+    argv = ["export", str(tmp_path / "out"), "--to", str(tmp_path / "e")]
+    assert main([*argv, "--format", "torch"]) == 0
+    told = json.loads((tmp_path / "e" / "classifier.json").read_text())
+    assert told["classes"] == ["cat", "dog"]
+    assert (tmp_path / "e" / "classifier.pt2").is_file()
+    assert run_toy(tmp_path, "--out", tmp_path / "toy") == 0
+    line = fails(capsys, "export", tmp_path / "toy", "--to", tmp_path / "t", *model)
+    assert "width 16" in line
+    assert "no adapter" in fails(capsys, "export", tmp_path, "--to", tmp_path / "t")

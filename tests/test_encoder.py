@@ -271,7 +271,7 @@ def test_spec_from_config():
 def test_the_shipped_model_loads():
     spec = EncoderSpec("fedclip-tiny", "fedclip-tiny", device="cpu")
     clip = FrozenClip.load(spec)
-    assert 1 < clip.logit_scale <= 100.01
+    assert 1 < clip.logit_scale < 101
     assert torch.isfinite(clip.encode_images(_pixels(clip))).all()
     assert len(fingerprint(spec)) == 64
 

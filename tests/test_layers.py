@@ -17,12 +17,12 @@ LAYERS = """
 errors config capabilities checks reference ops
 update adapter storage files
 catalog prompts dataset images digits folders parquet data partition hub
-checkpoint weights encoder
+source recipe checkpoint weights encoder
 digests store features cache
 wire server algorithms evaluation progress
 federation
 records averages svg plots class_plots tables html_style html_tables html report
-outputs experiment export doctor
+outputs experiment bundle export doctor
 registry
 options console commands cli __main__
 """

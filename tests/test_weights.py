@@ -12,10 +12,12 @@ import torch
 from open_clip.transform import PreprocessCfg
 from safetensors.torch import load_file, save_file
 
-from fedclip_plugin import checkpoint, files
-from fedclip_plugin.checkpoint import build_model, weights_file
+from fedclip_plugin import files
+from fedclip_plugin import source as hub
+from fedclip_plugin.checkpoint import build_model
 from fedclip_plugin.encoder import EncoderSpec, FrozenClip, fingerprint
 from fedclip_plugin.errors import WeightsError
+from fedclip_plugin.source import weights_file
 from fedclip_plugin.weights import cache_dir, file_sha256, resolve
 
 from .clip_makers import VIT, jit_archive, tiny_clip, write_config
@@ -209,6 +211,19 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, change, word):
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_positions_of_another_image_size_are_not_interpolated(tmp_path, suffix):
+    state = load_file(tiny_clip(tmp_path, "tiny-size"))
+    file = tmp_path / f"big.{suffix}"
+    if suffix == "pt":
+        torch.save({"state_dict": state}, file)
+    else:
+        save_file(state, file)
+    write_config(tmp_path, "tiny-size", {**VIT, "image_size": 64})
+    with pytest.raises(WeightsError, match=r"\[5, 32\] in the file, \[17, 32\] wanted"):
+        _load(file, "tiny-size", tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 @pytest.mark.parametrize("keep", [0, 100, 20_000])
 def test_a_truncated_file_is_named(tmp_path, suffix, keep):
     whole = tiny_clip(tmp_path, "tiny-cut")
@@ -333,7 +348,7 @@ def test_a_download_goes_through_open_clip(tmp_path, monkeypatch):
         return str(tmp_path / filename)
 
     monkeypatch.setattr(open_clip.pretrained, "hf_hub_download", fake)
-    monkeypatch.setattr(checkpoint, "reachable", lambda url: True)
+    monkeypatch.setattr(hub, "reachable", lambda url: True)
     file = weights_file(resolve("ViT-B-32", "laion2b_s34b_b79k"))
     assert file.name == "open_clip_model.safetensors"
     assert calls[-1][0] == "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
@@ -348,9 +363,7 @@ def test_an_unreachable_hub_fails_at_once(monkeypatch, tmp_path):
     for variable in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(variable, raising=False)
         monkeypatch.delenv(variable.upper(), raising=False)
-    monkeypatch.setattr(
-        checkpoint, "HUB", "http://127.0.0.1:9"
-    )  # the discard port: closed
+    monkeypatch.setattr(hub, "HUB", "http://127.0.0.1:9")  # a closed port
     start = time.monotonic()
     with pytest.raises(WeightsError, match="--pretrained FILE"):
         weights_file(resolve("ViT-B-32", "laion2b_s34b_b79k"))

@@ -1,0 +1,200 @@
+"""Checks of the installation and the machine, for ``fedclip doctor``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import capabilities
+from .encoder import cpu_has_bf16, low_precision, resolve_device
+from .weights import cache_dir
+
+DISTRIBUTION = "fedclip-plugin"
+LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "safetensors")
+HOSTS = {"fedml": "fedml", "flower": "flwr"}  # extra -> distribution
+EXTRAS = {
+    "export": ("onnx", "onnxscript", "onnxruntime"),
+    "hub": ("huggingface_hub", "pyarrow"),
+    "tensorboard": ("tensorboard",),
+}
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding; ``remedy`` says what to do about a warning or a failure."""
+
+    name: str
+    status: str  # ok, warn or fail
+    detail: str
+    remedy: str = ""
+
+
+def check_versions() -> list[Check]:
+    """Versions of the libraries, against what this distribution asks for."""
+    found = {name: _installed(name) for name in LIBRARIES}
+    listed = ", ".join(f"{name} {version}" for name, version in found.items())
+    detail = f"Python {platform.python_version()}, {listed}"
+    for requirement in _requirements(DISTRIBUTION):
+        wanted = re.fullmatch(r"([\w.-]+)\s*>=\s*([\d.]+)", requirement.strip())
+        version = found.get(wanted[1].replace("-", "_")) if wanted else None
+        if wanted and version and _numbers(version) < _numbers(wanted[2]):
+            remedy = f"pip install '{requirement.strip()}'"
+            return [Check("versions", "fail", detail, remedy)]
+    return [Check("versions", "ok", detail)]
+
+
+def check_torchvision() -> list[Check]:
+    """torchvision's operators load only into the torch they were built for."""
+    version = _installed("torchvision")
+    built_for = next(
+        (
+            wanted[1]
+            for line in _requirements("torchvision")
+            if (wanted := re.fullmatch(r"torch\s*\(?==\s*([\d.]+)\)?", line.strip()))
+        ),
+        None,
+    )
+    detail = f"torchvision {version} with torch {torch.__version__}"
+    remedy = "install torch and torchvision together, from the same index"
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError) as error:
+        return [Check("torchvision", "fail", f"{detail}: {error}", remedy)]
+    if built_for and _numbers(built_for) != _numbers(torch.__version__):
+        detail += f", but it was built for torch {built_for}"
+        return [Check("torchvision", "warn", detail, remedy)]
+    return [Check("torchvision", "ok", detail)]
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _requirements(distribution: str) -> list[str]:
+    try:
+        return importlib.metadata.requires(distribution) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []  # run from a source tree
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """(2, 10, 0) of "2.10.0+cu128": enough to compare releases."""
+    plain = re.match(r"\d+(?:\.\d+)*", version)
+    numbers = [int(part) for part in plain[0].split(".")] if plain else []
+    return (*numbers, 0, 0, 0)[:3]
+
+
+def check_hosts() -> list[Check]:
+    """Which host frameworks are installed; imports none of them."""
+    found = []
+    for extra, distribution in HOSTS.items():
+        version = _installed(distribution)
+        absent = f"not installed; optional: pip install '{DISTRIBUTION}[{extra}]'"
+        found.append(Check(f"host {extra}", "ok", version or absent))
+    return found
+
+
+def check_extras() -> list[Check]:
+    """Which optional packages are installed."""
+    missing = {
+        extra: [name for name in names if _installed(name) is None]
+        for extra, names in EXTRAS.items()
+    }
+    text = ", ".join(
+        f"{extra}: {'without ' + ' '.join(names) if names else 'complete'}"
+        for extra, names in missing.items()
+    )
+    return [Check("extras", "ok", text)]
+
+
+# ----------------------------------------------------------------------------- machine
+
+
+def check_kernels() -> list[Check]:
+    """The processor, and whether the compiled kernels serve it."""
+    found = capabilities()
+    bf16 = "with" if cpu_has_bf16() else "without"
+    detail = (
+        f"{torch.backends.cpu.get_cpu_capability()} {bf16} bf16 instructions, "
+        f"{torch.get_num_threads()} threads of {os.cpu_count()} processors; "
+    )
+    if found["compiled"]:
+        detail += f"compiled kernels, {found['isa']}"
+        return [Check("kernels", "ok", detail)]
+    detail += f"no compiled kernels: {found['note']}"
+    remedy = "results are the same, only slower; reinstall with a C++ compiler"
+    return [Check("kernels", "warn", detail, remedy)]
+
+
+def check_device(asked: str) -> list[Check]:
+    """The device of a run; a GPU that this PyTorch cannot use is a warning."""
+    device = resolve_device(asked)
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        memory = properties.total_memory / GIB
+        detail = f"{device}: {properties.name}, {memory:.0f} GiB"
+        return [Check("device", "ok", f"{detail}, {low_precision(device)}")]
+    idle = asked == "auto" and shutil.which("nvidia-smi") is not None
+    if idle and torch.version.cuda is None:
+        detail = f"cpu: PyTorch {torch.__version__} is built without CUDA"
+        remedy = "there seems to be an NVIDIA GPU: install a CUDA build of PyTorch"
+        return [Check("device", "warn", detail, remedy)]
+    return [Check("device", "ok", "cpu")]
+
+
+def check_memory() -> list[Check]:
+    """Main memory that is left."""
+    free = _free_memory()
+    if free is None:
+        return [Check("memory", "ok", "unknown on this system")]
+    detail = f"{free / GIB:.1f} GiB free"
+    if free < 2 * GIB:
+        remedy = "ViT-B/32 needs 2 GiB: close programs, or use a feature directory"
+        return [Check("memory", "warn", detail, remedy)]
+    return [Check("memory", "ok", detail)]
+
+
+def _free_memory() -> int | None:
+    """Bytes available to this process: of the machine, or its container's share."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+        free = int(re.findall(r"MemAvailable:\s+(\d+) kB", text)[0]) * 1024
+    except (OSError, IndexError):
+        return None
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no container, or "max"
+        return free
+    return min(free, limit - used)
+
+
+def check_cache() -> list[Check]:
+    """Whether the cache directory can be written, and how much fits."""
+    directory = cache_dir()
+    remedy = "set FEDCLIP_CACHE to a directory of yours"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=directory):
+            free = shutil.disk_usage(directory).free
+    except OSError as error:
+        detail = f"{directory} is not writable: {error.strerror}"
+        return [Check("cache", "fail", detail, remedy)]
+    detail = f"{directory}, {free / GIB:.1f} GiB free"
+    if free < GIB:
+        return [Check("cache", "warn", detail, remedy)]
+    return [Check("cache", "ok", detail)]
