@@ -33,7 +33,8 @@ def core(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def pure(session: nox.Session) -> None:
     """The quick tests, on the pure-PyTorch references."""
-    _run(session, "pytest", "-m", "not slow", *session.posargs, FEDCLIP_PURE_PYTHON="1")
+    env = {"FEDCLIP_PURE_PYTHON": "1", "OMP_NUM_THREADS": "1"}
+    _run(session, "pytest", "-m", "not slow", *session.posargs, **env)
 
 
 def _as_installed(folder: Path) -> Path:

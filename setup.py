@@ -31,7 +31,10 @@ from setuptools import setup
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # torch 2.10
 # Messages name a source as csrc/..., wherever it was built.
 PATHS = f"-ffile-prefix-map={os.getcwd()}/="
-CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", PATHS, *STABLE_ABI]
+# -ffp-contract=off: an FMA only where the source says so, or an element's bits would
+# depend on how the compiler split the loop around it.
+CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-ffp-contract=off"]
+CXX_FLAGS += [PATHS, *STABLE_ABI]
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 # Files named *_<isa>.cpp are compiled for that instruction set, on x86-64 only; the
 # dispatch in csrc/cpu/isa.cpp decides at run time whether they may be called.

@@ -134,10 +134,14 @@ def _encode_missing(
         for i, key in enumerate(keys):
             if key and key not in found:
                 missing.setdefault(key, (domain, i))
+    # the first batch decides the precision: let it be a sample of all domains
+    keys = list(missing)
+    sample = keys[:: max(1, len(keys) // BATCH)][:BATCH]
+    todo = iter(dict.fromkeys((*sample, *keys)))
     clip, new = encoder.get(), ShardWriter(store)
     done: dict[str, Tensor] = {}
     try:
-        for keys, pixels in _decode(job, clip, missing):
+        for keys, pixels in _decode(job, clip, missing, todo):
             if not done:
                 store.precision = clip.resolve_precision(pixels)
             features = clip.encode_images(pixels).float().cpu()
@@ -151,7 +155,10 @@ def _encode_missing(
 
 
 def _decode(
-    job: EncodingJob, clip: Encoder, missing: dict[str, tuple[ImageDomain, int]]
+    job: EncodingJob,
+    clip: Encoder,
+    missing: dict[str, tuple[ImageDomain, int]],
+    todo: Iterator[str],
 ) -> Iterator[tuple[list[str], Tensor]]:
     """Batches of pixels (B, 3, S, S), decoded ahead of the encoder in a thread."""
 
@@ -170,7 +177,6 @@ def _decode(
             pixels.append(clip.preprocess(image))
         return kept, pixels
 
-    todo = iter(missing)
     with ThreadPoolExecutor(max_workers=1) as pool:
         ahead = [pool.submit(batch, k) for k in _take(todo, 2)]
         while ahead:

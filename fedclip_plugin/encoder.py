@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from .checkpoint import build_model, open_clip_name
 from .config import RunConfig
-from .errors import ConfigError, WeightsError
+from .device import resolve_device
+from .errors import WeightsError
 from .source import ModelSource, first_line, weights_file
 from .weights import file_sha256, resolve
 
@@ -79,24 +80,6 @@ def fingerprint(spec: EncoderSpec) -> str:
         "preprocess": source.preprocess,
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-def resolve_device(name: str) -> torch.device:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ConfigError if it is absent."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"--device {name}: expected auto, cpu or cuda:N") from error
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise ConfigError(
-                f"--device {name}: PyTorch {torch.__version__} sees {count} CUDA "
-                "devices here; use --device cpu, or install a CUDA build of PyTorch"
-            )
-    return device
 
 
 class FrozenClip:

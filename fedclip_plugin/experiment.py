@@ -18,6 +18,7 @@ from . import outputs, report
 from .cache import EncodeStats, EncodingJob, encode_once
 from .config import RunConfig, to_toml
 from .data import load_dataset
+from .device import resolve_device
 from .digests import Progress, silent
 from .errors import RunError
 from .features import FeatureSet, load_features
@@ -40,7 +41,7 @@ def obtain_features(
         features = load_features(config.data.features)
         count = sum(len(v) for v in features.label.values())
         return features, EncodeStats(count, 0, time.perf_counter() - start)
-    from .encoder import EncoderSpec, FrozenClip, fingerprint, resolve_device
+    from .encoder import EncoderSpec, FrozenClip, fingerprint
 
     spec = EncoderSpec.from_config(config)
     dataset = load_dataset(config.data.dataset, config.data.root)

@@ -13,7 +13,7 @@ import torch
 
 from .algorithms import Algorithm, Client, Samples, Task, get_algorithm
 from .config import RunConfig, to_toml
-from .errors import ConfigError
+from .device import resolve_device
 from .evaluation import (
     accuracy,
     mean,
@@ -56,17 +56,6 @@ class RoundResult:
     bytes_down: int
     quarantined: int
     seconds: dict[str, float]
-
-
-def resolve_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one; raises ConfigError when CUDA is missing."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            f"--device {name}: this PyTorch sees no CUDA device; use --device cpu"
-        )
-    return torch.device(name)
 
 
 def build_federation(

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from . import capabilities
-from .encoder import cpu_has_bf16, low_precision, resolve_device
+from .device import resolve_device
+from .encoder import cpu_has_bf16, low_precision
 from .weights import cache_dir
 
 DISTRIBUTION = "fedclip-plugin"

@@ -68,12 +68,15 @@ SCHEMAS = {
     "weighted_mean_int8": "(Tensor[] qs, Tensor[] scales, Tensor weights) -> Tensor",
 }
 
-_library = torch.library.Library("fedclip", "DEF")  # kept alive: it owns the ops
+# Kept alive: they own the ops.  The kernels compute in float32 and send other types to
+# `fedclip_reference`, where nothing but the reference is ever registered.
+_library = torch.library.Library("fedclip", "DEF")
+_reference_library = torch.library.Library("fedclip_reference", "DEF")
 for _name, _schema in SCHEMAS.items():
-    _library.define(_name + _schema)
-    _library.impl(
-        _name, getattr(reference, f"{_name}_reference"), "CompositeExplicitAutograd"
-    )
+    _kernel = getattr(reference, f"{_name}_reference")
+    for _owner in (_library, _reference_library):
+        _owner.define(_name + _schema)
+        _owner.impl(_name, _kernel, "CompositeExplicitAutograd")
 load_kernels()
 
 

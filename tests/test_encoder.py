@@ -11,13 +11,13 @@ from PIL import Image
 
 from fedclip_plugin import encoder
 from fedclip_plugin.config import ModelConfig, RunConfig
+from fedclip_plugin.device import resolve_device
 from fedclip_plugin.encoder import (
     EncoderSpec,
     FrozenClip,
     cpu_has_bf16,
     fingerprint,
     low_precision,
-    resolve_device,
 )
 from fedclip_plugin.errors import ConfigError, WeightsError
 from fedclip_plugin.weights import MODELS_DIR

@@ -15,14 +15,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "fedclip_plugin"
 LAYERS = """
 errors config capabilities checks reference ops
-update adapter storage files
+device update adapter storage files
 catalog prompts dataset images digits folders parquet data partition hub
 source recipe checkpoint weights encoder
 digests store features cache
 wire server algorithms evaluation progress
 federation
 records averages svg plots class_plots tables html_style html_tables html report
-outputs experiment bundle export doctor
+outputs experiment machine bundle export doctor
 registry
 options console commands cli __main__
 """

@@ -3,7 +3,7 @@
 Offers what that code calls: ``load(name, device, jit) -> (model, preprocess)`` and
 ``tokenize(texts)``, over open_clip's model of the same architecture.  The weights come
 from the file that ``CLIP_STANDIN_WEIGHTS`` names; their values change no amount of
-work.  ``CLIP_STANDIN_MODEL`` and ``CLIP_STANDIN_CONFIG`` choose another open_clip model.
+work.  ``CLIP_STANDIN_MODEL`` and ``CLIP_STANDIN_CONFIG`` choose another model.
 """
 
 from __future__ import annotations

@@ -1,147 +1,99 @@
-// Weighted mean of N clients' tensors, read in place: memory bandwidth is the ceiling.
-//
-// Groups of 8 clients are summed in fp32 and the groups in fp64: as fast as a plain
-// fp32 sum, and an order of magnitude more exact for many clients.  Every element is
-// summed in client order, so the result does not depend on the number of threads.
-#include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
+// The operators `weighted_mean` and `weighted_mean_int8`: the clients' tensors are read
+// where they are.  An element is summed in client order within a block of fixed bounds,
+// so the result does not depend on the number of threads.
 #include <algorithm>
-#include <cstdint>
 
+#include "cpu/kernels.h"
+#include "cpu/tensors.h"
 #include "ops.h"
 
 namespace fedclip {
 namespace {
 
-using torch::headeronly::ScalarType;
-
-constexpr std::int64_t kGroup = 8;
-constexpr std::int64_t kBlock = 1024;   // elements; 12 KB of partial sums stay in L1
-constexpr std::int64_t kGrain = 16384;  // elements worth a thread
-
 template <typename T>
-std::vector<double> shares_of(const Tensor& weights) {
-    const T* w = weights.const_data_ptr<T>();
-    std::vector<double> shares(w, w + weights.numel());
-    double total = 0;
-    for (double share : shares) total += share;
-    for (double& share : shares) share /= total;
-    return shares;
+std::vector<const T*> pointers(Tensors& tensors) {
+    std::vector<const T*> data;
+    data.reserve(tensors.size());
+    for (Tensor& tensor : tensors) {
+        tensor = row_major(tensor);
+        data.push_back(tensor.const_data_ptr<T>());
+    }
+    return data;
 }
 
-// total[k] += sum over kGroup clients, in order; S is the type of that sum.
-template <typename T, typename S>
-void add_group(const T* const* xs, const S* shares, std::int64_t start,
-               std::int64_t size, double* total) {
-    static_assert(kGroup == 8);
-    const T *x0 = xs[0] + start, *x1 = xs[1] + start, *x2 = xs[2] + start,
-            *x3 = xs[3] + start, *x4 = xs[4] + start, *x5 = xs[5] + start,
-            *x6 = xs[6] + start, *x7 = xs[7] + start;
-    for (std::int64_t k = 0; k < size; ++k) {
-        S sum = shares[0] * S(x0[k]);
-        sum += shares[1] * S(x1[k]);
-        sum += shares[2] * S(x2[k]);
-        sum += shares[3] * S(x3[k]);
-        sum += shares[4] * S(x4[k]);
-        sum += shares[5] * S(x5[k]);
-        sum += shares[6] * S(x6[k]);
-        sum += shares[7] * S(x7[k]);
-        total[k] += sum;
+void expect_like_first(const char* name, const Tensors& tensors, ScalarType dtype) {
+    STD_TORCH_CHECK(!tensors.empty(), name, ": expected at least one tensor, got none");
+    const auto wanted = tensors[0].sizes();
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+        const auto sizes = tensors[i].sizes();
+        STD_TORCH_CHECK(tensors[i].is_cpu() && tensors[i].scalar_type() == dtype &&
+                            sizes.size() == wanted.size() &&
+                            std::equal(sizes.begin(), sizes.end(), wanted.begin()),
+                        name, "[", i, "]: expected the type and shape of ", name,
+                        "[0], ", describe(tensors[0]), ", got ", describe(tensors[i]));
     }
 }
 
-// The clients left over after the last whole group.
-template <typename T, typename S>
-void add_rest(const T* const* xs, const S* shares, std::int64_t clients,
-              std::int64_t start, std::int64_t size, double* total) {
-    S group[kBlock] = {};
-    for (std::int64_t i = 0; i < clients; ++i) {
-        const T* x = xs[i] + start;
-        for (std::int64_t k = 0; k < size; ++k) group[k] += shares[i] * S(x[k]);
-    }
-    for (std::int64_t k = 0; k < size; ++k) total[k] += group[k];
+std::int64_t blocks_of(std::int64_t size) {
+    return (size + kMeanBlock - 1) / kMeanBlock;
 }
 
-template <typename T, typename S>
-void mean_block(const std::vector<const T*>& xs, const std::vector<S>& shares,
-                std::int64_t start, std::int64_t size, T* out) {
-    double total[kBlock] = {};
-    const std::int64_t clients = static_cast<std::int64_t>(xs.size());
-    std::int64_t i = 0;
-    for (; i + kGroup <= clients; i += kGroup) {
-        add_group(&xs[i], &shares[i], start, size, total);
-    }
-    if (i < clients) add_rest(&xs[i], &shares[i], clients - i, start, size, total);
-    for (std::int64_t k = 0; k < size; ++k) out[start + k] = T(S(total[k]));
-}
+}  // namespace
 
-template <typename T, typename S>
-Tensor mean_of(const std::vector<Tensor>& xs, const std::vector<double>& shares) {
-    std::vector<const T*> rows;
-    rows.reserve(xs.size());
-    for (const Tensor& x : xs) rows.push_back(x.const_data_ptr<T>());
-    const std::vector<S> factors(shares.begin(), shares.end());
-    Tensor mean = torch::stable::empty_like(xs[0]);
-    T* out = mean.mutable_data_ptr<T>();
+Tensor weighted_mean(Tensors xs, Tensor weights) {
+    expect_like_first("xs", xs, ScalarType::Float);
+    const std::vector<double> shares = shares_of(weights, xs.size());
+    const std::vector<float> factors(shares.begin(), shares.end());
+    const auto data = pointers<float>(xs);
+    const std::int64_t clients = std::int64_t(xs.size());
+    Tensor mean = torch::stable::new_empty(xs[0], xs[0].sizes());
+    float* out = mean.mutable_data_ptr<float>();
+    const std::int64_t size = mean.numel();
     torch::stable::parallel_for(
-        0, mean.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
-            for (std::int64_t k = begin; k < end; k += kBlock) {
-                mean_block<T, S>(rows, factors, k, std::min(kBlock, end - k), out);
+        0, blocks_of(size), 4, [&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t block = begin; block < end; ++block) {
+                const std::int64_t first = block * kMeanBlock;
+                kernels().mean(data.data(), factors.data(), clients, first,
+                               std::min(first + kMeanBlock, size), out);
             }
         });
     return mean;
 }
 
-bool same_shape(const Tensor& a, const Tensor& b) {
-    if (a.dim() != b.dim()) return false;
-    for (std::int64_t d = 0; d < a.dim(); ++d) {
-        if (a.size(d) != b.size(d)) return false;
+Tensor weighted_mean_int8(Tensors qs, Tensors scales, Tensor weights) {
+    expect_like_first("qs", qs, ScalarType::Char);
+    STD_TORCH_CHECK(qs[0].dim() >= 1, "qs[0]: expected at least one dimension, got ",
+                    describe(qs[0]));
+    STD_TORCH_CHECK(scales.size() == qs.size(), "scales: expected ", qs.size(),
+                    " entries, got ", scales.size());
+    const std::int64_t clients = std::int64_t(qs.size()), rows = qs[0].size(0);
+    for (std::size_t i = 0; i < scales.size(); ++i) {
+        expect("scales[" + std::to_string(i) + "]", scales[i], ScalarType::Float,
+               {rows});
     }
-    return true;
-}
-
-}  // namespace
-
-Tensor weighted_mean(std::vector<Tensor> xs, Tensor weights) {
-    STD_TORCH_CHECK(!xs.empty(), "weighted_mean: xs is empty");
-    STD_TORCH_CHECK(
-        weights.dim() == 1 && weights.numel() == static_cast<std::int64_t>(xs.size()),
-        "weighted_mean: expected weights of shape (", xs.size(), ",)");
-    const ScalarType dtype = xs[0].scalar_type();
-    for (std::size_t i = 0; i < xs.size(); ++i) {
-        STD_TORCH_CHECK(
-            xs[i].is_cpu() && xs[i].scalar_type() == dtype && same_shape(xs[i], xs[0]),
-            "weighted_mean: xs[", i, "] differs from xs[0] in device, dtype or shape");
-        if (!xs[i].is_contiguous()) xs[i] = torch::stable::contiguous(xs[i]);
+    const std::vector<double> shares = shares_of(weights, qs.size());
+    const auto data = pointers<signed char>(qs);
+    const auto scale = pointers<float>(scales);
+    Tensor mean = torch::stable::new_empty(scales[0], qs[0].sizes());
+    float* out = mean.mutable_data_ptr<float>();
+    if (mean.numel() == 0) return mean;
+    const std::int64_t columns = mean.numel() / rows, parts = blocks_of(columns);
+    std::vector<float> factors(rows * clients);
+    for (std::int64_t r = 0; r < rows; ++r) {
+        for (std::int64_t i = 0; i < clients; ++i) {
+            factors[r * clients + i] = float(shares[i] * scale[i][r]);
+        }
     }
-    STD_TORCH_CHECK(weights.is_cpu(), "weighted_mean: weights are not on the CPU");
-    weights = torch::stable::contiguous(weights);
-    std::vector<double> shares;
-    switch (weights.scalar_type()) {
-        case ScalarType::Float:
-            shares = shares_of<float>(weights);
-            break;
-        case ScalarType::Double:
-            shares = shares_of<double>(weights);
-            break;
-        default:
-            STD_TORCH_CHECK(false,
-                            "weighted_mean: expected float32 or float64 weights");
-    }
-    switch (dtype) {
-        case ScalarType::Float:
-            return mean_of<float, float>(xs, shares);
-        case ScalarType::Double:
-            return mean_of<double, double>(xs, shares);
-        case ScalarType::Half:
-            return mean_of<torch::headeronly::Half, float>(xs, shares);
-        case ScalarType::BFloat16:
-            return mean_of<torch::headeronly::BFloat16, float>(xs, shares);
-        default:
-            STD_TORCH_CHECK(false, "weighted_mean: expected floating-point xs");
-    }
+    torch::stable::parallel_for(
+        0, rows * parts, 4, [&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t unit = begin; unit < end; ++unit) {
+                const std::int64_t row = unit / parts, part = unit % parts * kMeanBlock;
+                kernels().mean_int8(data.data(), factors.data() + row * clients,
+                                    clients, 1, std::min(kMeanBlock, columns - part), 0,
+                                    row * columns + part, out);
+            }
+        });
+    return mean;
 }
 
 }  // namespace fedclip

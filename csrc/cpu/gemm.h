@@ -1,0 +1,161 @@
+// Register-tiled products.  Rows of a tile come as broadcasts, its columns as vectors.
+#pragma once
+
+#include "cpu/inline.h"
+#include "cpu/kernels.h"
+
+namespace fedclip {
+
+template <class V>
+constexpr std::int64_t panel_width = 2 * V::lanes;
+
+INLINE std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
+template <class V>
+INLINE std::int64_t chunk_count(const Batch& batch) {
+    return (batch.rows + panel_width<V> - 1) / panel_width<V>;
+}
+
+template <class V>
+INLINE std::int64_t chunk_width(const Batch& batch, std::int64_t chunk) {
+    const std::int64_t rest = batch.rows - chunk * panel_width<V>;
+    return rest > V::lanes ? panel_width<V> : V::lanes;
+}
+
+// Features padded to whole panels: the rows of a chunk.
+template <class V>
+INLINE std::int64_t padded_dim(const Batch& batch) {
+    return (batch.dim + panel_width<V> - 1) / panel_width<V> * panel_width<V>;
+}
+
+template <class V>
+INLINE std::int64_t chunk_size(const Batch& batch) {
+    return padded_dim<V>(batch) * panel_width<V>;
+}
+
+// `lanes` rows of the batch: where they stand in a chunk.
+struct Group {
+    std::int64_t chunk, width, lane;  // their lanes of the chunk start at `lane`
+    int rows;                         // the others are padding
+};
+
+template <class V>
+INLINE Group group_of(const Batch& batch, std::int64_t unit) {
+    const std::int64_t chunk = unit / 2;
+    return {chunk, chunk_width<V>(batch, chunk), unit % 2 * V::lanes,
+            int(least(V::lanes, batch.rows - unit * V::lanes))};
+}
+
+template <class V, int R, int N>
+INLINE void fill(typename V::Reg (&acc)[R][N], typename V::Reg value) {
+    UNROLL for (int r = 0; r < R; ++r) {
+        UNROLL for (int v = 0; v < N; ++v) acc[r][v] = value;
+    }
+}
+
+// acc[r] += a[r * a_row] * b: one step of the product.
+template <class V, int R, int N>
+INLINE void multiply_step(typename V::Reg (&acc)[R][N], const float* a,
+                          std::int64_t a_row, const float* b) {
+    typename V::Reg columns[N];
+    UNROLL for (int v = 0; v < N; ++v) columns[v] = V::load(b + v * V::lanes);
+    UNROLL for (int r = 0; r < R; ++r) {
+        const typename V::Reg row = V::set(a[r * a_row]);
+        UNROLL for (int v = 0; v < N; ++v) acc[r][v] =
+            V::fma(row, columns[v], acc[r][v]);
+    }
+}
+
+// acc[r] += sum_k a[r * a_row + k * a_step] * b[k * b_row], in the order of k.
+template <class V, int R, int N>
+INLINE void multiply(typename V::Reg (&acc)[R][N], const float* a, std::int64_t a_row,
+                     std::int64_t a_step, const float* b, std::int64_t b_row,
+                     std::int64_t depth) {
+    for (std::int64_t k = 0; k < depth; ++k) {
+        multiply_step<V>(acc, a + k * a_step, a_row, b + k * b_row);
+    }
+}
+
+// The same for a_step = 1, fetching the R rows below these: the next tile's.
+template <class V, int R, int N>
+INLINE void multiply_ahead(typename V::Reg (&acc)[R][N], const float* a,
+                           std::int64_t a_row, const float* b, std::int64_t b_row,
+                           std::int64_t depth) {
+    constexpr std::int64_t line = 16;
+    std::int64_t k = 0;
+    for (; k + line <= depth; k += line) {
+        UNROLL for (int r = 0; r < R; ++r) prefetch(a + (R + r) * a_row + k);
+        multiply<V>(acc, a + k, a_row, 1, b + k * b_row, b_row, line);
+    }
+    multiply<V>(acc, a + k, a_row, 1, b + k * b_row, b_row, depth - k);
+}
+
+// Where the broadcast factors of rows `row`.. stand.
+struct ByRow {  // a row-major matrix
+    const float* data;
+    std::int64_t stride;
+    INLINE const float* at(std::int64_t row) const { return data + row * stride; }
+    template <class V, int R, int N>
+    INLINE void run(typename V::Reg (&acc)[R][N], std::int64_t row, const float* b,
+                    std::int64_t b_row, std::int64_t depth, bool ahead) const {
+        if (ahead) {
+            multiply_ahead<V>(acc, at(row), stride, b, b_row, depth);
+        } else {
+            multiply<V>(acc, at(row), stride, 1, b, b_row, depth);
+        }
+    }
+};
+
+struct ByColumn {  // the transpose of a row-major matrix, from its row `first` on
+    const float* data;
+    std::int64_t stride, first;
+    template <class V, int R, int N>
+    INLINE void run(typename V::Reg (&acc)[R][N], std::int64_t row, const float* b,
+                    std::int64_t b_row, std::int64_t depth, bool) const {
+        multiply<V>(acc, data + (row - first), 1, stride, b, b_row, depth);
+    }
+};
+
+template <int R>
+struct Rows {
+    static constexpr int value = R;
+};
+
+// Tiles of R rows, then of fewer: calls tile(Rows<R>, row).
+template <int R, class F>
+INLINE void for_tiles(std::int64_t begin, std::int64_t end, const F& tile) {
+    for (; begin + R <= end; begin += R) tile(Rows<R>{}, begin);
+    if constexpr (R > 1) for_tiles<(R > 4 ? 4 : R / 2)>(begin, end, tile);
+}
+
+template <class V, int R, int N, class A, class Sink>
+INLINE void product_tile(const A& a, const float* b, std::int64_t b_row,
+                         std::int64_t depth, std::int64_t row, bool ahead,
+                         const Sink& sink, std::int64_t chunk) {
+    typename V::Reg acc[R][N];
+    sink.template start<V>(acc, row);
+    a.template run<V>(acc, row, b, b_row, depth, ahead);
+    sink.template finish<V>(acc, row, chunk, b_row);
+}
+
+// sink(a[begin..end, :] * every chunk of b): `b` has `depth` features, chunks lie
+// `b_chunk` floats apart.  The tile of `a` stays in L1 while the chunks pass.
+template <class V, class A, class Sink>
+INLINE void product(const Batch& batch, const A& a, const float* b,
+                    std::int64_t b_chunk, std::int64_t depth, std::int64_t begin,
+                    std::int64_t end, const Sink& sink) {
+    for_tiles<V::tile_rows>(begin, end, [&](auto rows, std::int64_t row) {
+        constexpr int R = decltype(rows)::value;
+        for (std::int64_t c = 0; c < chunk_count<V>(batch); ++c) {
+            const float* chunk = b + c * b_chunk;
+            if (chunk_width<V>(batch, c) == panel_width<V>) {
+                product_tile<V, R, 2>(a, chunk, panel_width<V>, depth, row, c == 0,
+                                      sink, c);
+            } else {
+                product_tile<V, R, 1>(a, chunk, V::lanes, depth, row, c == 0, sink, c);
+            }
+        }
+    });
+}
+
+}  // namespace fedclip

@@ -1,0 +1,113 @@
+// The kernels of one instruction set, as functions on plain pointers and sizes.
+//
+// A training step is a sequence of phases.  A phase is split into units of work that do
+// not depend on one another; a unit computes the same bits on whichever thread.
+//
+// With P = 2 * lanes of the instruction set, a matrix of B rows and D features is kept
+// in one or both of two forms:
+//
+//   chunks  [chunk][feature][row]   P rows side by side, in the lanes of two vectors;
+//                                   a last chunk of at most `lanes` rows is one vector
+//                                   wide.  Rows past B are zero.
+//   panels  [panel][row][feature]   P features side by side.
+//
+// Chunks make softmax, norm and tanh vertical, and feed a layer's product without any
+// transposition; panels are what a weight gradient streams, in the order of the
+// weights.
+#pragma once
+
+#include <cstdint>
+
+namespace fedclip {
+
+// Row b, panel p, lane l is at data[p * panel + b * row + l].
+struct Panels {
+    float* data;
+    std::int64_t row, panel;
+};
+
+struct Parameter {
+    float *value, *exp_avg, *exp_avg_sq;
+};
+
+struct Layer {
+    Parameter weight, bias;
+};
+
+// torch.optim.Adam with its bias corrections folded in.
+struct Adam {
+    float rate;       // lr / (1 - beta1^t)
+    float root;       // 1 / sqrt(1 - beta2^t)
+    float one_beta1;  // 1 - beta1
+    float beta2, one_beta2;
+    float eps, weight_decay;
+};
+
+// One batch of one client: what a phase reads and writes.
+struct Batch {
+    std::int64_t rows, dim, classes;  // B, D, and P classes in this batch
+
+    const float* x;  // row b of the batch is x + index[b] * x_row
+    std::int64_t x_row;
+    const std::int64_t* index;  // null: the rows in order
+    const std::int64_t* next;   // the rows of the next batch, to be fetched ahead
+    std::int64_t next_rows;
+
+    const float* text;           // (P, D) of the classes in this batch
+    const std::int64_t* column;  // (B,) row of `text` of each row
+    const float* count;          // (P,) rows of each class
+    float logit_scale;
+
+    Layer layer[2];
+    Adam adam;
+    float* loss;
+
+    // Buffers.  Chunks: `x, h, z, du, da` (D), `logits, column_exp` (P).
+    float *x_chunks, *h_chunks, *z_chunks, *du_chunks, *da_chunks;
+    float *logits, *column_exp;
+    float* column_lse;  // (P,) and, behind it, (P,) count / sum of exp
+    float* dot;         // (B padded,) <z, dz>
+    Panels x_panels, h_panels;
+    Panels z_panels;   // data null: not wanted
+    float* w2_panels;  // w2 in panels: its columns without a long stride
+
+    // The backward operator alone.
+    const float *h, *z, *dz, *dh;  // (B, D); dh may be null
+    bool accumulate;               // add to the gradients in `layer[].*.value`
+};
+
+using Phase = void (*)(const Batch&, std::int64_t unit);
+
+struct Kernels {
+    std::int64_t lanes;
+    // Forward.  Units: `lanes` rows (load, gate) or 2 * lanes features.
+    Phase load, hidden, scores, gate, gate_and_logits;
+    // Backward from the logits.  Units: 1 (loss) or 2 * lanes features.
+    Phase loss, grad_scores, grad_hidden;
+    Phase pack_w2;
+    Phase update;  // twice the feature units: the second layer, the first
+    // The backward operator: load and gate_backward by `lanes` rows.
+    Phase load_backward, gate_backward, grad_weights;
+
+    // out[k] = sum_i shares[i] xs[i][k] for begin <= k < end, at most kMeanBlock.
+    void (*mean)(const float* const* xs, const float* shares, std::int64_t clients,
+                 std::int64_t begin, std::int64_t end, float* out);
+    // The same of int8 with factors[r * clients + i] for `columns` elements, at most
+    // kMeanBlock, of each of `rows` rows; row r starts at begin + r * row_stride.
+    void (*mean_int8)(const signed char* const* qs, const float* factors,
+                      std::int64_t clients, std::int64_t rows, std::int64_t columns,
+                      std::int64_t row_stride, std::int64_t begin, float* out);
+    // Benchmarks: rounds * kPeakFmas FMAs of a register, and a plain read.
+    float (*fma_peak)(std::int64_t rounds);
+    float (*read)(const float* data, std::int64_t count);
+};
+
+constexpr std::int64_t kMeanBlock = 4096;  // elements: 32 KB of float64 sums in L1
+constexpr int kPeakFmas = 120;
+
+extern const Kernels kernels_generic, kernels_avx2, kernels_avx512;
+
+// Those of the instruction set in use, see isa.h.
+const Kernels& kernels();
+
+}  // namespace fedclip

@@ -1,0 +1,291 @@
+// The operators `local_epoch` and `local_round`: clients are the outer parallel loop.
+//
+// With at least as many clients as threads a client's epoch runs on one thread, without
+// any barrier.  With fewer, all clients advance a step together and the units of a
+// phase are shared out; a unit computes the same bits either way.
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <numeric>
+
+#include "cpu/tensors.h"
+#include "cpu/workspace.h"
+#include "ops.h"
+
+namespace fedclip {
+namespace {
+
+struct Settings {
+    std::int64_t batch_size, classes, dim;
+    const float* text;  // (classes, dim)
+    double lr, beta1, beta2, eps, weight_decay, logit_scale;
+};
+
+// One client's arguments, checked and row-major.
+struct Client {
+    Tensor x, y, perm, losses;
+    std::vector<InPlace> parameters;  // params, exp_avg, exp_avg_sq: four each
+    std::int64_t step = 0;            // Adam steps already taken
+
+    std::int64_t steps(std::int64_t batch_size) const {
+        const std::int64_t rows = perm.numel();  // a trailing batch of 1 is skipped
+        return batch_size < 2 ? 0 : rows / batch_size + (rows % batch_size > 1);
+    }
+    Parameter parameter(int i) const {
+        return {parameters[i].data(), parameters[i + 4].data(),
+                parameters[i + 8].data()};
+    }
+};
+
+// An epoch in progress, in a workspace of its own.
+class Epoch {
+  public:
+    Epoch(const Settings& settings, const Client& client, Workspace& workspace)
+        : settings_(settings),
+          client_(client),
+          workspace_(workspace),
+          steps_(client.steps(settings.batch_size)),
+          slot_(settings.classes, -1),
+          column_(std::min(settings.batch_size, client.perm.numel())) {
+        batch_ = workspace.batch(0);
+        batch_.x = floats(client.x);
+        batch_.x_row = settings.dim;
+        for (int i = 0; i < 2; ++i) {
+            batch_.layer[i] = {client.parameter(2 * i), client.parameter(2 * i + 1)};
+        }
+    }
+
+    std::int64_t steps() const { return steps_; }
+    const Batch& batch() const { return batch_; }
+
+    // Sets up batch number `s`; the phases then read it.
+    void begin(std::int64_t s) {
+        const std::int64_t size = settings_.batch_size, total = client_.perm.numel();
+        const std::int64_t* perm = client_.perm.const_data_ptr<std::int64_t>();
+        batch_.rows = std::min(size, total - s * size);
+        batch_.index = perm + s * size;
+        batch_.next = batch_.index + batch_.rows;
+        batch_.next_rows = std::min(size, total - s * size - batch_.rows);
+        batch_.loss = client_.losses.mutable_data_ptr<float>() + s;
+        batch_.logit_scale = float(settings_.logit_scale);
+        batch_.adam = adam(client_.step + s + 1);
+        find_classes();
+    }
+
+  private:
+    Adam adam(std::int64_t t) const {
+        const double first = 1 - std::pow(settings_.beta1, double(t));
+        const double second = 1 - std::pow(settings_.beta2, double(t));
+        return {float(settings_.lr / first),  float(1 / std::sqrt(second)),
+                float(1 - settings_.beta1),   float(settings_.beta2),
+                float(1 - settings_.beta2),   float(settings_.eps),
+                float(settings_.weight_decay)};
+    }
+
+    // The classes of the batch, in order of appearance: their text, count and rows.
+    void find_classes() {
+        const std::int64_t* y = client_.y.const_data_ptr<std::int64_t>();
+        seen_.clear();
+        for (std::int64_t b = 0; b < batch_.rows; ++b) {
+            const std::int64_t label = y[batch_.index[b]];
+            std::int64_t& slot = slot_[label];
+            if (slot < 0) {
+                slot = std::int64_t(seen_.size());
+                seen_.push_back(label);
+                workspace_.count[slot] = 0;
+                const float* text = settings_.text + label * settings_.dim;
+                std::copy(text, text + settings_.dim,
+                          workspace_.text + slot * settings_.dim);
+            }
+            workspace_.count[slot] += 1;
+            column_[b] = slot;
+        }
+        for (const std::int64_t label : seen_) slot_[label] = -1;
+        batch_.classes = std::int64_t(seen_.size());
+        batch_.text = workspace_.text;
+        batch_.count = workspace_.count;
+        batch_.column = column_.data();
+    }
+
+    const Settings& settings_;
+    const Client& client_;
+    Workspace& workspace_;
+    std::int64_t steps_;
+    std::vector<std::int64_t> slot_;  // of a class in this batch, or -1
+    std::vector<std::int64_t> column_, seen_;
+    Batch batch_;
+};
+
+struct Work {
+    Phase phase;
+    std::int64_t (*units)(const Batch& batch);
+};
+
+std::int64_t by_rows(const Batch& batch) { return row_units(batch.rows); }
+std::int64_t by_features(const Batch& batch) { return feature_units(batch.dim); }
+std::int64_t by_layers(const Batch& batch) { return 2 * feature_units(batch.dim); }
+std::int64_t alone(const Batch&) { return 1; }
+
+std::vector<Work> training_step() {
+    const Kernels& k = kernels();
+    return {{k.load, by_rows},
+            {k.hidden, by_features},
+            {k.scores, by_features},
+            {k.gate_and_logits, by_rows},
+            {k.loss, alone},
+            {k.grad_scores, by_features},
+            {k.grad_hidden, by_features},
+            {k.update, by_layers}};
+}
+
+void run_alone(Epoch& epoch) {
+    const auto step = training_step();
+    run(kernels().pack_w2, epoch.batch(), feature_units(epoch.batch().dim), false);
+    for (std::int64_t s = 0; s < epoch.steps(); ++s) {
+        epoch.begin(s);
+        for (const Work& work : step) {
+            run(work.phase, epoch.batch(), work.units(epoch.batch()), false);
+        }
+    }
+}
+
+// One phase of several clients at once.
+void run_shared(const std::vector<Epoch*>& epochs, const Work& work) {
+    std::vector<std::int64_t> first{0};
+    for (const Epoch* epoch : epochs) {
+        first.push_back(first.back() + work.units(epoch->batch()));
+    }
+    const auto units = [&](std::int64_t begin, std::int64_t end) {
+        std::size_t client = 0;
+        for (std::int64_t unit = begin; unit < end; ++unit) {
+            while (unit >= first[client + 1]) ++client;
+            work.phase(epochs[client]->batch(), unit - first[client]);
+        }
+    };
+    if (first.back() < 2) return units(0, first.back());
+    torch::stable::parallel_for(0, first.back(), 1, units);
+}
+
+void run_together(std::vector<std::unique_ptr<Epoch>>& epochs) {
+    std::vector<Epoch*> active;
+    for (auto& epoch : epochs) active.push_back(epoch.get());
+    const auto step = training_step();
+    run_shared(active, {kernels().pack_w2, by_features});
+    for (std::int64_t s = 0;; ++s) {
+        const auto done = [s](const Epoch* epoch) { return epoch->steps() <= s; };
+        active.erase(std::remove_if(active.begin(), active.end(), done), active.end());
+        if (active.empty()) return;
+        for (Epoch* epoch : active) epoch->begin(s);
+        for (const Work& work : step) run_shared(active, work);
+    }
+}
+
+void train(const Settings& settings, std::vector<Client>& clients) {
+    std::vector<std::int64_t> steps, order;
+    std::int64_t rows = 0;  // of the largest batch
+    for (const Client& client : clients) {
+        steps.push_back(client.steps(settings.batch_size));
+        if (steps.back()) order.push_back(std::int64_t(steps.size()) - 1);
+        rows = std::max(rows, std::min(settings.batch_size, client.perm.numel()));
+    }
+    if (order.empty()) return;
+    // the longest first, so that no thread is left with one at the end
+    std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
+        return steps[a] > steps[b];
+    });
+    const std::int64_t count = std::int64_t(order.size());
+    const std::int64_t threads = torch::stable::get_num_threads();
+    const std::int64_t workers = std::min(count, threads);
+    std::vector<Workspace> workspaces;
+    for (std::int64_t w = 0; w < workers; ++w) {
+        workspaces.emplace_back(Use::training, rows, settings.dim,
+                                std::min(rows, settings.classes));
+    }
+    std::vector<std::unique_ptr<Epoch>> epochs;
+    if (count < threads) {
+        for (std::int64_t i = 0; i < count; ++i) {
+            epochs.push_back(
+                std::make_unique<Epoch>(settings, clients[order[i]], workspaces[i]));
+        }
+        run_together(epochs);
+        return;
+    }
+    share_out(count, workers, [&](std::int64_t worker, std::int64_t i) {
+        Epoch epoch(settings, clients[order[i]], workspaces[worker]);
+        run_alone(epoch);
+    });
+}
+
+void take_parameters(const std::string& name, const Tensors& tensors, std::size_t first,
+                     std::int64_t dim, Client& client) {
+    for (std::size_t i = 0; i < 4; ++i) {
+        const std::string entry = name + "[" + std::to_string(first + i) + "]";
+        const Tensor& tensor = tensors[first + i];
+        if (i % 2 == 0) {
+            expect(entry, tensor, ScalarType::Float, {dim, dim});
+        } else {
+            expect(entry, tensor, ScalarType::Float, {dim});
+        }
+        client.parameters.emplace_back(tensor);
+    }
+}
+
+void expect_count(const char* name, std::size_t got, std::size_t wanted) {
+    STD_TORCH_CHECK(got == wanted, name, ": expected ", wanted, " entries, got ", got);
+}
+
+}  // namespace
+
+Tensors local_round(Tensors x, Tensors y, Tensor text, Tensors perm,
+                    std::int64_t batch_size, Tensors params, Tensors exp_avg,
+                    Tensors exp_avg_sq, std::vector<std::int64_t> step, double lr,
+                    double beta1, double beta2, double eps, double weight_decay,
+                    double logit_scale) {
+    const std::size_t count = x.size();
+    STD_TORCH_CHECK(batch_size >= 1, "batch_size: expected at least 1, got ",
+                    batch_size);
+    expect_count("y", y.size(), count);
+    expect_count("perm", perm.size(), count);
+    expect_count("step", step.size(), count);
+    expect_count("params", params.size(), 4 * count);
+    expect_count("exp_avg", exp_avg.size(), 4 * count);
+    expect_count("exp_avg_sq", exp_avg_sq.size(), 4 * count);
+    expect("text", text, ScalarType::Float, {-1, -1});
+    const std::int64_t classes = text.size(0), dim = text.size(1);
+    text = row_major(text);
+    const Settings settings{batch_size, classes, dim, floats(text), lr,
+                            beta1,      beta2,   eps, weight_decay, logit_scale};
+    std::vector<Client> clients(count);
+    Tensors losses;
+    for (std::size_t i = 0; i < count; ++i) {
+        Client& client = clients[i];
+        const std::string where = "[" + std::to_string(i) + "]";
+        expect("x" + where, x[i], ScalarType::Float, {-1, dim});
+        client.x = row_major(x[i]);
+        client.y = indices("y" + where, y[i], x[i].size(0), classes);
+        client.perm = indices("perm" + where, perm[i], -1, x[i].size(0));
+        STD_TORCH_CHECK(step[i] >= 0, "step", where, ": expected at least 0, got ",
+                        step[i]);
+        client.step = step[i];
+        take_parameters("params", params, 4 * i, dim, client);
+        take_parameters("exp_avg", exp_avg, 4 * i, dim, client);
+        take_parameters("exp_avg_sq", exp_avg_sq, 4 * i, dim, client);
+        client.losses = torch::stable::new_empty(client.x, {client.steps(batch_size)});
+        losses.push_back(client.losses);
+    }
+    train(settings, clients);
+    for (Client& client : clients) {
+        for (InPlace& parameter : client.parameters) parameter.write_back();
+    }
+    return losses;
+}
+
+Tensor local_epoch(Tensor x, Tensor y, Tensor text, Tensor perm,
+                   std::int64_t batch_size, Tensors params, Tensors exp_avg,
+                   Tensors exp_avg_sq, std::int64_t step, double lr, double beta1,
+                   double beta2, double eps, double weight_decay, double logit_scale) {
+    return local_round({x}, {y}, text, {perm}, batch_size, params, exp_avg, exp_avg_sq,
+                       {step}, lr, beta1, beta2, eps, weight_decay, logit_scale)[0];
+}
+
+}  // namespace fedclip

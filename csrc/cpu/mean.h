@@ -1,0 +1,130 @@
+// Weighted means over clients, read in place: memory bandwidth is the ceiling.
+//
+// Groups of 8 clients are summed in fp32 registers and the groups in float64: as fast
+// as a plain fp32 sum, and an order of magnitude more exact for many clients.
+#pragma once
+
+#include "cpu/gemm.h"
+
+namespace fedclip {
+
+constexpr int kGroup = 8;  // clients, as in reference.py
+
+template <class V>
+INLINE typename V::Reg load_as_float(const float* p) {
+    return V::load(p);
+}
+
+template <class V>
+INLINE typename V::Reg load_as_float(const signed char* p) {
+    return V::from_int8(p);
+}
+
+// What becomes of a group's sum.
+enum class Then { write, begin_total, add_total };
+
+// out or total[k] (+)= sum_g shares[g] xs[g][k], k < count; `ahead` are fetched.
+template <class V, int G, Then then, class T>
+INLINE void group_sum(const T* const* xs, const T* const* ahead, const float* shares,
+                      std::int64_t count, double* total, float* out) {
+    using Reg = typename V::Reg;
+    constexpr std::int64_t line = 64 / sizeof(T);
+    Reg share[G];
+    UNROLL for (int g = 0; g < G; ++g) share[g] = V::set(shares[g]);
+    std::int64_t k = 0;
+    for (; k + V::lanes <= count; k += V::lanes) {
+        if (ahead && k % line == 0) {
+            UNROLL for (int g = 0; g < G; ++g) prefetch_outer(ahead[g] + k);
+        }
+        Reg sum = V::mul(share[0], load_as_float<V>(xs[0] + k));
+        UNROLL for (int g = 1; g < G; ++g) {
+            sum = V::fma(share[g], load_as_float<V>(xs[g] + k), sum);
+        }
+        if constexpr (then == Then::write) {
+            V::store(out + k, sum);
+        } else {
+            if (then == Then::begin_total) {
+                UNROLL for (int i = 0; i < V::lanes; ++i) total[k + i] = 0;
+            }
+            V::add_to(total + k, sum);
+        }
+    }
+    for (; k < count; ++k) {
+        float sum = 0;
+        for (int g = 0; g < G; ++g) sum += shares[g] * float(xs[g][k]);
+        if (then == Then::write) out[k] = sum;
+        if (then == Then::begin_total) total[k] = sum;
+        if (then == Then::add_total) total[k] += sum;
+    }
+}
+
+template <class V, Then then, int G = kGroup, class T>
+INLINE void last_group_sum(const T* const* xs, const float* shares,
+                           std::int64_t clients, std::int64_t count, double* total,
+                           float* out) {
+    if constexpr (G > 0) {
+        if (clients == G) {
+            group_sum<V, G, then>(xs, static_cast<const T* const*>(nullptr), shares,
+                                  count, total, out);
+        } else {
+            last_group_sum<V, then, G - 1>(xs, shares, clients, count, total, out);
+        }
+    }
+}
+
+// All clients over a run of `count` elements that start at `begin`.
+template <class V, class T>
+INLINE void mean_run(const T* const* xs, const float* shares, std::int64_t clients,
+                     std::int64_t begin, std::int64_t count, double* total,
+                     float* out) {
+    const T* now[kGroup];
+    const T* ahead[kGroup];
+    for (std::int64_t i = 0; i < clients; i += kGroup) {
+        const std::int64_t size = least(kGroup, clients - i);
+        for (std::int64_t g = 0; g < size; ++g) now[g] = xs[i + g] + begin;
+        if (clients <= kGroup) {
+            last_group_sum<V, Then::write>(now, shares, size, count, total, out);
+        } else if (size < kGroup) {
+            last_group_sum<V, Then::add_total>(now, shares + i, size, count, total,
+                                               out);
+        } else {
+            const bool more = i + 2 * kGroup <= clients;
+            for (int g = 0; g < kGroup; ++g) {
+                ahead[g] = more ? xs[i + kGroup + g] + begin : now[g];
+            }
+            if (i == 0) {
+                group_sum<V, kGroup, Then::begin_total>(now, ahead, shares, count,
+                                                        total, out);
+            } else {
+                group_sum<V, kGroup, Then::add_total>(now, ahead, shares + i, count,
+                                                      total, out);
+            }
+        }
+    }
+    if (clients <= kGroup) return;
+    std::int64_t k = 0;
+    for (; k + V::lanes <= count; k += V::lanes) {
+        V::store(out + k, V::from_double(total + k));
+    }
+    for (; k < count; ++k) out[k] = float(total[k]);
+}
+
+template <class V>
+void mean(const float* const* xs, const float* shares, std::int64_t clients,
+          std::int64_t begin, std::int64_t end, float* out) {
+    alignas(64) double total[kMeanBlock];
+    mean_run<V>(xs, shares, clients, begin, end - begin, total, out + begin);
+}
+
+template <class V>
+void mean_int8(const signed char* const* qs, const float* factors, std::int64_t clients,
+               std::int64_t rows, std::int64_t columns, std::int64_t row_stride,
+               std::int64_t begin, float* out) {
+    alignas(64) double total[kMeanBlock];
+    for (std::int64_t r = 0; r < rows; ++r) {
+        const std::int64_t at = begin + r * row_stride;
+        mean_run<V>(qs, factors + r * clients, clients, at, columns, total, out + at);
+    }
+}
+
+}  // namespace fedclip

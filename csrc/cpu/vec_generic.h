@@ -1,0 +1,110 @@
+// Four floats by the compiler's vector extension: SSE2 on x86-64, NEON on aarch64.
+// vec_avx2.h and vec_avx512.h are the same interface on wider registers.
+#pragma once
+
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include "cpu/inline.h"
+
+namespace fedclip {
+
+struct Generic {
+#if defined(__aarch64__)
+    using Reg = float32x4_t;
+#else
+    typedef float Reg __attribute__((vector_size(16)));
+#endif
+    typedef int Int __attribute__((vector_size(16)));
+    static constexpr int lanes = 4;
+    static constexpr int tile_rows = 4;  // 4 x 2 accumulators, of at least 16 registers
+
+    INLINE static Reg zero() { return Reg{}; }
+    INLINE static Reg set(float a) { return Reg{a, a, a, a}; }
+    INLINE static Reg load(const float* p) {
+        Reg a;
+        __builtin_memcpy(&a, p, sizeof a);
+        return a;
+    }
+    INLINE static void store(float* p, Reg a) { __builtin_memcpy(p, &a, sizeof a); }
+    // The first `count` (0 to lanes) elements, then zeros; touches no others.
+    INLINE static Reg load_first(const float* p, int count) {
+        Reg a{};
+        for (int i = 0; i < count; ++i) a[i] = p[i];
+        return a;
+    }
+    INLINE static void store_first(float* p, Reg a, int count) {
+        for (int i = 0; i < count; ++i) p[i] = a[i];
+    }
+    INLINE static Reg keep_first(Reg a, int count, Reg rest) {
+        for (int i = count < 0 ? 0 : count; i < lanes; ++i) a[i] = rest[i];
+        return a;
+    }
+
+    INLINE static Reg add(Reg a, Reg b) { return a + b; }
+    INLINE static Reg sub(Reg a, Reg b) { return a - b; }
+    INLINE static Reg mul(Reg a, Reg b) { return a * b; }
+    INLINE static Reg div(Reg a, Reg b) { return a / b; }
+#if defined(__aarch64__)
+    INLINE static Reg fma(Reg a, Reg b, Reg c) { return vfmaq_f32(c, a, b); }
+    INLINE static Reg fnma(Reg a, Reg b, Reg c) { return vfmsq_f32(c, a, b); }
+    INLINE static Reg sqrt(Reg a) { return vsqrtq_f32(a); }
+#else
+    INLINE static Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
+    INLINE static Reg fnma(Reg a, Reg b, Reg c) { return c - a * b; }  // c - a b
+    INLINE static Reg sqrt(Reg a) {
+        UNROLL for (int i = 0; i < lanes; ++i) a[i] = __builtin_sqrtf(a[i]);
+        return a;
+    }
+#endif
+    // b where either is NaN, so that `max(bound, x)` lets a NaN in x through.
+    INLINE static Reg max(Reg a, Reg b) { return a > b ? a : b; }
+    INLINE static Reg min(Reg a, Reg b) { return a < b ? a : b; }
+    INLINE static Reg abs(Reg a) { return copy_sign(a, zero()); }
+    INLINE static Reg round(Reg a) {  // to the nearest integer, for |a| < 2^22
+        const Reg shift = set(12582912.f);
+        return (a + shift) - shift;
+    }
+    // a 2^n for whole n, in two steps: 2^n may be subnormal.
+    INLINE static Reg scale(Reg a, Reg n) {
+        const Int whole = __builtin_convertvector(n, Int);
+        const Int half = whole >> 1;
+        return a * (Reg)((half + 127) << 23) * (Reg)((whole - half + 127) << 23);
+    }
+    INLINE static Reg copy_sign(Reg a, Reg sign) {
+        const Int bit = {INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN};
+        return (Reg)(((Int)a & ~bit) | ((Int)sign & bit));
+    }
+    INLINE static Reg if_less(Reg a, Reg b, Reg yes, Reg no) {
+        return a < b ? yes : no;
+    }
+    INLINE static float sum(Reg a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+    INLINE static float largest(Reg a) {
+        float best = a[0];
+        for (int i = 1; i < lanes; ++i) best = best > a[i] ? best : a[i];
+        return best;
+    }
+
+    INLINE static Reg from_int8(const signed char* p) {
+        return Reg{float(p[0]), float(p[1]), float(p[2]), float(p[3])};
+    }
+    INLINE static void add_to(double* total, Reg a) {
+        UNROLL for (int i = 0; i < lanes; ++i) total[i] += a[i];
+    }
+    INLINE static Reg from_double(const double* p) {
+        return Reg{float(p[0]), float(p[1]), float(p[2]), float(p[3])};
+    }
+
+    // to[i * to_row + j] = from[j * from_row + i] for lanes x lanes elements.
+    INLINE static void transpose(const float* from, std::int64_t from_row, float* to,
+                                 std::int64_t to_row) {
+        Reg r[4];
+        UNROLL for (int j = 0; j < 4; ++j) r[j] = load(from + j * from_row);
+        UNROLL for (int i = 0; i < 4; ++i) {
+            store(to + i * to_row, Reg{r[0][i], r[1][i], r[2][i], r[3][i]});
+        }
+    }
+};
+
+}  // namespace fedclip

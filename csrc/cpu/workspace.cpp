@@ -1,0 +1,87 @@
+#include "cpu/workspace.h"
+
+#include <new>
+
+namespace fedclip {
+namespace {
+
+constexpr std::int64_t kLine = 16;  // floats of a cache line
+
+std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+}
+
+}  // namespace
+
+std::int64_t row_units(std::int64_t rows) {
+    return round_up(rows, kernels().lanes) / kernels().lanes;
+}
+
+std::int64_t feature_units(std::int64_t dim) {
+    const std::int64_t width = 2 * kernels().lanes;
+    return round_up(dim, width) / width;
+}
+
+float* Workspace::take(std::int64_t size) {
+    float* start = memory_ ? memory_.get() + used_ : nullptr;
+    // An odd number of lines between buffers: at equal offsets they then differ in the
+    // address bits that choose a cache set.
+    used_ += round_up(size, 2 * kLine) + 5 * kLine;
+    return start;
+}
+
+Workspace::Workspace(Use use, std::int64_t rows, std::int64_t dim,
+                     std::int64_t classes) {
+    const std::int64_t width = 2 * kernels().lanes;
+    const std::int64_t features = round_up(dim, width),
+                       all_rows = round_up(rows, width);
+    const std::int64_t matrix = features * all_rows;
+    const Panels panels{nullptr, width, all_rows * width};
+    // twice: to count, then to hand out
+    for (int pass = 0; pass < 2; ++pass) {
+        used_ = 0;
+        Batch& b = buffers_;
+        b.dim = dim;
+        b.h_chunks = take(matrix);
+        b.z_chunks = take(matrix);
+        if (use != Use::backward) b.x_chunks = take(matrix);
+        if (use != Use::forward) {
+            b.du_chunks = take(matrix);
+            b.da_chunks = take(matrix);
+            b.x_panels = b.h_panels = panels;
+            b.x_panels.data = take(matrix);
+            b.h_panels.data = take(matrix);
+            b.w2_panels = take(dim * features);
+        }
+        if (use == Use::training) {
+            b.logits = take(classes * all_rows);
+            b.column_exp = take(classes * all_rows);
+            b.column_lse = take(2 * classes);
+            b.dot = take(all_rows);
+            text = take(classes * dim);
+            count = take(classes);
+        }
+        if (pass == 1) return;
+        const std::size_t bytes = static_cast<std::size_t>(used_) * sizeof(float);
+        memory_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+        if (!memory_) throw std::bad_alloc();
+    }
+}
+
+Batch Workspace::batch(std::int64_t rows) const {
+    Batch batch = buffers_;
+    batch.rows = rows;
+    return batch;
+}
+
+void run(Phase phase, const Batch& batch, std::int64_t units, bool parallel) {
+    if (!parallel || units < 2) {
+        for (std::int64_t unit = 0; unit < units; ++unit) phase(batch, unit);
+        return;
+    }
+    torch::stable::parallel_for(0, units, 1, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t unit = begin; unit < end; ++unit) phase(batch, unit);
+    });
+}
+
+}  // namespace fedclip
