@@ -23,7 +23,7 @@ from .evaluation import (
 )
 from .features import FeatureSet
 from .federation import Federation, Standing
-from .storage import write_bytes, write_tensors
+from .storage import cannot_write, write_bytes, write_tensors
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,12 @@ class MetricsFile:
         self._file = self.path.open("a", encoding="utf-8")
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._file.close()
+        except OSError as error:  # the line that did not fit is tried once more
+            if kind is None:
+                raise cannot_write(self.path, error) from error
 
     def cut(self, rounds: int) -> None:
         """Keep the lines of rounds 1 to ``rounds``."""
@@ -64,8 +68,11 @@ class MetricsFile:
 
     def add(self, line: Mapping[str, object]) -> None:
         """Append one round; in the file before its checkpoint is written."""
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
 
 
 def write_adapter(leaf: Leaf, features: FeatureSet, standing: Standing) -> None:

@@ -24,6 +24,14 @@ CHECKSUM = "sha256"
 _KEY = "fedclip"  # one metadata key: safetensors orders several at random
 
 
+def cannot_write(path: Path, error: OSError) -> RunError:
+    """The user error for a full or read-only disk."""
+    return RunError(
+        f"cannot write {path}: {error.strerror}; free some space or choose another "
+        "directory (--out, or FEDCLIP_CACHE for the feature cache)"
+    )
+
+
 def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     """Replace ``path`` by ``data`` in one step.
 
@@ -45,10 +53,7 @@ def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise RunError(
-            f"cannot write {path}: {error.strerror}; free some space or choose "
-            "another directory (--out, or FEDCLIP_CACHE for the feature cache)"
-        ) from error
+        raise cannot_write(path, error) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -245,3 +245,28 @@ def test_export_writes_a_classifier_that_agrees(tmp_path, capsys):
     line = fails(capsys, "export", tmp_path / "toy", "--to", tmp_path / "t", *model)
     assert "width 16" in line
     assert "no adapter" in fails(capsys, "export", tmp_path, "--to", tmp_path / "t")
+
+
+def test_full_disk_in_the_middle_of_a_run_is_told_and_resumable(tmp_path):
+    """A file-size quota stands in for the full disk; the run goes on after it."""
+    features = write_toy(tmp_path / "f")
+    code = (
+        "import resource, signal, sys; from fedclip_plugin.cli import main;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), -1));"
+        "sys.exit(main(sys.argv[2:]))"
+    )
+    out = tmp_path / "out"
+    run = ["run", "--features", str(features), "--target", "photo", "--rounds", "40"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "6000", *run, "--out", str(out), "--quiet"],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "cannot write" in done.stderr
+    assert "metrics.jsonl" in done.stderr
+    assert main(["run", "--resume", "--out", str(out), "--quiet"]) == 0
+    assert main([*run, "--out", str(tmp_path / "whole"), "--quiet"]) == 0
+    adapters = [(p / "adapter.safetensors") for p in (out, tmp_path / "whole")]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
