@@ -147,8 +147,8 @@ def _method(results: Mapping[str, Any]) -> str:
         f"- Ours: {encoded} images encoded from an empty cache, in {precision} "
         f"({rate} images/s) and fp32 ({slow}); start-up, checkpoints and reports are "
         f"in the totals. {results['our_rounds']} rounds were run for every target at "
-        "the full size of PACS (the features repeated to it); each further one counts as "
-        "the median round, each further image by the rate.",
+        "the full size of PACS (the features repeated to it); each further one counts "
+        "as the median round, each further image by the rate.",
     ]
     if results["authors"]:
         side = results["result"]["authors"]["median"]

@@ -242,11 +242,11 @@ class Painter:
     def outline(self, grey: Tensor) -> Tensor:
         """Dark contour lines on white, thin or thick."""
         level = self.uniform(0.35, 0.6, len(grey), 1, 1)
-        mask = (grey >= level).float()
+        mask = (grey >= level).float()[:, None]  # 4D: max_pool2d takes an empty batch
         edge = mask + F.max_pool2d(1 - mask, 3, 1, 1) - 1
-        thick = F.max_pool2d(edge, 2, 1, 1)[:, :SIZE, :SIZE]
+        thick = F.max_pool2d(edge, 2, 1, 1)[..., :SIZE, :SIZE]
         choose = self.uniform(0, 1, len(grey), 1, 1) < 0.25
-        return 1 - torch.where(choose, thick, edge)
+        return 1 - torch.where(choose, thick[:, 0], edge[:, 0])
 
     def blend(self, image: Tensor) -> Tensor:
         """Absolute difference with a texture, as MNIST-M does; sometimes an overlay."""

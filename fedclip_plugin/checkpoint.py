@@ -1,181 +1,80 @@
-"""Build an open_clip model from its checkpoint file.
+"""A run's checkpoint: one atomic file a round, from which it goes on bit for bit.
 
-Files are read as data, never as programs: safetensors, ``torch.load`` with
-``weights_only=True``, and OpenAI's TorchScript archives for their tensors alone.
+Nothing random is stored: every random draw is a function of seed, round and client.
 """
 
 from __future__ import annotations
 
-import re
-import warnings
-import zipfile
-from collections.abc import Sequence
+import json
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import safetensors
-import torch
-from torch import nn
+from .errors import RunError
+from .storage import DamagedFileError, read_tensors, write_tensors
+from .update import State
 
-from .errors import WeightsError
-from .files import is_jit_archive
-from .source import ModelSource, first_line
-
-POSITIONS = {"visual.positional_embedding", "positional_embedding"}
-_OPENAI_ATTRIBUTES = ("input_resolution", "context_length", "vocab_size")
+DURABLE_SECONDS = 5.0  # power loss may cost this much; kill -9 costs nothing
 
 
-def build_model(source: ModelSource, file: Path) -> nn.Module:
-    """The open_clip model with its weights: fp32, on the CPU, in eval mode, frozen.
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after ``round``; totals over all rounds so far."""
 
-    Raises WeightsError naming the file when it does not fit the model.
+    round: int = 0
+    best_round: int = 0
+    best_score: float = -1.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    quarantined: int = 0
+    train_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+
+
+class Checkpoint:
+    """Reads and writes ``<directory>/checkpoint/last.safetensors``.
+
+    ``identity`` tells what is being run (configuration and features); a checkpoint of
+    another run is refused.
     """
-    _check_header(file)
-    try:
-        if is_jit_archive(file):
-            model = _from_openai(source, file)
-        else:
-            model = _from_open_clip(source, file)
-            if source.file is not None:
-                _refuse_other_sizes(source, file, model)
-    except WeightsError:
-        raise
-    except Exception as error:  # open_clip's builders raise what they please
-        raise _load_error(source, file, error) from error
-    return model.float().eval().requires_grad_(False)
 
+    def __init__(self, directory: Path, identity: str) -> None:
+        self.path = directory / "checkpoint" / "last.safetensors"
+        self.identity = identity
+        self._synced = 0.0
 
-def open_clip_name(source: ModelSource) -> str:
-    """The name under which open_clip builds this model; registers local configs."""
-    import open_clip
+    def save(self, progress: Progress, state: State, best: State) -> None:
+        """Write both states in one step; once where the last round is the best."""
+        tensors = {f"state/{k}": v for k, v in state.items()}
+        if progress.best_round != progress.round:
+            tensors |= {f"best/{k}": v for k, v in best.items()}
+        durable = time.monotonic() - self._synced > DURABLE_SECONDS
+        meta = {"progress": json.dumps(asdict(progress)), "identity": self.identity}
+        write_tensors(self.path, tensors, meta, durable=durable)
+        if durable:
+            self._synced = time.monotonic()
 
-    if source.name.startswith("hf-hub:") and source.file is not None:
-        return f"local-dir:{source.file.parent}"  # the snapshot: no network again
-    known = open_clip.get_model_config
-    if source.config_file is not None and known(source.name) != source.config:
-        open_clip.add_model_config(source.config_file)
-    return source.name
+    def load(self) -> tuple[Progress, State, State] | None:
+        """Progress, current and best state; None where there is no checkpoint.
 
-
-def _from_open_clip(source: ModelSource, file: Path) -> nn.Module:
-    import open_clip
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="QuickGELU mismatch")
-        model: nn.Module = open_clip.create_model(
-            open_clip_name(source),
-            pretrained=None if ":" in source.name else str(file),
-            force_quick_gelu=bool(source.config.get("quick_gelu", False)),
-            force_preprocess_cfg=dict(source.preprocess),
-        )
-    return model
-
-
-def _from_openai(source: ModelSource, file: Path) -> nn.Module:
-    """A model of OpenAI's architecture with the tensors of its TorchScript archive."""
-    import open_clip
-
-    config = dict(source.config)
-    vision = config["vision_cfg"]
-    if config.pop("custom_text", False) or "timm_model_name" in vision:
-        raise WeightsError(
-            f"--pretrained {file} is an OpenAI checkpoint and does not fit --model "
-            f"{source.name}; use the model it was made for, such as --model ViT-B/32"
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated; OpenAI's is not
-        archive: Any = torch.jit.load(str(file), map_location="cpu")
-    state = archive.state_dict()
-    for key in _OPENAI_ATTRIBUTES:
-        state.pop(key, None)
-    model: nn.Module = open_clip.CLIP(**config)
-    model.load_state_dict(state)
-    open_clip.model.set_model_preprocess_cfg(model, dict(source.preprocess))
-    return model
-
-
-def _refuse_other_sizes(source: ModelSource, file: Path, model: nn.Module) -> None:
-    """open_clip would interpolate position embeddings without a word; we do not."""
-    wanted = {k: list(v.shape) for k, v in model.state_dict().items() if k in POSITIONS}
-    for key, shape in _position_shapes(file).items():
-        if shape != wanted.get(key, shape):
-            raise WeightsError(
-                f"{file} does not fit --model {source.name}: {key} {shape} in the "
-                f"file, {wanted[key]} wanted; use the model of the same image size"
+        Raises RunError for a damaged file or one of another run.
+        """
+        try:
+            tensors, meta = read_tensors(self.path)
+            progress = Progress(**json.loads(meta["progress"]))
+        except FileNotFoundError:
+            return None
+        except (DamagedFileError, KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"checkpoint {self.path} is damaged ({error}); delete it to start again"
+            ) from error
+        if meta.get("identity") != self.identity:
+            raise RunError(
+                f"checkpoint {self.path} belongs to a run with another configuration "
+                "or other features; use its own options, or another --out"
             )
-
-
-def _position_shapes(file: Path) -> dict[str, list[int]]:
-    """Shapes of the position embeddings in a checkpoint that has just been loaded."""
-    if file.suffix == ".safetensors":
-        with safetensors.safe_open(file, framework="pt") as tensors:
-            names = POSITIONS & set(tensors.keys())
-            return {key: tensors.get_slice(key).get_shape() for key in names}
-    if not zipfile.is_zipfile(file):
-        return {}  # of before PyTorch 1.6, or numpy's: cannot be looked into cheaply
-    state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    state = state.get("state_dict", state)
-    found = {key.removeprefix("module."): value for key, value in state.items()}
-    return {key: list(found[key].shape) for key in POSITIONS & set(found)}
-
-
-def _check_header(file: Path) -> None:
-    try:
-        with open(file, "rb") as stream:
-            head = stream.read(64).lstrip().lower()
-    except OSError as error:
-        raise WeightsError(f"cannot read {file}: {error.strerror}") from error
-    if head.startswith(b"version https://git-lfs"):
-        raise WeightsError(
-            f"{file} is a Git LFS pointer, not the weights: fetch them with `git lfs "
-            "pull`, or download the file itself"
-        )
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise WeightsError(f"{file} is a web page, not a checkpoint: download it again")
-
-
-def _load_error(source: ModelSource, file: Path, error: BaseException) -> WeightsError:
-    """One line on why a checkpoint could not be loaded."""
-    text = str(error)
-    mismatch = _state_dict_mismatch(text)
-    if mismatch:
-        return WeightsError(
-            f"{file} does not fit --model {source.name}: {mismatch}; "
-            "check --model and --model-config"
-        )
-    if "weights_only" in text.lower() or "Weights only load failed" in text:
-        return WeightsError(
-            f"{file} holds pickled Python objects, which could run any program, and is "
-            "refused; save its state_dict as .safetensors first"
-        )
-    if isinstance(error, ImportError) or "pip install" in text:
-        return WeightsError(f"--model {source.name}: {first_line(error)}")
-    return WeightsError(
-        f"cannot load {file} into --model {source.name} ({first_line(error)}): "
-        "truncated or not a checkpoint? download it again, or check --model"
-    )
-
-
-def _state_dict_mismatch(text: str) -> str:
-    """'3 missing keys (visual.proj, ..), 1 wrong shape (..)', or ''."""
-    found = []
-    for kind in ("Missing", "Unexpected"):
-        listed = re.search(rf"{kind} key\(s\) in state_dict: (.*)", text)
-        if listed:
-            keys = re.findall(r'"([^"]+)"', listed[1])
-            found.append(f"{len(keys)} {kind.lower()} keys ({_some(keys)})")
-    shapes = re.findall(
-        r"size mismatch for (\S+): .*?torch\.Size\(\[(.*?)\]\) from checkpoint, "
-        r"the shape in current model is torch\.Size\(\[(.*?)\]\)",
-        text,
-    )
-    if shapes:
-        name, got, want = shapes[0]
-        found.append(
-            f"{len(shapes)} wrong shapes ({name}: [{got}] in the file, [{want}] wanted)"
-        )
-    return ", ".join(found)
-
-
-def _some(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:2]) + (", ..." if len(keys) > 2 else "")
+        states = [
+            {k[len(p) :]: v for k, v in tensors.items() if k.startswith(p)}
+            for p in ("state/", "best/")
+        ]
+        return progress, states[0], states[1] or dict(states[0])

@@ -26,10 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoint import build_model, open_clip_name
 from .config import RunConfig
 from .device import resolve_device
 from .errors import WeightsError
+from .loading import build_model, open_clip_name
 from .source import ModelSource, first_line, weights_file
 from .weights import file_sha256, resolve
 

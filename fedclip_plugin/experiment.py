@@ -16,6 +16,7 @@ from typing import Any
 
 from . import outputs, report
 from .cache import EncodeStats, EncodingJob, encode_once
+from .checkpoint import Checkpoint
 from .config import RunConfig, to_toml
 from .data import load_dataset
 from .device import resolve_device
@@ -25,7 +26,6 @@ from .features import FeatureSet, load_features
 from .federation import Standing, as_dict, build_federation, federate, identity
 from .outputs import Leaf
 from .partition import resolve_targets
-from .progress import Checkpoint
 from .storage import write_bytes, write_json
 from .weights import cache_dir
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from .algorithms import Algorithm, Client, Samples, Task, get_algorithm
+from .checkpoint import Checkpoint, Progress
 from .config import RunConfig, to_toml
 from .device import resolve_device
 from .evaluation import (
@@ -23,7 +24,6 @@ from .evaluation import (
 )
 from .features import FeatureSet
 from .partition import partition_clients
-from .progress import Checkpoint, Progress
 from .server import screen
 from .update import State
 from .wire import state_bytes, update_bytes

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fedclip_plugin.checkpoint import Checkpoint
 from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
 from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.evaluation import score_zero_shot
@@ -15,7 +16,6 @@ from fedclip_plugin.federation import (
     participants,
     run_round,
 )
-from fedclip_plugin.progress import Checkpoint
 from fedclip_plugin.update import ClientUpdate
 from tests.toy import DOMAINS, toy_features
 

@@ -17,9 +17,9 @@ LAYERS = """
 errors config capabilities checks reference ops
 device update adapter storage files
 catalog prompts dataset images digits folders parquet data partition hub
-source recipe checkpoint weights encoder
+source recipe loading weights encoder
 digests store features cache
-wire server algorithms evaluation progress
+wire server algorithms evaluation checkpoint
 federation
 records averages svg plots class_plots tables html_style html_tables html report
 outputs experiment machine bundle export doctor

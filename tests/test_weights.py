@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from fedclip_plugin import files
 from fedclip_plugin import source as hub
-from fedclip_plugin.checkpoint import build_model
 from fedclip_plugin.encoder import EncoderSpec, FrozenClip, fingerprint
 from fedclip_plugin.errors import WeightsError
+from fedclip_plugin.loading import build_model
 from fedclip_plugin.source import weights_file
 from fedclip_plugin.weights import cache_dir, file_sha256, resolve
 
