@@ -90,19 +90,39 @@ INLINE void multiply_ahead(typename V::Reg (&acc)[R][N], const float* a,
     multiply<V>(acc, a + k, a_row, 1, b + k * b_row, b_row, depth - k);
 }
 
+// Calls part(sum, k, count) for stretches of the depth and adds their sums to acc: the
+// rounding error of a sum grows with its length, and the logit scale amplifies it.
+template <class V, std::int64_t Stretch, int R, int N, class Part>
+INLINE void add_stretches(typename V::Reg (&acc)[R][N], std::int64_t depth,
+                          const Part& part) {
+    for (std::int64_t k = 0; k < depth; k += Stretch) {
+        typename V::Reg sum[R][N];
+        fill<V>(sum, V::zero());
+        part(sum, k, least(Stretch, depth - k));
+        UNROLL for (int r = 0; r < R; ++r) {
+            UNROLL for (int v = 0; v < N; ++v) acc[r][v] = V::add(acc[r][v], sum[r][v]);
+        }
+    }
+}
+
+constexpr std::int64_t kStretch = 128;
+
 // Where the broadcast factors of rows `row`.. stand.
 struct ByRow {  // a row-major matrix
     const float* data;
     std::int64_t stride;
-    INLINE const float* at(std::int64_t row) const { return data + row * stride; }
     template <class V, int R, int N>
     INLINE void run(typename V::Reg (&acc)[R][N], std::int64_t row, const float* b,
                     std::int64_t b_row, std::int64_t depth, bool ahead) const {
-        if (ahead) {
-            multiply_ahead<V>(acc, at(row), stride, b, b_row, depth);
-        } else {
-            multiply<V>(acc, at(row), stride, 1, b, b_row, depth);
-        }
+        const float* a = data + row * stride;
+        add_stretches<V, kStretch>(
+            acc, depth, [&](auto& sum, std::int64_t k, std::int64_t count) {
+                if (ahead) {
+                    multiply_ahead<V>(sum, a + k, stride, b + k * b_row, b_row, count);
+                } else {
+                    multiply<V>(sum, a + k, stride, 1, b + k * b_row, b_row, count);
+                }
+            });
     }
 };
 
@@ -112,7 +132,12 @@ struct ByColumn {  // the transpose of a row-major matrix, from its row `first` 
     template <class V, int R, int N>
     INLINE void run(typename V::Reg (&acc)[R][N], std::int64_t row, const float* b,
                     std::int64_t b_row, std::int64_t depth, bool) const {
-        multiply<V>(acc, data + (row - first), 1, stride, b, b_row, depth);
+        const float* a = data + (row - first);
+        add_stretches<V, kStretch>(acc, depth,
+                                   [&](auto& sum, std::int64_t k, std::int64_t count) {
+                                       multiply<V>(sum, a + k * stride, 1, stride,
+                                                   b + k * b_row, b_row, count);
+                                   });
     }
 };
 

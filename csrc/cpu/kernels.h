@@ -89,14 +89,15 @@ struct Kernels {
     // The backward operator: load and gate_backward by `lanes` rows.
     Phase load_backward, gate_backward, grad_weights;
 
-    // out[k] = sum_i shares[i] xs[i][k] for begin <= k < end, at most kMeanBlock.
+    // out[k] = sum_i shares[i] xs[i][k] for `count` elements from k = begin on; at most
+    // kMeanBlock.
     void (*mean)(const float* const* xs, const float* shares, std::int64_t clients,
-                 std::int64_t begin, std::int64_t end, float* out);
-    // The same of int8 with factors[r * clients + i] for `columns` elements, at most
-    // kMeanBlock, of each of `rows` rows; row r starts at begin + r * row_stride.
+                 std::int64_t begin, std::int64_t count, float* out);
+    // The same of int8 for rows * columns elements, row r with factors[r * clients +
+    // i].
     void (*mean_int8)(const signed char* const* qs, const float* factors,
                       std::int64_t clients, std::int64_t rows, std::int64_t columns,
-                      std::int64_t row_stride, std::int64_t begin, float* out);
+                      std::int64_t begin, float* out);
     // Benchmarks: rounds * kPeakFmas FMAs of a register, and a plain read.
     float (*fma_peak)(std::int64_t rounds);
     float (*read)(const float* data, std::int64_t count);

@@ -9,23 +9,22 @@
 
 namespace fedclip {
 
-struct Scaled {
-    const Batch& batch;
-    float* out;  // logits of one vector of rows, `width` apart
-
-    template <class V, int R, int N>
-    INLINE void start(typename V::Reg (&acc)[R][N], std::int64_t) const {
-        fill<V>(acc, V::zero());
+// Logits of R classes and one vector of rows, `width` apart.
+template <class V, int R>
+INLINE void logit_tile(const Batch& batch, const float* z, std::int64_t row,
+                       std::int64_t width, float* out) {
+    typename V::Reg acc[R][1];
+    fill<V>(acc, V::zero());
+    const float* text = batch.text + row * batch.dim;
+    add_stretches<V, kStretch / 4>(
+        acc, batch.dim, [&](auto& sum, std::int64_t k, std::int64_t count) {
+            multiply<V>(sum, text + k, batch.dim, 1, z + k * width, width, count);
+        });
+    const typename V::Reg scale = V::set(batch.logit_scale);
+    UNROLL for (int r = 0; r < R; ++r) {
+        V::store(out + (row + r) * width, V::mul(acc[r][0], scale));
     }
-    template <class V, int R, int N>
-    INLINE void finish(typename V::Reg (&acc)[R][N], std::int64_t row, std::int64_t,
-                       std::int64_t width) const {
-        const typename V::Reg scale = V::set(batch.logit_scale);
-        UNROLL for (int r = 0; r < R; ++r) {
-            V::store(out + (row + r) * width, V::mul(acc[r][0], scale));
-        }
-    }
-};
+}
 
 template <class V>
 INLINE std::int64_t logit_chunk(const Batch& batch) {
@@ -37,12 +36,9 @@ void gate_and_logits(const Batch& batch, std::int64_t unit) {
     const Group group = group_of<V>(batch, unit);
     gate_group<V>(batch, group);
     const float* z = batch.z_chunks + group.chunk * chunk_size<V>(batch) + group.lane;
-    const Scaled sink{batch,
-                      batch.logits + group.chunk * logit_chunk<V>(batch) + group.lane};
-    const ByRow text{batch.text, batch.dim};
+    float* out = batch.logits + group.chunk * logit_chunk<V>(batch) + group.lane;
     for_tiles<V::tile_rows>(0, batch.classes, [&](auto rows, std::int64_t row) {
-        product_tile<V, decltype(rows)::value, 1>(text, z, group.width, batch.dim, row,
-                                                  false, sink, 0);
+        logit_tile<V, decltype(rows)::value>(batch, z, row, group.width, out);
     });
 }
 

@@ -34,7 +34,7 @@ INLINE void group_sum(const T* const* xs, const T* const* ahead, const float* sh
     std::int64_t k = 0;
     for (; k + V::lanes <= count; k += V::lanes) {
         if (ahead && k % line == 0) {
-            UNROLL for (int g = 0; g < G; ++g) prefetch_outer(ahead[g] + k);
+            UNROLL for (int g = 0; g < G; ++g) prefetch(ahead[g] + k);
         }
         Reg sum = V::mul(share[0], load_as_float<V>(xs[0] + k));
         UNROLL for (int g = 1; g < G; ++g) {
@@ -72,36 +72,42 @@ INLINE void last_group_sum(const T* const* xs, const float* shares,
     }
 }
 
-// All clients over a run of `count` elements that start at `begin`.
+// All clients over `rows` rows of `columns` elements that start at `begin`; the shares
+// of row r start at shares[r * clients].  The clients pass once over all rows: a long
+// stretch of each client's memory at a time.
 template <class V, class T>
-INLINE void mean_run(const T* const* xs, const float* shares, std::int64_t clients,
-                     std::int64_t begin, std::int64_t count, double* total,
-                     float* out) {
+INLINE void mean_rows(const T* const* xs, const float* shares, std::int64_t clients,
+                      std::int64_t rows, std::int64_t columns, std::int64_t begin,
+                      double* total, float* out) {
     const T* now[kGroup];
     const T* ahead[kGroup];
     for (std::int64_t i = 0; i < clients; i += kGroup) {
         const std::int64_t size = least(kGroup, clients - i);
-        for (std::int64_t g = 0; g < size; ++g) now[g] = xs[i + g] + begin;
-        if (clients <= kGroup) {
-            last_group_sum<V, Then::write>(now, shares, size, count, total, out);
-        } else if (size < kGroup) {
-            last_group_sum<V, Then::add_total>(now, shares + i, size, count, total,
-                                               out);
-        } else {
-            const bool more = i + 2 * kGroup <= clients;
-            for (int g = 0; g < kGroup; ++g) {
-                ahead[g] = more ? xs[i + kGroup + g] + begin : now[g];
+        const bool more = i + 2 * kGroup <= clients;
+        for (std::int64_t r = 0; r < rows; ++r) {
+            const std::int64_t at = r * columns;
+            const float* share = shares + r * clients + i;
+            for (std::int64_t g = 0; g < size; ++g) {
+                now[g] = xs[i + g] + begin + at;
+                ahead[g] = more ? xs[i + kGroup + g] + begin + at : now[g];
             }
-            if (i == 0) {
-                group_sum<V, kGroup, Then::begin_total>(now, ahead, shares, count,
-                                                        total, out);
+            if (clients <= kGroup) {
+                last_group_sum<V, Then::write>(now, share, size, columns, total + at,
+                                               out + at);
+            } else if (size < kGroup) {
+                last_group_sum<V, Then::add_total>(now, share, size, columns,
+                                                   total + at, out + at);
+            } else if (i == 0) {
+                group_sum<V, kGroup, Then::begin_total>(now, ahead, share, columns,
+                                                        total + at, out + at);
             } else {
-                group_sum<V, kGroup, Then::add_total>(now, ahead, shares + i, count,
-                                                      total, out);
+                group_sum<V, kGroup, Then::add_total>(now, ahead, share, columns,
+                                                      total + at, out + at);
             }
         }
     }
     if (clients <= kGroup) return;
+    const std::int64_t count = rows * columns;
     std::int64_t k = 0;
     for (; k + V::lanes <= count; k += V::lanes) {
         V::store(out + k, V::from_double(total + k));
@@ -111,20 +117,17 @@ INLINE void mean_run(const T* const* xs, const float* shares, std::int64_t clien
 
 template <class V>
 void mean(const float* const* xs, const float* shares, std::int64_t clients,
-          std::int64_t begin, std::int64_t end, float* out) {
+          std::int64_t begin, std::int64_t count, float* out) {
     alignas(64) double total[kMeanBlock];
-    mean_run<V>(xs, shares, clients, begin, end - begin, total, out + begin);
+    mean_rows<V>(xs, shares, clients, 1, count, begin, total, out + begin);
 }
 
 template <class V>
 void mean_int8(const signed char* const* qs, const float* factors, std::int64_t clients,
-               std::int64_t rows, std::int64_t columns, std::int64_t row_stride,
-               std::int64_t begin, float* out) {
+               std::int64_t rows, std::int64_t columns, std::int64_t begin,
+               float* out) {
     alignas(64) double total[kMeanBlock];
-    for (std::int64_t r = 0; r < rows; ++r) {
-        const std::int64_t at = begin + r * row_stride;
-        mean_run<V>(qs, factors + r * clients, clients, at, columns, total, out + at);
-    }
+    mean_rows<V>(qs, factors, clients, rows, columns, begin, total, out + begin);
 }
 
 }  // namespace fedclip

@@ -34,9 +34,11 @@ void expect_like_first(const char* name, const Tensors& tensors, ScalarType dtyp
     }
 }
 
-std::int64_t blocks_of(std::int64_t size) {
-    return (size + kMeanBlock - 1) / kMeanBlock;
+std::int64_t parts_of(std::int64_t size, std::int64_t part) {
+    return (size + part - 1) / part;
 }
+
+constexpr std::int64_t kGrain = 4;  // blocks worth a thread
 
 }  // namespace
 
@@ -50,11 +52,12 @@ Tensor weighted_mean(Tensors xs, Tensor weights) {
     float* out = mean.mutable_data_ptr<float>();
     const std::int64_t size = mean.numel();
     torch::stable::parallel_for(
-        0, blocks_of(size), 4, [&](std::int64_t begin, std::int64_t end) {
+        0, parts_of(size, kMeanBlock), kGrain,
+        [&](std::int64_t begin, std::int64_t end) {
             for (std::int64_t block = begin; block < end; ++block) {
                 const std::int64_t first = block * kMeanBlock;
                 kernels().mean(data.data(), factors.data(), clients, first,
-                               std::min(first + kMeanBlock, size), out);
+                               std::min(kMeanBlock, size - first), out);
             }
         });
     return mean;
@@ -77,21 +80,27 @@ Tensor weighted_mean_int8(Tensors qs, Tensors scales, Tensor weights) {
     Tensor mean = torch::stable::new_empty(scales[0], qs[0].sizes());
     float* out = mean.mutable_data_ptr<float>();
     if (mean.numel() == 0) return mean;
-    const std::int64_t columns = mean.numel() / rows, parts = blocks_of(columns);
-    std::vector<float> factors(rows * clients);
-    for (std::int64_t r = 0; r < rows; ++r) {
-        for (std::int64_t i = 0; i < clients; ++i) {
-            factors[r * clients + i] = float(shares[i] * scale[i][r]);
-        }
-    }
-    torch::stable::parallel_for(
-        0, rows * parts, 4, [&](std::int64_t begin, std::int64_t end) {
-            for (std::int64_t unit = begin; unit < end; ++unit) {
-                const std::int64_t row = unit / parts, part = unit % parts * kMeanBlock;
-                kernels().mean_int8(data.data(), factors.data() + row * clients,
-                                    clients, 1, std::min(kMeanBlock, columns - part), 0,
-                                    row * columns + part, out);
+
+    // A block is some whole rows, or a part of one row.
+    const std::int64_t columns = mean.numel() / rows;
+    const std::int64_t height = std::max<std::int64_t>(1, kMeanBlock / columns);
+    const std::int64_t width = std::min(columns, kMeanBlock);
+    const std::int64_t across = parts_of(columns, width), down = parts_of(rows, height);
+    const auto block = [&](std::int64_t index, std::vector<float>& factors) {
+        const std::int64_t top = index / across * height, left = index % across * width;
+        const std::int64_t count = std::min(height, rows - top);
+        for (std::int64_t r = 0; r < count; ++r) {
+            for (std::int64_t i = 0; i < clients; ++i) {
+                factors[r * clients + i] = float(shares[i] * scale[i][top + r]);
             }
+        }
+        kernels().mean_int8(data.data(), factors.data(), clients, count,
+                            std::min(width, columns - left), top * columns + left, out);
+    };
+    torch::stable::parallel_for(
+        0, down * across, kGrain, [&](std::int64_t begin, std::int64_t end) {
+            std::vector<float> factors(std::min(height, rows) * clients);
+            for (std::int64_t b = begin; b < end; ++b) block(b, factors);
         });
     return mean;
 }
