@@ -30,7 +30,7 @@ EPILOG = """\
 examples:
   quick look, our side only, on 20 images of each class and domain:
       python benchmarks/vs_reference.py --images PACS
-  both sides; our side encodes all of --images, so that nothing of it is extrapolated:
+  both sides; ours encodes all of --images, so that no image of it is extrapolated:
       PERSONALIZEDFL_HOME=DIR python benchmarks/vs_reference.py --images PACS --ours-all
 PERSONALIZEDFL_HOME is a checkout of the PersonalizedFL repository.  Where OpenAI's
 package `clip` is not installed a stand-in with open_clip's ViT-B/32 takes its place;
@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--our-rounds", metavar="N", type=int, default=20,
         help="rounds of each of our runs, at PACS's full size (default: 20)")
     add("--ours-all", action="store_true",
-        help="our side encodes all of --images, whatever --images-per-class")
+        help="ours with precision auto encodes all of --images, not only that part")
     add("--threads", metavar="N", type=int, default=len(os.sched_getaffinity(0)),
         help="threads of both sides (default: the cores here)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
@@ -217,7 +217,9 @@ def measure(args: argparse.Namespace, home: Path | None, work: Path) -> dict[str
         args.model, args.model_config, work / "w.safetensors"
     )
     env = environment(args, weights, work / "cache")
-    ours_root = str(Path(args.images).resolve()) if args.ours_all else str(work)
+    roots = {"auto": str(work), "fp32": str(work)}
+    if args.ours_all:
+        roots["auto"] = str(Path(args.images).resolve())
     found: dict[str, Any] = {"machine": machine(args), "sizes": sizes, "clip": None}
     found |= {"weights": args.pretrained and Path(args.pretrained).name, "authors": []}
     found |= {
@@ -231,8 +233,8 @@ def measure(args: argparse.Namespace, home: Path | None, work: Path) -> dict[str
             found["clip"], steps = run_authors(home, args, work, env)
             found["authors"].append(steps)
             say(f"pass {number}: the authors' round {sum(steps):.1f} s")
-        for precision in ("auto", "fp32"):
-            run = run_ours(args, ours_root, precision, env)
+        for precision, root in roots.items():
+            run = run_ours(args, root, precision, env)
             found[precision].append(run)
             name, seconds = run["precision"], run["encode"]
             say(f"pass {number}: ours, {name}: encoding {seconds:.1f} s")

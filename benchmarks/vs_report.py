@@ -140,12 +140,13 @@ def _claims(result: Mapping[str, Any]) -> list[str]:
 def _method(results: Mapping[str, Any]) -> str:
     count = sum(results["sizes"].values())
     encoded = results["auto"][0]["encoded"]
+    in_fp32 = results["fp32"][0]["encoded"]
     precision = results["auto"][0]["precision"]
     rate = _both(results["result"]["auto"], "images_per_second")
     slow = _both(results["result"]["fp32"], "images_per_second")
     lines = [
-        f"- Ours: {encoded} images encoded from an empty cache, in {precision} "
-        f"({rate} images/s) and fp32 ({slow}); start-up, checkpoints and reports are "
+        f"- Ours, from an empty cache: {encoded:,} images encoded in {precision} "
+        f"({rate} images/s), {in_fp32:,} in fp32 ({slow}); start-up, checkpoints and reports are "
         f"in the totals. {results['our_rounds']} rounds were run for every target at "
         "the full size of PACS (the features repeated to it); each further one counts "
         "as the median round, each further image by the rate.",
