@@ -146,8 +146,8 @@ def _method(results: Mapping[str, Any]) -> str:
     slow = _both(results["result"]["fp32"], "images_per_second")
     lines = [
         f"- Ours, from an empty cache: {encoded:,} images encoded in {precision} "
-        f"({rate} images/s), {in_fp32:,} in fp32 ({slow}); start-up, checkpoints and reports are "
-        f"in the totals. {results['our_rounds']} rounds were run for every target at "
+        f"({rate} images/s), {in_fp32:,} in fp32 ({slow}); start-up, checkpoints and "
+        f"reports are in the totals. {results['our_rounds']} rounds were run for every target at "
         "the full size of PACS (the features repeated to it); each further one counts "
         "as the median round, each further image by the rate.",
     ]
