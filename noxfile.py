@@ -17,6 +17,18 @@ nox.needs_version = ">=2024.4"
 
 PYTHON = [sys.executable, "-m"]
 ROOT = Path(__file__).parent
+CORE_TESTS = (
+    "test_config",
+    "test_evaluation",
+    "test_experiment",
+    "test_features",
+    "test_fedclip",
+    "test_federation",
+    "test_ops",
+    "test_server",
+    "test_storage",
+    "test_wire",
+)
 CXX_SUFFIXES = {".cpp", ".h", ".cu", ".cuh"}
 
 
@@ -32,9 +44,41 @@ def core(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def pure(session: nox.Session) -> None:
-    """The quick tests, on the pure-PyTorch references."""
+    """What computes, once more on the pure-PyTorch references."""
     env = {"FEDCLIP_PURE_PYTHON": "1", "OMP_NUM_THREADS": "1"}
-    _run(session, "pytest", "-m", "not slow", *session.posargs, **env)
+    tests = [f"tests/{name}.py" for name in CORE_TESTS]
+    _run(session, "pytest", "-m", "not slow", *tests, *session.posargs, **env)
+
+
+def _in_host_environment(session: nox.Session, extra: str) -> None:
+    """What computes, as installed beside a host's pinned dependencies."""
+    session.install("torch", "torchvision", "setuptools<81", "ninja")
+    session.install(f".[{extra}]", "pytest", "hypothesis")
+    folder = Path(session.create_tmp()).resolve()
+    tests = folder / "tests"
+    if not tests.exists():
+        tests.symlink_to(ROOT / "tests")
+    session.chdir(folder)  # the sources are out of reach: the installed package runs
+    names = [f"tests/{name}.py" for name in CORE_TESTS]
+    options = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder)]
+    session.run("python", "-m", "pytest", "-m", "not slow", *options, *names)
+    session.run("pip", "check")
+
+
+@nox.session
+def fedml(session: nox.Session) -> None:
+    """The environment that FedML 0.9.6 pins; it exists for Python 3.10 and 3.11."""
+    if sys.version_info >= (3, 12):
+        session.skip("fedml 0.9.6 needs Python < 3.12")
+    _in_host_environment(session, "fedml")
+
+
+@nox.session
+def flower(session: nox.Session) -> None:
+    """The environment that Flower pins; it exists from Python 3.11 on."""
+    if sys.version_info < (3, 11):
+        session.skip("flwr 1.41 needs Python >= 3.11")
+    _in_host_environment(session, "flower")
 
 
 def _as_installed(folder: Path) -> Path:

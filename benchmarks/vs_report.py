@@ -147,9 +147,9 @@ def _method(results: Mapping[str, Any]) -> str:
     lines = [
         f"- Ours, from an empty cache: {encoded:,} images encoded in {precision} "
         f"({rate} images/s), {in_fp32:,} in fp32 ({slow}); start-up, checkpoints and "
-        f"reports are in the totals. {results['our_rounds']} rounds were run for every target at "
-        "the full size of PACS (the features repeated to it); each further one counts "
-        "as the median round, each further image by the rate.",
+        f"reports are in the totals. {results['our_rounds']} rounds were run for "
+        "every target at the full size of PACS (the features repeated to it); each "
+        "further one counts as the median round, each further image by the rate.",
     ]
     if results["authors"]:
         side = results["result"]["authors"]["median"]

@@ -27,11 +27,12 @@ Tensor local_epoch(Tensor x, Tensor y, Tensor text, Tensor perm,
                    Tensors exp_avg_sq, std::int64_t step, double lr, double beta1,
                    double beta2, double eps, double weight_decay, double logit_scale);
 
-Tensors local_round(Tensors x, Tensors y, Tensor text, Tensors perm,
-                    std::int64_t batch_size, Tensors params, Tensors exp_avg,
-                    Tensors exp_avg_sq, std::vector<std::int64_t> step, double lr,
-                    double beta1, double beta2, double eps, double weight_decay,
-                    double logit_scale);
+// The losses of all clients, one client's after another's.
+Tensor local_round(Tensors x, Tensors y, Tensor text, Tensors perm,
+                   std::int64_t batch_size, Tensors params, Tensors exp_avg,
+                   Tensors exp_avg_sq, std::vector<std::int64_t> step, double lr,
+                   double beta1, double beta2, double eps, double weight_decay,
+                   double logit_scale);
 
 Tensor weighted_mean(Tensors xs, Tensor weights);
 

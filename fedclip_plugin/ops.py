@@ -63,7 +63,7 @@ SCHEMAS = {
     "local_epoch": "(Tensor x, Tensor y, Tensor text, Tensor perm, int batch_size,"
     f" {_MUTATED}, int step, {_ADAM}) -> Tensor",
     "local_round": "(Tensor[] x, Tensor[] y, Tensor text, Tensor[] perm,"
-    f" int batch_size, {_MUTATED}, int[] step, {_ADAM}) -> Tensor[]",
+    f" int batch_size, {_MUTATED}, int[] step, {_ADAM}) -> Tensor",
     "weighted_mean": "(Tensor[] xs, Tensor weights) -> Tensor",
     "weighted_mean_int8": "(Tensor[] qs, Tensor[] scales, Tensor weights) -> Tensor",
 }
@@ -96,8 +96,9 @@ def _(dz: Tensor, dh: Any, x: Tensor, h: Tensor, z: Tensor, w2: Tensor) -> Any:
 
 
 def _steps(rows: int, batch_size: int) -> int:
-    full, tail = divmod(rows, batch_size)
-    return full + (tail > 1)
+    if batch_size < 2:
+        return 0
+    return (rows + batch_size - 2) // batch_size  # a last batch of 1 is no step
 
 
 @torch.library.register_fake("fedclip::local_epoch", lib=_library)
@@ -107,9 +108,9 @@ def _(x: Tensor, y: Any, text: Any, perm: Tensor, batch_size: int, *_: Any) -> T
 
 @torch.library.register_fake("fedclip::local_round", lib=_library)
 def _(
-    x: list[Tensor], y: Any, text: Any, perm: list[Tensor], batch_size: int, *_: Any
-) -> list[Tensor]:
-    return [a.new_empty(_steps(p.shape[0], batch_size)) for a, p in zip(x, perm)]
+    x: Any, y: Any, text: Tensor, perm: list[Tensor], batch_size: int, *_: Any
+) -> Tensor:
+    return text.new_empty(sum(_steps(p.shape[0], batch_size) for p in perm))
 
 
 @torch.library.register_fake("fedclip::weighted_mean", lib=_library)
@@ -248,7 +249,8 @@ def local_round(
         check_adapter(f"client {i}: ", x[i], params[4 * i : 4 * i + 4])
     check_moments("exp_avg", exp_avg, params)
     check_moments("exp_avg_sq", exp_avg_sq, params)
-    losses: list[Tensor] = torch.ops.fedclip.local_round(
+    # One tensor, as functionalization takes no list from an op that mutates.
+    losses: Tensor = torch.ops.fedclip.local_round(
         x,
         y,
         text,
@@ -265,7 +267,7 @@ def local_round(
         weight_decay,
         logit_scale,
     )
-    return losses
+    return list(losses.split([_steps(len(p), batch_size) for p in perm]))
 
 
 def weighted_mean(xs: Sequence[Tensor], weights: Tensor) -> Tensor:

@@ -152,9 +152,12 @@ def local_round_reference(
     eps: float,
     weight_decay: float,
     logit_scale: float,
-) -> list[Tensor]:
-    """``local_epoch`` for every client in turn; four tensors a client in each list."""
-    return [
+) -> Tensor:
+    """``local_epoch`` for every client in turn; four tensors a client in each list.
+
+    Returns the losses of all clients, one client's after another's.
+    """
+    losses = [
         local_epoch_reference(
             x[i],
             y[i],
@@ -174,6 +177,7 @@ def local_round_reference(
         )
         for i in range(len(x))
     ]
+    return torch.cat(losses) if losses else text.new_empty(0)
 
 
 GROUP = 8  # clients summed in fp32 before they join the float64 total

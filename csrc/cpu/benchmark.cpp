@@ -16,7 +16,7 @@ std::int64_t fma_peak(std::int64_t rounds) {
 
 // Reads all tensors once, on the threads of PyTorch's pool.
 Tensor read(std::vector<Tensor> xs) {
-    STD_TORCH_CHECK(!xs.empty(), "xs: expected at least one tensor, got none");
+    check(!xs.empty(), "xs: expected at least one tensor, got none");
     for (Tensor& x : xs) x = row_major(x);
     Tensor sums = torch::stable::new_empty(xs[0], {std::int64_t(xs.size())});
     float* out = sums.mutable_data_ptr<float>();

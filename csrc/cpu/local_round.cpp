@@ -23,7 +23,8 @@ struct Settings {
 
 // One client's arguments, checked and row-major.
 struct Client {
-    Tensor x, y, perm, losses;
+    Tensor x, y, perm;
+    float* losses = nullptr;
     std::vector<InPlace> parameters;  // params, exp_avg, exp_avg_sq: four each
     std::int64_t step = 0;            // Adam steps already taken
 
@@ -66,7 +67,7 @@ class Epoch {
         batch_.index = perm + s * size;
         batch_.next = batch_.index + batch_.rows;
         batch_.next_rows = std::min(size, total - s * size - batch_.rows);
-        batch_.loss = client_.losses.mutable_data_ptr<float>() + s;
+        batch_.loss = client_.losses + s;
         batch_.logit_scale = float(settings_.logit_scale);
         batch_.adam = adam(client_.step + s + 1);
         find_classes();
@@ -231,32 +232,32 @@ void take_parameters(const std::string& name, const Tensors& tensors, std::size_
 }
 
 void expect_count(const char* name, std::size_t got, std::size_t wanted) {
-    STD_TORCH_CHECK(got == wanted, name, ": expected ", wanted, " entries, got ", got);
+    check(got == wanted, name, ": expected ", wanted, " entries, got ", got);
 }
 
 }  // namespace
 
-Tensors local_round(Tensors x, Tensors y, Tensor text, Tensors perm,
-                    std::int64_t batch_size, Tensors params, Tensors exp_avg,
-                    Tensors exp_avg_sq, std::vector<std::int64_t> step, double lr,
-                    double beta1, double beta2, double eps, double weight_decay,
-                    double logit_scale) {
+Tensor local_round(Tensors x, Tensors y, Tensor text, Tensors perm,
+                   std::int64_t batch_size, Tensors params, Tensors exp_avg,
+                   Tensors exp_avg_sq, std::vector<std::int64_t> step, double lr,
+                   double beta1, double beta2, double eps, double weight_decay,
+                   double logit_scale) {
     const std::size_t count = x.size();
-    STD_TORCH_CHECK(batch_size >= 1, "batch_size: expected at least 1, got ",
-                    batch_size);
+    check(batch_size >= 1, "batch_size: expected at least 1, got ", batch_size);
     expect_count("y", y.size(), count);
     expect_count("perm", perm.size(), count);
     expect_count("step", step.size(), count);
     expect_count("params", params.size(), 4 * count);
     expect_count("exp_avg", exp_avg.size(), 4 * count);
     expect_count("exp_avg_sq", exp_avg_sq.size(), 4 * count);
-    expect("text", text, ScalarType::Float, {-1, -1});
+    if (count) expect("x[0]", x[0], ScalarType::Float, {-1, -1});
+    expect("text", text, ScalarType::Float, {-1, count ? x[0].size(1) : -1});
     const std::int64_t classes = text.size(0), dim = text.size(1);
     text = row_major(text);
     const Settings settings{batch_size, classes, dim, floats(text), lr,
                             beta1,      beta2,   eps, weight_decay, logit_scale};
     std::vector<Client> clients(count);
-    Tensors losses;
+    std::int64_t steps = 0;
     for (std::size_t i = 0; i < count; ++i) {
         Client& client = clients[i];
         const std::string where = "[" + std::to_string(i) + "]";
@@ -264,14 +265,18 @@ Tensors local_round(Tensors x, Tensors y, Tensor text, Tensors perm,
         client.x = row_major(x[i]);
         client.y = indices("y" + where, y[i], x[i].size(0), classes);
         client.perm = indices("perm" + where, perm[i], -1, x[i].size(0));
-        STD_TORCH_CHECK(step[i] >= 0, "step", where, ": expected at least 0, got ",
-                        step[i]);
+        check(step[i] >= 0, "step", where, ": expected at least 0, got ", step[i]);
         client.step = step[i];
         take_parameters("params", params, 4 * i, dim, client);
         take_parameters("exp_avg", exp_avg, 4 * i, dim, client);
         take_parameters("exp_avg_sq", exp_avg_sq, 4 * i, dim, client);
-        client.losses = torch::stable::new_empty(client.x, {client.steps(batch_size)});
-        losses.push_back(client.losses);
+        steps += client.steps(batch_size);
+    }
+    Tensor losses = torch::stable::new_empty(text, {steps});
+    float* next = losses.mutable_data_ptr<float>();
+    for (Client& client : clients) {
+        client.losses = next;
+        next += client.steps(batch_size);
     }
     train(settings, clients);
     for (Client& client : clients) {
@@ -285,7 +290,7 @@ Tensor local_epoch(Tensor x, Tensor y, Tensor text, Tensor perm,
                    Tensors exp_avg_sq, std::int64_t step, double lr, double beta1,
                    double beta2, double eps, double weight_decay, double logit_scale) {
     return local_round({x}, {y}, text, {perm}, batch_size, params, exp_avg, exp_avg_sq,
-                       {step}, lr, beta1, beta2, eps, weight_decay, logit_scale)[0];
+                       {step}, lr, beta1, beta2, eps, weight_decay, logit_scale);
 }
 
 }  // namespace fedclip

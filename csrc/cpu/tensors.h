@@ -6,6 +6,8 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <initializer_list>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -13,6 +15,16 @@ namespace fedclip {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// Raises RuntimeError with the parts as its message.  (STD_TORCH_CHECK would put a
+// function, a file and a line before them.)
+template <class... Parts>
+void check(bool holds, const Parts&... parts) {
+    if (holds) return;
+    std::ostringstream message;
+    (message << ... << parts);
+    throw std::runtime_error(message.str());
+}
 
 std::string describe(const Tensor& tensor);
 

@@ -22,15 +22,15 @@ std::vector<const T*> pointers(Tensors& tensors) {
 }
 
 void expect_like_first(const char* name, const Tensors& tensors, ScalarType dtype) {
-    STD_TORCH_CHECK(!tensors.empty(), name, ": expected at least one tensor, got none");
+    check(!tensors.empty(), name, ": expected at least one tensor, got none");
     const auto wanted = tensors[0].sizes();
     for (std::size_t i = 0; i < tensors.size(); ++i) {
         const auto sizes = tensors[i].sizes();
-        STD_TORCH_CHECK(tensors[i].is_cpu() && tensors[i].scalar_type() == dtype &&
-                            sizes.size() == wanted.size() &&
-                            std::equal(sizes.begin(), sizes.end(), wanted.begin()),
-                        name, "[", i, "]: expected the type and shape of ", name,
-                        "[0], ", describe(tensors[0]), ", got ", describe(tensors[i]));
+        check(tensors[i].is_cpu() && tensors[i].scalar_type() == dtype &&
+                  sizes.size() == wanted.size() &&
+                  std::equal(sizes.begin(), sizes.end(), wanted.begin()),
+              name, "[", i, "]: expected the type and shape of ", name, "[0], ",
+              describe(tensors[0]), ", got ", describe(tensors[i]));
     }
 }
 
@@ -65,10 +65,10 @@ Tensor weighted_mean(Tensors xs, Tensor weights) {
 
 Tensor weighted_mean_int8(Tensors qs, Tensors scales, Tensor weights) {
     expect_like_first("qs", qs, ScalarType::Char);
-    STD_TORCH_CHECK(qs[0].dim() >= 1, "qs[0]: expected at least one dimension, got ",
-                    describe(qs[0]));
-    STD_TORCH_CHECK(scales.size() == qs.size(), "scales: expected ", qs.size(),
-                    " entries, got ", scales.size());
+    check(qs[0].dim() >= 1, "qs[0]: expected at least one dimension, got ",
+          describe(qs[0]));
+    check(scales.size() == qs.size(), "scales: expected ", qs.size(), " entries, got ",
+          scales.size());
     const std::int64_t clients = std::int64_t(qs.size()), rows = qs[0].size(0);
     for (std::size_t i = 0; i < scales.size(); ++i) {
         expect("scales[" + std::to_string(i) + "]", scales[i], ScalarType::Float,

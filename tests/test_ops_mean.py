@@ -1,0 +1,71 @@
+"""Weighted means: exact enough, and the inputs stay as they are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedclip_plugin import ops
+
+OPS = torch.ops.fedclip
+COUNTS = (1, 2, 4, 7, 8, 9, 16, 17, 100)
+SHAPES = ((5,), (), (3, 7), (64, 33), (9001,), (0, 4))
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weighted_mean(count, shape):
+    torch.manual_seed(count)
+    xs = [torch.randn(shape) for _ in range(count)]
+    weights = torch.rand(count) + 0.1
+    mean = OPS.weighted_mean(xs, weights)
+    exact = ops.weighted_mean_reference([x.double() for x in xs], weights)
+    assert mean.dtype == torch.float32
+    torch.testing.assert_close(mean.double(), exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize(
+    "shape", [(5,), (3, 7), (64, 33), (2, 9001), (0, 4), (4, 2, 3)]
+)
+def test_weighted_mean_int8(count, shape):
+    torch.manual_seed(count)
+    qs = [torch.randint(-128, 128, shape, dtype=torch.int8) for _ in range(count)]
+    scales = [torch.rand(shape[0]) / 100 for _ in range(count)]
+    weights = torch.rand(count, dtype=torch.float64) + 0.1
+    mean = OPS.weighted_mean_int8(qs, scales, weights)
+    exact = ops.weighted_mean_int8_reference(qs, scales, weights)
+    assert mean.dtype == torch.float32
+    torch.testing.assert_close(mean, exact, rtol=0, atol=2e-6)
+
+
+def test_a_thousand_clients_lose_less_than_5e_7_of_the_rms():
+    torch.manual_seed(0)
+    xs = [torch.randn(3000) for _ in range(1000)]
+    weights = torch.rand(1000) + 0.5
+    share = weights.double() / weights.double().sum()
+    exact = sum(s * x.double() for s, x in zip(share, xs))
+    error = (ops.weighted_mean(xs, weights).double() - exact).abs().max()
+    assert float(error / exact.square().mean().sqrt()) < 5e-7
+
+
+def test_weighted_means_of_strided_tensors():
+    xs = [torch.randn(6, 8).t() for _ in range(10)]
+    weights = torch.ones(10)
+    mean = OPS.weighted_mean(xs, weights)
+    assert torch.equal(mean, OPS.weighted_mean([x.contiguous() for x in xs], weights))
+    qs = [torch.randint(-9, 9, (6, 8), dtype=torch.int8).t() for _ in range(3)]
+    scales = [torch.rand(16)[::2] for _ in range(3)]
+    mean = OPS.weighted_mean_int8(qs, scales, weights[:3])
+    plain = [q.contiguous() for q in qs]
+    assert torch.equal(mean, OPS.weighted_mean_int8(plain, scales, weights[:3]))
+
+
+def test_the_inputs_stay_as_they_are():
+    xs = [torch.randn(100) for _ in range(9)]
+    before = [x.clone() for x in xs]
+    mean = OPS.weighted_mean(xs[:1], torch.tensor([2.0]))
+    assert torch.equal(mean, xs[0])
+    assert mean.data_ptr() != xs[0].data_ptr()
+    OPS.weighted_mean(xs, torch.ones(9))
+    assert all(torch.equal(a, b) for a, b in zip(xs, before))
