@@ -33,7 +33,9 @@ CXX_SUFFIXES = {".cpp", ".h", ".cu", ".cuh"}
 
 
 def _run(session: nox.Session, *command: str, **env: str) -> None:
-    session.run(*PYTHON, *command, external=True, env=dict(env))
+    # waiting threads that spin starve each other where cores are shared
+    settings = {"OMP_WAIT_POLICY": "PASSIVE", **env}
+    session.run(*PYTHON, *command, external=True, env=settings)
 
 
 @nox.session(venv_backend="none")

@@ -146,6 +146,9 @@ def _add_doctor(commands: _Commands[argparse.ArgumentParser]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = build_parser().parse_args(argv)
+    # Before torch is loaded: threads that spin while they wait make a run ten times
+    # slower as soon as another process uses one of the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with Display(args.quiet) as display:
             code: int = args.run(args, display)

@@ -22,6 +22,7 @@ class FakeEncoder:
     embed_dim = DIM
     logit_scale = 42.0
     precision = "auto"
+    device = torch.device("cpu")
 
     def __init__(self, seconds_an_image: float = 0.0) -> None:
         self.seen = 0

@@ -20,6 +20,11 @@ from fedclip_plugin.errors import DataError
 from tests.fake_encoder import FakeEncoder, make_dataset, make_job, png, refuse
 
 
+def small_batches(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(cache_module, "SAMPLE", size)
+    monkeypatch.setattr(cache_module, "CPU_BATCH", size)
+
+
 def shards(cache: Path) -> list[Path]:
     return sorted(cache.glob("features/*/shard-*.safetensors"))
 
@@ -86,7 +91,7 @@ def test_damaged_shard_is_told_and_only_it_is_encoded_again(
     tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setattr(store_module, "SHARD_ROWS", 8)
-    monkeypatch.setattr(cache_module, "BATCH", 8)
+    small_batches(monkeypatch, 8)
     dataset, _ = make_dataset()
     good, _ = encode_once(make_job(dataset, FakeEncoder), tmp_path)
     files = shards(tmp_path)
@@ -115,7 +120,7 @@ def test_damaged_text_is_encoded_again(tmp_path):
 def test_bad_image_fails_with_its_name_and_keeps_what_was_encoded(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(cache_module, "BATCH", 4)
+    small_batches(monkeypatch, 4)
     dataset, _ = make_dataset(bad=["b/c1/0019.png"])
     with pytest.raises(DataError, match=r"b/c1/0019\.png"):
         encode_once(make_job(dataset, FakeEncoder), tmp_path)
@@ -163,7 +168,8 @@ def test_digests_are_remembered_by_stamp(tmp_path):
 
 
 def slow_encode(cache: str, seconds: float) -> None:
-    store_module.SHARD_ROWS, cache_module.BATCH = 4, 4
+    store_module.SHARD_ROWS = 4
+    cache_module.SAMPLE = cache_module.CPU_BATCH = 4
     dataset, _ = make_dataset(rows=40)
     encode_once(make_job(dataset, lambda: FakeEncoder(seconds)), Path(cache))
 
@@ -213,3 +219,22 @@ def test_same_image_in_two_places_is_encoded_once(tmp_path):
     features, stats = encode_once(make_job(dataset, FakeEncoder), tmp_path)
     assert stats.encoded == 1
     assert torch.equal(features.image["d"][0], features.image["d"][2])
+
+
+def test_precision_is_decided_on_a_sample_of_all_domains(tmp_path):
+    seen: list[torch.Tensor] = []
+
+    class Careful(FakeEncoder):
+        def resolve_precision(self, pixels: torch.Tensor) -> str:
+            seen.append(pixels)
+            return super().resolve_precision(pixels)
+
+    dataset, _ = make_dataset(rows=200)
+    features, _ = encode_once(make_job(dataset, Careful), tmp_path)
+    assert len(seen) == 1
+    checked = {tuple(p.reshape(-1).tolist()) for p in seen[0]}
+    counts = [
+        sum(tuple(row.tolist()) in checked for row in features.image[d]) for d in "ab"
+    ]
+    assert sum(counts) == 64
+    assert min(counts) > 20

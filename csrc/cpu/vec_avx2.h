@@ -81,6 +81,10 @@ struct Avx2 {
         _mm256_storeu_pd(total, _mm256_add_pd(_mm256_loadu_pd(total), low));
         _mm256_storeu_pd(total + 4, _mm256_add_pd(_mm256_loadu_pd(total + 4), high));
     }
+    INLINE static void store_doubles(double* p, Reg a) {
+        _mm256_storeu_pd(p, _mm256_cvtps_pd(_mm256_castps256_ps128(a)));
+        _mm256_storeu_pd(p + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)));
+    }
     INLINE static Reg from_double(const double* p) {
         const __m128 low = _mm256_cvtpd_ps(_mm256_loadu_pd(p));
         return _mm256_insertf128_ps(_mm256_castps128_ps256(low),

@@ -69,6 +69,10 @@ struct Avx512 {
         _mm512_storeu_pd(total, sum_low);
         _mm512_storeu_pd(total + 8, sum_high);
     }
+    INLINE static void store_doubles(double* p, Reg a) {
+        _mm512_storeu_pd(p, _mm512_cvtps_pd(_mm512_castps512_ps256(a)));
+        _mm512_storeu_pd(p + 8, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)));
+    }
     INLINE static Reg from_double(const double* p) {
         const __m256 low = _mm512_cvtpd_ps(_mm512_loadu_pd(p));
         const __m256 high = _mm512_cvtpd_ps(_mm512_loadu_pd(p + 8));

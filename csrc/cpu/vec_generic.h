@@ -92,6 +92,9 @@ struct Generic {
     INLINE static void add_to(double* total, Reg a) {
         UNROLL for (int i = 0; i < lanes; ++i) total[i] += a[i];
     }
+    INLINE static void store_doubles(double* p, Reg a) {
+        UNROLL for (int i = 0; i < lanes; ++i) p[i] = a[i];
+    }
     INLINE static Reg from_double(const double* p) {
         return Reg{float(p[0]), float(p[1]), float(p[2]), float(p[3])};
     }
