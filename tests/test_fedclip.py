@@ -162,6 +162,7 @@ def test_gate_sums_to_one_and_forward_is_the_normalised_product():
 
 
 def test_adapter_trains_by_autograd_as_the_literal_one():
+    torch.manual_seed(0)
     adapter, literal = AttentionAdapter(12), reference_loop.make_adapter(12)
     literal.load_state_dict(adapter.state_dict())
     x, y = torch.randn(9, 12), torch.randint(0, 4, (9,))
@@ -169,7 +170,7 @@ def test_adapter_trains_by_autograd_as_the_literal_one():
     contrastive_loss(adapter(x), y, text).backward()
     reference_loop.batch_loss(literal, x, text[y], 100.0).backward()
     for ours, theirs in zip(adapter.parameters(), literal.parameters()):
-        assert torch.allclose(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6)
+        assert float((ours.grad - theirs.grad).norm() / theirs.grad.norm()) < 1e-5
 
 
 @pytest.mark.parametrize("classes", [1, 2, 7, 100])

@@ -212,6 +212,11 @@ def strided(tensor):
     return view
 
 
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """The kernels give the same bits; ATen's own sums depend on the layout."""
+    return torch.allclose(a, b, 1e-4, 1e-6) if pure_python() else torch.equal(a, b)
+
+
 def test_non_contiguous_and_unaligned_inputs():
     client = make_client(33, 50, 4)
     plain, odd = client.to(torch.float32), client.to(torch.float32)
@@ -219,15 +224,13 @@ def test_non_contiguous_and_unaligned_inputs():
         setattr(odd, name, strided(getattr(odd, name)))
     for name in ("params", "exp_avg", "exp_avg_sq"):
         setattr(odd, name, [strided(t) for t in getattr(odd, name)])
-    assert torch.equal(
-        epoch(OPS.local_epoch, plain, 16), epoch(OPS.local_epoch, odd, 16)
-    )
-    assert all(torch.equal(a, b) for a, b in zip(plain.state(), odd.state()))
+    assert same(epoch(OPS.local_epoch, plain, 16), epoch(OPS.local_epoch, odd, 16))
+    assert all(same(a, b) for a, b in zip(plain.state(), odd.state()))
     got = OPS.adapter(odd.x.t().contiguous().t(), *odd.params)
     want = OPS.adapter(plain.x, *plain.params)
-    assert all(torch.equal(a, b) for a, b in zip(got, want))
+    assert all(same(a, b) for a, b in zip(got, want))
     shifted = torch.zeros(50 * 33 + 1)[1:].view(50, 33).copy_(plain.x)
-    assert torch.equal(OPS.adapter(shifted, *plain.params)[0], want[0])
+    assert same(OPS.adapter(shifted, *plain.params)[0], want[0])
 
 
 def test_an_expanded_row_as_gradient():
