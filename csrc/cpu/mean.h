@@ -140,12 +140,41 @@ void mean(const float* const* xs, const float* shares, std::int64_t clients,
     mean_rows<V>(xs, shares, clients, 1, count, begin, total, out + begin);
 }
 
+// The same where a row is shorter than a vector (the int8 of a bias has one element a
+// row): along the rows of one client after another.
+template <class V, class T>
+INLINE void mean_narrow(const T* const* xs, const float* shares, std::int64_t clients,
+                        std::int64_t rows, std::int64_t columns, std::int64_t begin,
+                        double* total, float* out) {
+    float sum[kMeanBlock];
+    const std::int64_t count = rows * columns;
+    for (std::int64_t k = 0; k < count; ++k) total[k] = 0;
+    for (std::int64_t first = 0; first < clients; first += kGroup) {
+        for (std::int64_t k = 0; k < count; ++k) sum[k] = 0;
+        for (std::int64_t i = first; i < least(first + kGroup, clients); ++i) {
+            const T* x = xs[i] + begin;
+            for (std::int64_t r = 0; r < rows; ++r) {
+                const float share = shares[r * clients + i];
+                for (std::int64_t c = 0; c < columns; ++c) {
+                    sum[r * columns + c] += share * float(x[r * columns + c]);
+                }
+            }
+        }
+        for (std::int64_t k = 0; k < count; ++k) total[k] += sum[k];
+    }
+    for (std::int64_t k = 0; k < count; ++k) out[k] = float(total[k]);
+}
+
 template <class V>
 void mean_int8(const signed char* const* qs, const float* factors, std::int64_t clients,
                std::int64_t rows, std::int64_t columns, std::int64_t begin,
                float* out) {
     alignas(64) double total[kMeanBlock];
-    mean_rows<V>(qs, factors, clients, rows, columns, begin, total, out + begin);
+    if (columns < V::lanes) {
+        mean_narrow<V>(qs, factors, clients, rows, columns, begin, total, out + begin);
+    } else {
+        mean_rows<V>(qs, factors, clients, rows, columns, begin, total, out + begin);
+    }
 }
 
 }  // namespace fedclip
