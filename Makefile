@@ -47,7 +47,7 @@ format: install  ## put Python and C++ sources into the project's format
 
 .PHONY: bench
 bench: install  ## time the kernels against PyTorch
-	$(BIN)/fedclip bench $(ARGS)
+	$(BIN)/python -m benchmarks.bench_ops $(ARGS)
 
 .PHONY: install
 install: $(VENV)/.installed  ## make .venv, install the package in it, build the kernels

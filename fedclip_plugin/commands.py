@@ -42,10 +42,11 @@ def run(args: argparse.Namespace, display: Display) -> int:
 def _features_line(config: RunConfig, stats: Any) -> str:
     if config.data.features is not None:
         return f"features: {stats.images} images from {config.data.features}"
-    rate = f", {stats.encoded / stats.seconds:.0f} images/s" if stats.encoded else ""
+    rate = f" ({stats.encoded / stats.seconds:.0f} images/s)" if stats.encoded else ""
+    cached = stats.images - stats.encoded
     return (
         f"features: {stats.images} images, {stats.encoded} encoded now in "
-        f"{stats.precision}, the rest from the cache; {stats.seconds:.1f} s{rate}"
+        f"{stats.precision}, {cached} from the cache; {stats.seconds:.1f} s{rate}"
     )
 
 
