@@ -60,7 +60,7 @@ def obtain_features(
 
 
 def prepare_out(out: Path | None, name: str, resume: bool) -> Path:
-    """The output directory, made and proved writable.
+    """The output directory, proved writable.
 
     Without ``out``: ``runs/<name>``, numbered so that no earlier run is touched; with
     ``resume`` the newest of them.  An explicit ``out`` that holds a run is moved aside
@@ -73,9 +73,12 @@ def prepare_out(out: Path | None, name: str, resume: bool) -> Path:
         _move_aside(out)
     if resume and not (out / "config.toml").is_file():
         raise RunError(f"--resume: {out} holds no run; start one without --resume")
+    existed = out.exists()
     probe = out / ".writable"
     write_bytes(probe, b"", durable=False)
     probe.unlink()
+    if not existed:
+        out.rmdir()  # a run that fails before it starts leaves nothing behind
     return out
 
 

@@ -152,7 +152,7 @@ def _load_error(source: ModelSource, file: Path, error: BaseException) -> Weight
         return WeightsError(f"--model {source.name}: {first_line(error)}")
     return WeightsError(
         f"cannot load {file} into --model {source.name} ({first_line(error)}): "
-        "truncated or not a checkpoint? download it again, or check --model"
+        "truncated, or another model's? download it again, or check --model"
     )
 
 
