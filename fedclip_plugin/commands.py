@@ -74,7 +74,7 @@ def _recorder(args: argparse.Namespace, display: Display) -> Any:
 def _print_results(display: Display, summary: dict[str, Any], out: Path) -> None:
     from .tables import print_table
 
-    print_table(display.out, summary.get("runs", [summary]))
+    print_table(display.finish(), summary.get("runs", [summary]))
     display.say(f"results: {out}  (report: {out / 'report.html'})")
 
 

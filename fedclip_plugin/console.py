@@ -38,7 +38,7 @@ class Display:
         self.err = Console(stderr=True)
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._started: dict[str, float] = {}
+        self._started: dict[str, tuple[float, int]] = {}
         self._said = 0.0
 
     def __enter__(self) -> Display:
@@ -65,9 +65,15 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.finish()
+        logging.getLogger("fedclip").removeHandler(self._handler)
+
+    def finish(self) -> Console:
+        """Take the bars away; the console (stdout) on which to print results."""
         if self._bars is not None:
             self._bars.stop()
-        logging.getLogger("fedclip").removeHandler(self._handler)
+            self._bars = None
+        return self.out
 
     def say(self, text: str) -> None:
         """A line of news."""
@@ -76,9 +82,10 @@ class Display:
 
     def images(self, what: str, done: int, total: int) -> None:
         """``cache.Progress``: images hashed or encoded, with their rate."""
-        start = self._started.setdefault(what, time.monotonic())
-        spent = time.monotonic() - start
-        rate = f"{done / spent:.0f} images/s" if spent > 0.5 else ""
+        now = time.monotonic()
+        start, before = self._started.setdefault(what, (now, done))
+        spent = now - start  # the first call comes when the first batch is done
+        rate = f"{(done - before) / spent:.0f} images/s" if spent > 0.5 else ""
         self._show(what, done, total, rate)
 
     def round(self, leaf: Leaf, standing: Standing) -> None:
@@ -91,13 +98,17 @@ class Display:
         self._show(leaf.label, standing.progress.round, leaf.rounds, note)
 
     def _show(self, what: str, done: int, total: int, note: str) -> None:
+        line = f"{what}: {done}/{total}" + (f", {note}" if note else "")
         if self._bars is not None:
             if what not in self._tasks:
                 self._tasks[what] = self._bars.add_task(what, total=total, note=note)
-            self._bars.update(self._tasks[what], completed=done, total=total, note=note)
+            task, ended = self._tasks[what], done == total
+            self._bars.update(task, completed=done, note=note, visible=not ended)
+            if ended:
+                self.say(line)  # a finished bar becomes a line above the others
         elif done == total or time.monotonic() - self._said > PLAIN_SECONDS:
             self._said = time.monotonic()
-            self.say(f"{what}: {done}/{total}" + (f", {note}" if note else ""))
+            self.say(line)
 
 
 def print_error(message: str) -> None:
