@@ -52,6 +52,50 @@ def pure(session: nox.Session) -> None:
     _run(session, "pytest", "-m", "not slow", *tests, *session.posargs, **env)
 
 
+def _output(session: nox.Session, *command: str) -> str:
+    """The last line that a command prints."""
+    return str(session.run(*command, external=True, silent=True)).split("\n")[-2]
+
+
+@nox.session(venv_backend="none")
+def sanitize(session: nox.Session) -> None:
+    """The CPU kernels under AddressSanitizer and UBSan, on every instruction set."""
+    if shutil.which("gcc") is None:
+        session.skip("needs gcc and its sanitizer libraries")
+    ask = "import fedclip_plugin as f; print(*f.capabilities()['isa_available'])"
+    available = _output(session, sys.executable, "-c", ask).split()
+    tree = ROOT / ".nox" / "sanitize"
+    shutil.rmtree(tree, ignore_errors=True)
+    ignored = shutil.ignore_patterns(".*", "build", "runs", "*.so", "__pycache__")
+    shutil.copytree(ROOT, tree, ignore=ignored)
+    session.chdir(tree)
+    flags = "-fsanitize=address,undefined"
+    build = {
+        "CFLAGS": f"{flags} -fno-sanitize-recover=undefined -O1 -g",
+        "LDFLAGS": flags,
+        "FEDCLIP_CUDA": "0",
+    }
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    session.run(*command, external=True, env=build, silent=True)
+    preload = " ".join(
+        _output(session, "gcc", f"-print-file-name={name}")
+        for name in ("libasan.so", "libubsan.so")
+    )
+    tests = [
+        f"tests/{path.name}" for path in sorted((ROOT / "tests").glob("test_ops*.py"))
+    ]
+    for isa in available:
+        _run(
+            session,
+            *("pytest", "-q", *tests, "tests/test_kernels_numerics.py"),
+            *("-k", "not opcheck and not compile and not instruction"),
+            FEDCLIP_ISA=isa,
+            LD_PRELOAD=preload,
+            ASAN_OPTIONS="detect_leaks=0",
+            OMP_NUM_THREADS="1",
+        )
+
+
 def _in_host_environment(session: nox.Session, extra: str) -> None:
     """What computes, as installed beside a host's pinned dependencies."""
     session.install("torch", "torchvision", "setuptools<81", "ninja")
