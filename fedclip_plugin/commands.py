@@ -19,22 +19,23 @@ def run(args: argparse.Namespace, display: Display) -> int:
     """``fedclip run``."""
     from . import experiment
     from .algorithms import get_algorithm
+    from .device import resolve_device
 
     earlier = args.out / "config.toml" if args.resume and args.out else None
     config = read_config(args, earlier)
-    get_algorithm(config.algorithm)  # an unknown name fails before any work
+    get_algorithm(config.algorithm)  # what is unknown fails before any work
+    resolve_device(config.model.device)
     name = f"{config.algorithm}-{config.data.dataset}"
     args.out = experiment.prepare_out(args.out, name, args.resume)
-    features, stats = experiment.obtain_features(config, display.images)
-    display.say(_features_line(config, stats))
-    summary = experiment.run_experiment(
-        config,
-        features,
-        stats,
-        args.out,
-        resume=args.resume,
-        on_round=_recorder(args, display),
-    )
+    try:
+        features, stats = experiment.obtain_features(config, display.images)
+        display.say(_features_line(config, stats))
+        record = _recorder(args, display)
+        summary = experiment.run_experiment(
+            config, features, stats, args.out, args.resume, record
+        )
+    finally:
+        experiment.drop_if_empty(args.out)
     _print_results(display, summary, args.out)
     return 0
 

@@ -6,6 +6,7 @@ One target and one seed leave their files in the directory itself; several leave
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -26,7 +27,7 @@ from .features import FeatureSet, load_features
 from .federation import Standing, as_dict, build_federation, federate, identity
 from .outputs import Leaf
 from .partition import resolve_targets
-from .storage import write_bytes, write_json
+from .storage import cannot_write, write_bytes, write_json
 from .weights import cache_dir
 
 OnRound = Callable[[Leaf, Standing], None]
@@ -60,7 +61,7 @@ def obtain_features(
 
 
 def prepare_out(out: Path | None, name: str, resume: bool) -> Path:
-    """The output directory, proved writable.
+    """The output directory, made and proved writable.
 
     Without ``out``: ``runs/<name>``, numbered so that no earlier run is touched; with
     ``resume`` the newest of them.  An explicit ``out`` that holds a run is moved aside
@@ -73,13 +74,16 @@ def prepare_out(out: Path | None, name: str, resume: bool) -> Path:
         _move_aside(out)
     if resume and not (out / "config.toml").is_file():
         raise RunError(f"--resume: {out} holds no run; start one without --resume")
-    existed = out.exists()
     probe = out / ".writable"
     write_bytes(probe, b"", durable=False)
     probe.unlink()
-    if not existed:
-        out.rmdir()  # a run that fails before it starts leaves nothing behind
     return out
+
+
+def drop_if_empty(out: Path) -> None:
+    """Remove the directory of a run that failed before it wrote anything."""
+    with contextlib.suppress(OSError):  # it is not empty: a run is in it
+        out.rmdir()
 
 
 def _default_out(base: Path, resume: bool) -> Path:
@@ -91,12 +95,21 @@ def _default_out(base: Path, resume: bool) -> Path:
         return max(
             runs, key=lambda p: (p / "config.toml").stat().st_mtime, default=base
         )
-    number = 2
-    path = base
-    while path.exists():
-        path = base.with_name(f"{base.name}-{number}")
-        number += 1
+    number, path = 2, base
+    while not _claim(path):
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
     return path
+
+
+def _claim(path: Path) -> bool:
+    """Make a directory that nobody else has: two runs at once get one each."""
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return True
 
 
 def _move_aside(out: Path) -> None:

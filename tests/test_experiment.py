@@ -126,11 +126,8 @@ def test_default_directory_is_numbered_and_resume_takes_the_newest(
     monkeypatch.chdir(tmp_path)
     first = prepare_out(None, "fedclip-toy", False)
     assert first == Path("runs/fedclip-toy")
-    assert not first.exists()
-    first.mkdir()
     second = prepare_out(None, "fedclip-toy", False)
     assert second == Path("runs/fedclip-toy-2")
-    second.mkdir()
     (first / "config.toml").write_text("")
     assert prepare_out(None, "fedclip-toy", True) == first
     (second / "config.toml").write_text("")
