@@ -56,14 +56,15 @@ def read_file(paths: Sequence[str], index: int) -> bytes:
 
 
 def stat_file(paths: Sequence[str], index: int) -> str:
-    """`size-mtime_ns` of `paths[index]`; raises DataError naming the file."""
+    """`size-mtime_ns-ctime_ns` of `paths[index]`; raises DataError naming the file."""
     try:
         status = os.stat(paths[index])
     except OSError as error:
         raise DataError(
             f"cannot read image {printable(paths[index])}: {error.strerror}"
         ) from error
-    return f"{status.st_size}-{status.st_mtime_ns}"
+    # ctime too: a copy that keeps size and mtime of the file it replaces still sets it
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
 
 
 def _is_visible(name: str) -> bool:
