@@ -8,55 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import stdev
 from typing import Any
 
+from scipy.special import stdtrit
+
 from .errors import RunError
+from .means import mean
 from .records import NO_TARGET, Summary, target_name
 
 KINDS = ("target", "clients", "mean")
 
 _NAMES = {
     "fedclip": "FedCLIP",
-    "fedavg": "FedAvg",
-    "fedprox": "FedProx",
-    "fedavg_clip": "CLIP FedAvg",
     "zero_shot": "zero-shot",
 }
-
-_T975 = (
-    12.7062,
-    4.3027,
-    3.1824,
-    2.7764,
-    2.5706,
-    2.4469,
-    2.3646,
-    2.3060,
-    2.2622,
-    2.2281,
-)
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that are not None; None when there is none."""
-    known = [v for v in values if v is not None]
-    return fmean(known) if known else None
-
-
-def student_t975(df: int) -> float:
-    """Upper 2.5 % point of Student's t; beyond 10 by Abramowitz and Stegun 26.7.5."""
-    if df <= len(_T975):
-        return _T975[df - 1]
-    z = 1.959963984540054
-    return (
-        z
-        + (z**3 + z) / (4 * df)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * df**3)
-        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z)
-        / (92160 * df**4)
-    )
 
 
 def ci95(values: Iterable[float | None]) -> float | None:
@@ -64,7 +30,8 @@ def ci95(values: Iterable[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     if len(known) < 2:
         return None
-    return student_t975(len(known) - 1) * stdev(known) / math.sqrt(len(known))
+    quantile = float(stdtrit(len(known) - 1, 0.975))  # of Student's t
+    return quantile * stdev(known) / math.sqrt(len(known))
 
 
 def scores(summary: Summary, which: str) -> dict[str, float | None]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .algorithms.base import Algorithm, Client, Samples, Task
+from .means import mean
 from .update import State
 
 ROWS = 4096  # rows scored at once: bounds memory, changes no result
@@ -41,12 +42,6 @@ def confusion(predicted: Tensor, truth: Tensor, classes: int) -> list[list[int]]
     flat = torch.bincount(truth * classes + predicted, minlength=classes * classes)
     rows: list[list[int]] = flat.reshape(classes, classes).tolist()
     return rows
-
-
-def mean(values: Sequence[float | None]) -> float | None:
-    """Mean of the values that are there; None when none is."""
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
 
 
 def score_clients(

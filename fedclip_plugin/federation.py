@@ -17,12 +17,12 @@ from .config import RunConfig, to_toml
 from .device import resolve_device
 from .evaluation import (
     accuracy,
-    mean,
     predict_labels,
     score_clients,
     selection_score,
 )
 from .features import FeatureSet
+from .means import mean
 from .partition import partition_clients
 from .server import screen
 from .update import State

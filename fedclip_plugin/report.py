@@ -7,7 +7,6 @@ beside it: ``records`` reads run directories, ``averages`` means and intervals,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,20 +34,14 @@ def write_html(directory: str | Path) -> Path:
     One file that opens without a network.  Raises RunError when there is no finished
     run, or when the directory cannot be written.
     """
-    from .html import render_page  # matplotlib takes half a second to import
+    # matplotlib and torch take seconds to import, which the tables do without
+    from .html import render_page
+    from .storage import write_bytes
 
     path = Path(directory)
     page = render_page(load_runs(path), title=path.resolve().name)
-    report, partial = path / "report.html", path / "report.html.partial"
-    try:
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, report)  # a reader never sees half a page
-    except OSError as error:
-        raise RunError(
-            f"cannot write {report} ({error.strerror}): free space, or make the "
-            "directory writable"
-        ) from error
-    return report
+    write_bytes(path / "report.html", page.encode(), durable=False)
+    return path / "report.html"
 
 
 class TensorBoardLog:

@@ -25,12 +25,12 @@ from .averages import (
     human_bytes,
     human_seconds,
     lift,
-    mean,
     method_name,
     percent,
     points,
 )
 from .errors import RunError
+from .means import mean
 from .records import NO_TARGET, RunRecord, Summary, target_name
 
 MAX_CLIENT_COLUMNS = 7

@@ -9,12 +9,12 @@ from fedclip_plugin.config import TrainConfig
 from fedclip_plugin.evaluation import (
     accuracy,
     confusion,
-    mean,
     predict_labels,
     selection_score,
     summary_scores,
     zero_shot_labels,
 )
+from fedclip_plugin.means import mean
 
 
 def make_task(classes: int = 3, dim: int = 8) -> Task:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "fedclip_plugin"
 LAYERS = """
-errors config capabilities checks reference ops
+errors means config capabilities checks reference ops
 device update adapter storage files
 catalog prompts dataset images digits folders parquet data partition hub
 source recipe loading weights encoder

@@ -88,7 +88,7 @@ def test_many_clients_become_a_spread() -> None:
 def test_algorithms_get_a_table_each() -> None:
     text = printed([leaf_summary("photo"), leaf_summary("photo", algorithm="fedavg")])
     assert "FedCLIP on digits" in text
-    assert "FedAvg on digits" in text
+    assert "fedavg on digits" in text
 
 
 def test_merge_to_markdown(tmp_path: Path) -> None:
