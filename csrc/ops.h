@@ -25,14 +25,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> adapter_backward(Tensor dz,
 Tensor local_epoch(Tensor x, Tensor y, Tensor text, Tensor perm,
                    std::int64_t batch_size, Tensors params, Tensors exp_avg,
                    Tensors exp_avg_sq, std::int64_t step, double lr, double beta1,
-                   double beta2, double eps, double weight_decay, double logit_scale);
+                   double beta2, double eps, double weight_decay, double logit_scale,
+                   bool bf16);
 
 // The losses of all clients, one client's after another's.
 Tensor local_round(Tensors x, Tensors y, Tensor text, Tensors perm,
                    std::int64_t batch_size, Tensors params, Tensors exp_avg,
                    Tensors exp_avg_sq, std::vector<std::int64_t> step, double lr,
                    double beta1, double beta2, double eps, double weight_decay,
-                   double logit_scale);
+                   double logit_scale, bool bf16);
 
 Tensor weighted_mean(Tensors xs, Tensor weights);
 

@@ -5,13 +5,17 @@ Source: Lu et al. 2023, section 3.2; authors' code ``nets/models.py: initdgatal`
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
+from .plugins import Registry
 from .update import State
 
+ATTENTION = "attention"
 KEYS = ("0.weight", "0.bias", "2.weight", "2.bias")
 
 
@@ -39,21 +43,34 @@ class AttentionAdapter(nn.Sequential):
         return ops.adapter(x, *self.parameters())[0]
 
 
-def initial_state(dim: int, seed: int) -> State:
+ADAPTERS: Registry[Callable[[int], nn.Module]] = Registry(
+    "adapter", "fedclip_plugin.adapters"
+)
+"""Name -> what makes a module of a width D; its ``forward`` takes raw features (N, D)
+to normalised ones (N, D), its state is float32.  ``attention`` alone has kernels."""
+ADAPTERS.register(ATTENTION, AttentionAdapter)
+
+
+def initial_state(dim: int, seed: int, adapter: str = ATTENTION) -> State:
     """State of a fresh adapter (PyTorch's default initialisation), float32 on the CPU.
 
     The global random state is left as it was; the same seed gives the same bits.
     """
+    build = ADAPTERS.get(adapter)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        adapter = AttentionAdapter(dim)
-    return {key: value.detach() for key, value in adapter.state_dict().items()}
+        module = build(dim)
+    return {key: value.detach() for key, value in module.state_dict().items()}
 
 
-def apply_adapter(state: State, x: Tensor) -> Tensor:
+def apply_adapter(state: State, x: Tensor, adapter: str = ATTENTION) -> Tensor:
     """Normalised gated features (N, D) of raw features ``x`` (N, D)."""
     with torch.no_grad():
-        return ops.adapter(x, *(state[key] for key in KEYS))[0]
+        if adapter == ATTENTION:
+            return ops.adapter(x, *(state[key] for key in KEYS))[0]
+        module = ADAPTERS.get(adapter)(x.shape[1]).to(x.device).eval()
+        z: Tensor = torch.func.functional_call(module, state, (x,))
+        return z
 
 
 def contrastive_loss(

@@ -1,7 +1,7 @@
 """What this installation computes with: the compiled kernels and the machine.
 
-``FEDCLIP_PURE_PYTHON=1`` leaves the kernels alone, ``FEDCLIP_ISA=avx512|avx2|generic``
-picks their instruction set; both are read when the operators are first imported.
+``FEDCLIP_PURE_PYTHON=1`` leaves the kernels alone, ``FEDCLIP_ISA`` picks their
+instruction set, one of ``ISAS``; both are read when the operators are first imported.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple, TypedDict
 from .errors import ConfigError
 
 LIBRARY = "fedclip"
-ISAS = ("generic", "avx2", "avx512")  # from the least to the best
+ISAS = ("generic", "avx2", "avx512", "avx512bf16")  # from the least to the best
 _MODULE = f"{__package__}._C"
 _CUDA_MODULE = f"{__package__}._C_cuda"
 

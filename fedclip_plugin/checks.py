@@ -14,6 +14,13 @@ def check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """``value`` is one of ``allowed``."""
+    check(
+        value in allowed, f"{name}: expected one of {', '.join(allowed)}, got {value!r}"
+    )
+
+
 def check_matrix(name: str, value: Tensor, columns: int | None = None) -> None:
     """Two dimensions, and ``columns`` of them if given."""
     check(

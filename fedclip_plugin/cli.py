@@ -41,6 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add_report(commands)
     _add_export(commands)
+    _add_hosts(commands)
+    _add_register(commands)
+    _add_fedml(commands)
     _add_doctor(commands)
     return parser
 
@@ -131,6 +134,61 @@ def _add_export(commands: _Commands[argparse.ArgumentParser]) -> None:
         help="default: both",
     )  # fmt: skip
     options.add_model_options(parser)
+
+
+def _add_hosts(commands: _Commands[argparse.ArgumentParser]) -> None:
+    from .host_commands import hosts
+
+    _command(
+        commands, "hosts", hosts, "List the host frameworks, and how to select fedclip."
+    )
+
+
+def _add_register(commands: _Commands[argparse.ArgumentParser]) -> None:
+    from .host_commands import register
+
+    parser = _command(
+        commands,
+        "register",
+        register,
+        "Make --alg fedclip known to a PersonalizedFL checkout; --undo takes it back.",
+        "example:\n  fedclip register personalizedfl ~/PersonalizedFL",
+    )
+    parser.add_argument("host", metavar="HOST", help="personalizedfl")
+    parser.add_argument("path", metavar="PATH", type=Path, nargs="?")
+    parser.add_argument("--undo", action="store_true", help="restore every byte")
+
+
+FEDML_EPILOG = """examples:
+  fedclip fedml --cf fedml_config.yaml --offline                        simulation
+  fedclip fedml --cf fedml_config.yaml --rank 0 --role server           cross-silo
+  fedclip fedml --cf fedml_config.yaml --rank 1 --role client
+"""
+
+
+def _add_fedml(commands: _Commands[argparse.ArgumentParser]) -> None:
+    from .host_commands import fedml
+
+    parser = _command(
+        commands,
+        "fedml",
+        fedml,
+        "Run FedML from its own fedml_config.yaml, with FedCLIP as the algorithm.",
+        FEDML_EPILOG,
+    )
+    parser.add_argument(
+        "--cf", metavar="FILE", type=Path, required=True, help="fedml_config.yaml"
+    )
+    parser.add_argument("--rank", type=int, metavar="N", help="cross-silo: 0 = server")
+    parser.add_argument("--role", choices=("server", "client"), help="cross-silo")
+    parser.add_argument("--run-id", metavar="ID", help="cross-silo: the same for all")
+    parser.add_argument(
+        "--alg", dest="algorithm", default="fedclip", metavar="NAME",
+        help="algorithm (default: fedclip)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--offline", action="store_true", help="ask no server for configuration"
+    )
 
 
 def _add_doctor(commands: _Commands[argparse.ArgumentParser]) -> None:

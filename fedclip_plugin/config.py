@@ -113,6 +113,7 @@ class TrainConfig:
     Adam with L2 weight decay (not AdamW), made anew every round.
     """
 
+    adapter: str = "attention"  # the paper's; others come from packages of others
     rounds: int = 200
     local_epochs: int = 1
     batch_size: int = 32
@@ -123,6 +124,7 @@ class TrainConfig:
     weight_decay: float = 0.2
     weighting: str = "uniform"
     participation: float = 1.0  # share of the clients that train in a round
+    precision: str = "fp32"  # of the matrix products; see ops.local_epoch
 
     def __post_init__(self) -> None:
         _at_least("train", "rounds", self.rounds, 1)
@@ -137,6 +139,7 @@ class TrainConfig:
                     f"train.{name} = {getattr(self, name)}: expected 0 <= {name} < 1"
                 )
         _choice("train", "weighting", self.weighting, ("uniform", "examples"))
+        _choice("train", "precision", self.precision, ("fp32", "bf16"))
         if not 0 < self.participation <= 1:
             raise ConfigError(
                 f"train.participation = {self.participation}: "

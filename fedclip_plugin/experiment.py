@@ -20,6 +20,7 @@ from .cache import EncodeStats, EncodingJob, encode_once
 from .checkpoint import Checkpoint
 from .config import RunConfig, to_toml
 from .data import load_dataset
+from .dataset import ImageDataset
 from .device import resolve_device
 from .digests import Progress, silent
 from .errors import RunError
@@ -42,10 +43,17 @@ def obtain_features(
         features = load_features(config.data.features)
         count = sum(len(v) for v in features.label.values())
         return features, EncodeStats(count, 0, time.perf_counter() - start)
+    dataset = load_dataset(config.data.dataset, config.data.root)
+    return encode_dataset(dataset, config, progress)
+
+
+def encode_dataset(
+    dataset: ImageDataset, config: RunConfig, progress: Progress = silent
+) -> tuple[FeatureSet, EncodeStats]:
+    """The features of any data set by the model of ``config``, through the cache."""
     from .encoder import EncoderSpec, FrozenClip, fingerprint
 
     spec = EncoderSpec.from_config(config)
-    dataset = load_dataset(config.data.dataset, config.data.root)
     device = resolve_device(spec.device).type
     key = f"{fingerprint(spec)}|{spec.precision}|{device}"
     job = EncodingJob(
@@ -203,10 +211,18 @@ def run_leaf(
                 metrics.add(as_dict(standing.result))
             if on_round is not None:
                 on_round(leaf, standing)
-    outputs.write_adapter(leaf, features, standing)
     evaluation = outputs.evaluation(fed, features, standing)
     write_json(leaf.directory / "evaluation.json", evaluation)
-    summary = outputs.summary(config, features, fed, leaf, standing, feature_seconds)
+    scores = outputs.final_scores(fed, standing.best)
+    summary = outputs.summary(config, features, leaf, standing, scores, feature_seconds)
+    write_results(leaf, features, standing, summary)
+    return summary
+
+
+def write_results(
+    leaf: Leaf, features: FeatureSet, standing: Standing, summary: dict[str, Any]
+) -> None:
+    """The files of a finished leaf: adapter, summary and report."""
+    outputs.write_adapter(leaf, features, standing)
     write_json(leaf.directory / "summary.json", summary)
     report.write_html(leaf.directory)
-    return summary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -24,9 +24,12 @@ from .evaluation import (
 from .features import FeatureSet
 from .means import mean
 from .partition import partition_clients
-from .server import screen
-from .update import State
+from .server import Quarantined, screen
+from .update import ClientUpdate, State
 from .wire import state_bytes, update_bytes
+
+Scores = dict[str, dict[str, float | None]]
+"""Client -> its validation and test accuracy, ``{"val", "test"}``."""
 
 _SELECTION = 0xC11E  # keeps this draw apart from the sample orders
 
@@ -48,7 +51,7 @@ class RoundResult:
     round: int
     loss: float | None
     target: float | None
-    clients: dict[str, dict[str, float | None]]
+    clients: Scores
     mean_val: float
     mean_test: float | None
     participants: list[str]
@@ -108,6 +111,62 @@ def participants(
     return [clients[i] for i in sorted(chosen)]
 
 
+@dataclass(frozen=True)
+class Tally:
+    """The updates of a round after screening, and the bytes that they cost."""
+
+    participants: list[str]
+    sound: list[ClientUpdate]
+    quarantined: list[Quarantined]
+    bytes_up: int
+    bytes_down: int
+
+
+def tally(
+    state: State, updates: Sequence[ClientUpdate], participants: Sequence[str]
+) -> Tally:
+    """Screen the updates of the ``participants`` to whom ``state`` was sent.
+
+    Bytes are those of safetensors; a host that counts its own wire replaces them.
+    """
+    sound, bad = screen(updates, state)
+    up = sum(update_bytes(u) for u in updates)
+    down = len(participants) * state_bytes(state)
+    return Tally(list(participants), sound, bad, up, down)
+
+
+def score_state(fed: Federation, state: State) -> tuple[Scores, float | None]:
+    """Accuracies of all clients, and of the held-out target if there is one."""
+    clients = score_clients(fed.algorithm, state, fed.clients, fed.task)
+    if fed.target is None:
+        return clients, None
+    predicted = predict_labels(fed.algorithm, state, fed.target, fed.task)
+    return clients, accuracy(predicted, fed.target.y)
+
+
+def round_result(
+    number: int,
+    counted: Tally,
+    clients: Scores,
+    target: float | None,
+    seconds: dict[str, float],
+) -> RoundResult:
+    """The record of a round from its tally and its accuracies."""
+    return RoundResult(
+        round=number,
+        loss=mean([u.metrics.get("loss") for u in counted.sound]),
+        target=target,
+        clients=clients,
+        mean_val=selection_score(clients),
+        mean_test=mean([s["test"] for s in clients.values()]),
+        participants=counted.participants,
+        bytes_up=counted.bytes_up,
+        bytes_down=counted.bytes_down,
+        quarantined=len(counted.quarantined),
+        seconds=seconds,
+    )
+
+
 def run_round(
     fed: Federation, state: State, round_number: int
 ) -> tuple[State, RoundResult]:
@@ -116,30 +175,12 @@ def run_round(
     config, seed = fed.task.train, fed.task.seed
     chosen = participants(fed.clients, config.participation, seed, round_number)
     updates = fed.algorithm.local_round(state, chosen, fed.task, round_number)
-    sound, bad = screen(updates, state)
-    after = fed.algorithm.aggregate(sound, state, fed.task)
+    counted = tally(state, updates, [c.name for c in chosen])
+    after = fed.algorithm.aggregate(counted.sound, state, fed.task)
     trained = time.perf_counter()
-    scores = score_clients(fed.algorithm, after, fed.clients, fed.task)
-    target = None
-    if fed.target is not None:
-        predicted = predict_labels(fed.algorithm, after, fed.target, fed.task)
-        target = accuracy(predicted, fed.target.y)
-    return after, RoundResult(
-        round=round_number,
-        loss=mean([u.metrics.get("loss") for u in sound]),
-        target=target,
-        clients=scores,
-        mean_val=selection_score(scores),
-        mean_test=mean([s["test"] for s in scores.values()]),
-        participants=[c.name for c in chosen],
-        bytes_up=sum(update_bytes(u) for u in updates),
-        bytes_down=len(chosen) * state_bytes(state),
-        quarantined=len(bad),
-        seconds={
-            "train": trained - start,
-            "evaluate": time.perf_counter() - trained,
-        },
-    )
+    clients, target = score_state(fed, after)
+    seconds = {"train": trained - start, "evaluate": time.perf_counter() - trained}
+    return after, round_result(round_number, counted, clients, target, seconds)
 
 
 def advance(progress: Progress, result: RoundResult) -> Progress:

@@ -21,6 +21,7 @@ from .capabilities import load_kernels
 from .checks import (
     check,
     check_adapter,
+    check_choice,
     check_client,
     check_matrix,
     check_moments,
@@ -52,8 +53,9 @@ __all__ = [
 
 _ADAM = (
     "float lr, float beta1, float beta2, float eps, float weight_decay, "
-    "float logit_scale"
+    "float logit_scale, bool bf16=False"
 )
+PRECISIONS = ("fp32", "bf16")  # of the matrix products in local training
 _MUTATED = "Tensor(a!)[] params, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq"
 SCHEMAS = {
     "adapter": "(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2)"
@@ -178,14 +180,18 @@ def local_epoch(
     eps: float,
     weight_decay: float,
     logit_scale: float,
+    precision: str = "fp32",
 ) -> Tensor:
     """One epoch of FedCLIP's local training, in place; returns the losses (S,).
 
     ``x`` (N, D) raw features, ``y`` (N,) int64, ``text`` (C, D) normalised, ``perm``
     (M,) int64 sample order, ``params`` = ``[w1, b1, w2, b2]`` with Adam moments of the
     same shapes, ``step`` = Adam steps already taken.  A trailing batch of 1 is
-    skipped.  Raises ValueError naming the argument.
+    skipped.  ``precision="bf16"`` rounds the factors of the five matrix products to
+    bfloat16 and accumulates in float32; weights, moments, softmax, loss and Adam stay
+    float32.  Raises ValueError naming the argument.
     """
+    check_choice("precision", precision, PRECISIONS)
     check_client(x, y, text, perm)
     check(batch_size >= 1, f"batch_size: expected at least 1, got {batch_size}")
     check_adapter("params: ", x, params)
@@ -207,6 +213,7 @@ def local_epoch(
         eps,
         weight_decay,
         logit_scale,
+        precision == "bf16",
     )
     return losses
 
@@ -227,12 +234,14 @@ def local_round(
     eps: float,
     weight_decay: float,
     logit_scale: float,
+    precision: str = "fp32",
 ) -> list[Tensor]:
     """``local_epoch`` over K clients in one call; a list of K loss vectors.
 
     ``x, y, perm, step`` have one entry a client; ``params``, ``exp_avg`` and
     ``exp_avg_sq`` four a client, client after client.
     """
+    check_choice("precision", precision, PRECISIONS)
     count = len(x)
     check(
         len(y) == len(perm) == len(step) == count,
@@ -266,6 +275,7 @@ def local_round(
         eps,
         weight_decay,
         logit_scale,
+        precision == "bf16",
     )
     return list(losses.split([_steps(len(p), batch_size) for p in perm]))
 

@@ -76,6 +76,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--tensorboard", action="store_true", help="also write TensorBoard events")
     group = parser.add_argument_group(_TRAIN)
     add = group.add_argument
+    add("--adapter", dest="train.adapter", metavar="NAME",
+        help="attention (default, as published), or one that another package adds",
+        )  # fmt: skip
     add("--rounds", "--iters", dest="train.rounds", metavar="N", type=int,
         help="communication rounds (default: 200)")  # fmt: skip
     add("--local-epochs", "--wk_iters", dest="train.local_epochs", metavar="N",
@@ -89,6 +92,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="uniform (default, as published) or examples")  # fmt: skip
     add("--participation", dest="train.participation", metavar="SHARE", type=float,
         help="share of the clients that train in a round (default: 1)")  # fmt: skip
+    add("--train-precision", dest="train.precision", metavar="P",
+        help="fp32 (default) or bf16: matrix products of bfloat16 factors, summed in "
+        "fp32; weights and Adam stay fp32")  # fmt: skip
     group = parser.add_argument_group("clients beyond domains")
     add = group.add_argument
     add("--partition", dest="data.partition", metavar="P",

@@ -13,17 +13,16 @@ import torch
 from .algorithms import Samples
 from .config import RunConfig
 from .evaluation import (
-    accuracy,
     confusion,
     predict_labels,
-    score_clients,
     score_zero_shot,
     summary_scores,
     zero_shot_labels,
 )
 from .features import FeatureSet
-from .federation import Federation, Standing
+from .federation import Federation, Standing, score_state
 from .storage import cannot_write, write_bytes, write_tensors
+from .update import State
 
 
 @dataclass(frozen=True)
@@ -128,20 +127,18 @@ def evaluation(
 def summary(
     config: RunConfig,
     features: FeatureSet,
-    fed: Federation,
     leaf: Leaf,
     standing: Standing,
+    scores: Mapping[str, Any],
     feature_seconds: float,
 ) -> dict[str, Any]:
-    """``summary.json`` of a leaf: the best round's accuracies and what it all cost."""
+    """``summary.json`` of a leaf: the best round's accuracies and what it all cost.
+
+    ``scores`` holds ``zero_shot`` and ``result``, see :func:`final_scores`.
+    """
     progress = standing.progress
-    scores = score_clients(fed.algorithm, standing.best, fed.clients, fed.task)
-    target = None
-    if fed.target is not None:
-        ours = predict_labels(fed.algorithm, standing.best, fed.target, fed.task)
-        target = accuracy(ours, fed.target.y)
     return {
-        "algorithm": fed.algorithm.name,
+        "algorithm": config.algorithm,
         "dataset": config.data.dataset,
         "model": features.model,
         "pretrained": features.pretrained,
@@ -149,8 +146,8 @@ def summary(
         "target": leaf.target,
         "rounds": progress.round,
         "best_round": progress.best_round,
-        "zero_shot": score_zero_shot(fed.clients, fed.target, fed.task),
-        "result": summary_scores(target, {n: s["test"] for n, s in scores.items()}),
+        "zero_shot": scores["zero_shot"],
+        "result": scores["result"],
         "communication": {
             "bytes_up": progress.bytes_up,
             "bytes_down": progress.bytes_down,
@@ -163,4 +160,14 @@ def summary(
         },
         "quarantined": progress.quarantined,
         "skipped_images": list(features.skipped),
+    }
+
+
+def final_scores(fed: Federation, state: State) -> dict[str, Any]:
+    """Accuracies of zero-shot and of ``state``: target, clients and overall mean."""
+    clients, target = score_state(fed, state)
+    tests = {name: score["test"] for name, score in clients.items()}
+    return {
+        "zero_shot": score_zero_shot(fed.clients, fed.target, fed.task),
+        "result": summary_scores(target, tests),
     }

@@ -24,15 +24,24 @@ from torch import Tensor
 NORM_FLOOR = 1e-12  # a feature row of zeros gives z = 0, not NaN
 
 
+def operand(factor: Tensor, bf16: bool) -> Tensor:
+    """A factor of a matrix product: as it is, or rounded to the nearest bfloat16.
+
+    It keeps its type, so products are accumulated in that type, not in bfloat16.
+    """
+    return factor.bfloat16().to(factor.dtype) if bf16 else factor
+
+
 def adapter_reference(
-    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, bf16: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Gated, normalised features.  ``x`` (N, D) -> ``z`` (N, D), ``h`` (N, D).
 
-    ``h = tanh(x w1' + b1)``, ``z = normalize(softmax(h w2' + b2) * x)``.
+    ``h = tanh(x w1' + b1)``, ``z = normalize(softmax(h w2' + b2) * x)``.  ``bf16``
+    rounds the factors of both products, see ``operand``.
     """
-    h = torch.addmm(b1, x, w1.t()).tanh_()  # (N, D)
-    u = torch.addmm(b2, h, w2.t())  # (N, D)
+    h = torch.addmm(b1, operand(x, bf16), operand(w1, bf16).t()).tanh_()  # (N, D)
+    u = torch.addmm(b2, operand(h, bf16), operand(w2, bf16).t())  # (N, D)
     if u.numel():
         u = u - u.amax(dim=1, keepdim=True)
     q = u.exp_().mul_(x)  # (N, D)
@@ -41,18 +50,28 @@ def adapter_reference(
 
 
 def adapter_backward_reference(
-    dz: Tensor, dh: Tensor | None, x: Tensor, h: Tensor, z: Tensor, w2: Tensor
+    dz: Tensor,
+    dh: Tensor | None,
+    x: Tensor,
+    h: Tensor,
+    z: Tensor,
+    w2: Tensor,
+    bf16: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``adapter`` for ``w1, b1, w2, b2``; ``x`` is frozen.
 
     ``dz``, ``dh`` (N, D) are the gradients of both outputs; ``dh`` may be None.
+    ``bf16`` rounds the factors of the three products, see ``operand``.
     """
     du = z * (dz - z * (z * dz).sum(dim=1, keepdim=True))  # (N, D)
-    grad_h = du @ w2  # (N, D)
+    du_factor = operand(du, bf16)
+    grad_h = du_factor @ operand(w2, bf16)  # (N, D)
     if dh is not None:
         grad_h = grad_h + dh
     da = grad_h * (1 - h * h)  # (N, D), before the tanh
-    return da.t() @ x, da.sum(dim=0), du.t() @ h, du.sum(dim=0)
+    dw1 = operand(da, bf16).t() @ operand(x, bf16)  # (D, D)
+    dw2 = du_factor.t() @ operand(h, bf16)  # (D, D)
+    return dw1, da.sum(dim=0), dw2, du.sum(dim=0)
 
 
 def contrastive_loss_and_grad(
@@ -116,19 +135,21 @@ def local_epoch_reference(
     eps: float,
     weight_decay: float,
     logit_scale: float,
+    bf16: bool = False,
 ) -> Tensor:
     """One pass over ``perm``; updates the parameters and moments in place.
 
-    Shapes as in ``ops.local_epoch``.  Returns the loss of every step, (S,).
+    Shapes as in ``ops.local_epoch``.  Returns the loss of every step, (S,).  ``bf16``
+    rounds the factors of the five matrix products to bfloat16; all else is as without.
     """
     losses = []
     for rows in perm.split(batch_size):
         if rows.numel() < 2:
             continue  # a batch of 1 has no negatives: the authors skip it
         xb, yb = x.index_select(0, rows), y.index_select(0, rows)
-        z, h = adapter_reference(xb, *params)
+        z, h = adapter_reference(xb, *params, bf16=bf16)
         loss, dz = contrastive_loss_and_grad(z, yb, text, logit_scale)
-        grads = adapter_backward_reference(dz, None, xb, h, z, params[2])
+        grads = adapter_backward_reference(dz, None, xb, h, z, params[2], bf16)
         step += 1
         for p, g, m, v in zip(params, grads, exp_avg, exp_avg_sq):
             adam_step(p, g, m, v, step, lr, beta1, beta2, eps, weight_decay)
@@ -152,6 +173,7 @@ def local_round_reference(
     eps: float,
     weight_decay: float,
     logit_scale: float,
+    bf16: bool = False,
 ) -> Tensor:
     """``local_epoch`` for every client in turn; four tensors a client in each list.
 
@@ -174,6 +196,7 @@ def local_round_reference(
             eps,
             weight_decay,
             logit_scale,
+            bf16,
         )
         for i in range(len(x))
     ]

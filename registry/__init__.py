@@ -1,4 +1,8 @@
-"""Bindings to the host frameworks, installed as ``fedclip_plugin.registry``."""
+"""Bindings to the host frameworks, installed as ``fedclip_plugin.registry``.
+
+A binding translates between a host's contract and the one engine of this package; it
+computes nothing.  Importing this package imports no host.
+"""
 
 from __future__ import annotations
 
@@ -7,3 +11,7 @@ if __name__ != "fedclip_plugin.registry":
         f"{__name__!r} is a source folder: import it as 'fedclip_plugin.registry' "
         "after `pip install -e .`"
     )
+
+from .hosts import HOSTS, Host, get_host, register
+
+__all__ = ["HOSTS", "Host", "get_host", "register"]

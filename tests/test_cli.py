@@ -270,3 +270,24 @@ def test_full_disk_in_the_middle_of_a_run_is_told_and_resumable(tmp_path):
     assert main([*run, "--out", str(tmp_path / "whole"), "--quiet"]) == 0
     adapters = [(p / "adapter.safetensors") for p in (out, tmp_path / "whole")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+def test_hosts_are_listed_with_how_to_select_fedclip(capsys):
+    assert main(["hosts"]) == 0
+    text = capsys.readouterr().out
+    for words in ("FedML", "PersonalizedFL", "Flower", "flwr run .", "main.py --alg"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["register", "nohost", "x"], "unknown host 'nohost': known: fedml"),
+        (["register", "flower"], "Flower needs no registration"),
+        (["register", "fedml"], "is registered for one process"),
+        (["register", "personalizedfl"], "name its folder"),
+        (["register", "fedml", "x"], "is registered for one process"),
+    ],
+)
+def test_what_cannot_be_registered(argv, message, capsys):
+    assert message in fails(capsys, *argv)

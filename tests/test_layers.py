@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "fedclip_plugin"
 LAYERS = """
-errors means config capabilities checks reference ops
+errors means plugins config capabilities checks reference ops
 device update adapter storage files
 catalog prompts dataset images digits folders parquet data partition hub
 source recipe loading weights encoder
@@ -23,8 +23,9 @@ wire server algorithms evaluation checkpoint
 federation
 records averages svg plots class_plots tables html_style html_tables html report
 outputs experiment machine bundle export doctor
+options
 registry
-options console commands cli __main__
+console commands host_commands cli __main__
 """
 RANK = {
     name: rank

@@ -15,9 +15,9 @@ void forward(const Batch& batch, bool parallel) {
     const Kernels& k = kernels();
     const std::int64_t rows = row_units(batch.rows),
                        features = feature_units(batch.dim);
-    run(k.load, batch, rows, parallel);
-    run(k.hidden, batch, features, parallel);
-    run(k.scores, batch, features, parallel);
+    run(k.fp32.load, batch, rows, parallel);
+    run(k.fp32.hidden, batch, features, parallel);
+    run(k.fp32.scores, batch, features, parallel);
     run(k.gate, batch, rows, parallel);
 }
 
@@ -105,7 +105,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> adapter_backward(Tensor dz,
     const std::int64_t features = feature_units(dim);
     Batch batch = workspace.batch(0);
     batch.layer[1].weight = input(w2);
-    run(k.pack_w2, batch, features, true);
+    run(k.fp32.pack_weights, batch, features, true);
     std::int64_t first = 0;
     do {  // once for no rows: the gradients are zeros then
         batch = workspace.batch(std::min(kBackwardRows, rows - first));
@@ -120,7 +120,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> adapter_backward(Tensor dz,
         const std::int64_t row_groups = row_units(batch.rows);
         run(k.load_backward, batch, row_groups, true);
         run(k.gate_backward, batch, row_groups, true);
-        run(k.grad_hidden, batch, features, true);
+        run(k.fp32.grad_hidden, batch, features, true);
         run(k.grad_weights, batch, 2 * features, true);
         first += kBackwardRows;
     } while (first < rows);

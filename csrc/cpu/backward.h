@@ -5,13 +5,18 @@
 
 namespace fedclip {
 
-struct GradScores {
-    const Batch& batch;
-
+// A sum that starts from zero.
+struct FromZero {
     template <class V, int R, int N>
     INLINE void start(typename V::Reg (&acc)[R][N], std::int64_t) const {
         fill<V>(acc, V::zero());
     }
+};
+
+struct GradScores : FromZero {
+    const Batch& batch;
+
+    INLINE explicit GradScores(const Batch& b) : batch(b) {}
     template <class V, int R, int N>
     INLINE void finish(typename V::Reg (&acc)[R][N], std::int64_t row,
                        std::int64_t chunk, std::int64_t width) const {
@@ -29,22 +34,26 @@ struct GradScores {
 };
 
 // dz = t' dL, and from it du.
-template <class V>
+template <class V, class T>
 void grad_scores(const Batch& batch, std::int64_t unit) {
     const std::int64_t begin = unit * panel_width<V>;
     const std::int64_t end = least(begin + panel_width<V>, batch.dim);
-    product<V>(batch, ByColumn{batch.text, batch.dim, 0}, batch.logits,
+    product<V>(batch, ByColumn<float>{batch.text, batch.dim, 0}, batch.logits,
                batch.classes * panel_width<V>, batch.classes, begin, end,
-               GradScores{batch});
+               GradScores(batch));
+    if constexpr (numbers_in<T> == 2) {
+        for (std::int64_t g = 0; g * V::lanes < batch.rows; ++g) {
+            pair_features<V>(batch, group_of<V>(batch, g), batch.du_chunks,
+                             batch.pairs.du, begin, end);
+        }
+        pair_rows<V>(batch, batch.du_chunks, batch.pairs.du_rows, begin, end);
+    }
 }
 
-struct GradHidden {
+struct GradHidden : FromZero {
     const Batch& batch;
 
-    template <class V, int R, int N>
-    INLINE void start(typename V::Reg (&acc)[R][N], std::int64_t) const {
-        fill<V>(acc, V::zero());
-    }
+    INLINE explicit GradHidden(const Batch& b) : batch(b) {}
     template <class V, int R, int N>
     INLINE void finish(typename V::Reg (&acc)[R][N], std::int64_t row,
                        std::int64_t chunk, std::int64_t width) const {
@@ -61,21 +70,33 @@ struct GradHidden {
     }
 };
 
-template <class V>
+template <class V, class T>
 void grad_hidden(const Batch& batch, std::int64_t unit) {
     const std::int64_t begin = unit * panel_width<V>;
     const std::int64_t end = least(begin + panel_width<V>, batch.dim);
-    const float* panel = batch.w2_panels + begin * batch.dim;
-    const ByColumn transposed{panel, panel_width<V>, begin};
-    product<V>(batch, transposed, batch.du_chunks, chunk_size<V>(batch), batch.dim,
-               begin, end, GradHidden{batch});
+    const Factors<T> f = factors<T>(batch);
+    const std::int64_t depth = elements<T>(batch.dim);
+    const ByColumn<T> transposed{f.w2_panels + begin * depth, panel_width<V>, begin};
+    product<V>(batch, transposed, f.du, chunk_size<V>(batch) / numbers_in<T>, depth,
+               begin, end, GradHidden(batch));
+    if constexpr (numbers_in<T> == 2) {
+        pair_rows<V>(batch, batch.da_chunks, f.da_rows, begin, end);
+    }
 }
 
-// Rows of w2, a unit's worth, into panels.
-template <class V>
-void pack_w2(const Batch& batch, std::int64_t unit) {
+// A unit's rows of the weights into the forms that the products read.
+template <class V, class T>
+void pack_weights(const Batch& batch, std::int64_t unit) {
     constexpr std::int64_t width = panel_width<V>;
     const std::int64_t begin = unit * width, end = least(begin + width, batch.dim);
+    if constexpr (numbers_in<T> == 2) {
+        for (std::int64_t i = 0; i < batch.dim; i += width) {
+            const Part part{begin, i, end - begin, least(width, batch.dim - i)};
+            pair_weights<V>(batch, 0, part);
+            pair_weights<V>(batch, 1, part);
+        }
+        return;
+    }
     for (std::int64_t o = begin; o < end; ++o) {
         const float* row = batch.layer[1].weight.value + o * batch.dim;
         for (std::int64_t i = 0; i < batch.dim; i += V::lanes) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/gemm.h"
+#include "cpu/to_pairs.h"
 #include "cpu/vec_math.h"
 
 namespace fedclip {
@@ -34,7 +35,7 @@ INLINE void load_group(const Batch& batch, std::int64_t unit, const float* const
     }
 }
 
-template <class V>
+template <class V, class T>
 void load(const Batch& batch, std::int64_t unit) {
     const float* rows[V::lanes] = {};
     const std::int64_t first = unit * V::lanes;
@@ -46,6 +47,13 @@ void load(const Batch& batch, std::int64_t unit) {
         for (std::int64_t i = 0; i < batch.dim; i += 16) prefetch_outer(next + i);
     }
     load_group<V>(batch, unit, rows, batch.x_panels, batch.x_chunks);
+    if constexpr (numbers_in<T> == 2) {
+        const Group group = group_of<V>(batch, unit);
+        pair_features<V>(batch, group, batch.x_chunks, batch.pairs.x, 0, batch.dim);
+        for (std::int64_t p = 0; p * panel_width<V> < batch.dim; ++p) {
+            pair_panel<V>(batch, unit, p, batch.x_panels, batch.pairs.x_panels);
+        }
+    }
 }
 
 // One vector of rows and up to `lanes` features of a chunk, written row by row.
@@ -102,30 +110,37 @@ struct Activation {
     }
 };
 
-template <class V, bool Tanh>
-INLINE void layer(const Batch& batch, const Layer& layer, const float* in, float* out,
+// Layer `l`: chunks of T, `in`, to chunks of float, `out`.
+template <class V, bool Tanh, class T>
+INLINE void layer(const Batch& batch, int l, const T* in, float* out,
                   std::int64_t begin, std::int64_t end) {
-    const ByRow weight{layer.weight.value, batch.dim};
-    const Activation<Tanh> activation{batch, layer.bias.value, out};
-    product<V>(batch, weight, in, chunk_size<V>(batch), batch.dim, begin, end,
+    const Factors<T> f = factors<T>(batch);
+    const Activation<Tanh> activation{batch, batch.layer[l].bias.value, out};
+    product<V>(batch, ByRow<T>{f.weight[l], f.weight_row}, in,
+               chunk_size<V>(batch) / numbers_in<T>, elements<T>(batch.dim), begin, end,
                activation);
 }
 
-template <class V>
+template <class V, class T>
 void hidden(const Batch& batch, std::int64_t unit) {
     const std::int64_t begin = unit * panel_width<V>;
     const std::int64_t end = least(begin + panel_width<V>, batch.dim);
-    layer<V, true>(batch, batch.layer[0], batch.x_chunks, batch.h_chunks, begin, end);
+    layer<V, true>(batch, 0, factors<T>(batch).x, batch.h_chunks, begin, end);
     for (std::int64_t g = 0; g * V::lanes < batch.rows; ++g) {
         store_group<V>(batch, g, batch.h_chunks, begin, end, batch.h_panels);
+        if constexpr (numbers_in<T> == 2) {
+            pair_features<V>(batch, group_of<V>(batch, g), batch.h_chunks,
+                             batch.pairs.h, begin, end);
+            pair_panel<V>(batch, g, unit, batch.h_panels, batch.pairs.h_panels);
+        }
     }
 }
 
-template <class V>
+template <class V, class T>
 void scores(const Batch& batch, std::int64_t unit) {
     const std::int64_t begin = unit * panel_width<V>;
     const std::int64_t end = least(begin + panel_width<V>, batch.dim);
-    layer<V, false>(batch, batch.layer[1], batch.h_chunks, batch.z_chunks, begin, end);
+    layer<V, false>(batch, 1, factors<T>(batch).h, batch.z_chunks, begin, end);
 }
 
 constexpr float kNormFloor = 1e-12f;  // a feature row of zeros gives z = 0, not NaN

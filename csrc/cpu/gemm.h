@@ -46,6 +46,21 @@ INLINE Group group_of(const Batch& batch, std::int64_t unit) {
             int(least(V::lanes, batch.rows - unit * V::lanes))};
 }
 
+// The factors of the products as T.
+template <class T>
+INLINE Factors<T> factors(const Batch& batch) {
+    if constexpr (numbers_in<T> == 2) {
+        return batch.pairs;
+    } else {
+        const Layer* layer = batch.layer;
+        return {batch.x_chunks,  batch.h_chunks,
+                batch.du_chunks, batch.du_chunks,
+                batch.da_chunks, batch.x_panels,
+                batch.h_panels,  {layer[0].weight.value, layer[1].weight.value},
+                batch.dim,       batch.w2_panels};
+    }
+}
+
 template <class V, int R, int N>
 INLINE void fill(typename V::Reg (&acc)[R][N], typename V::Reg value) {
     UNROLL for (int r = 0; r < R; ++r) {
@@ -54,22 +69,22 @@ INLINE void fill(typename V::Reg (&acc)[R][N], typename V::Reg value) {
 }
 
 // acc[r] += a[r * a_row] * b: one step of the product.
-template <class V, int R, int N>
-INLINE void multiply_step(typename V::Reg (&acc)[R][N], const float* a,
-                          std::int64_t a_row, const float* b) {
-    typename V::Reg columns[N];
+template <class V, int R, int N, class T>
+INLINE void multiply_step(typename V::Reg (&acc)[R][N], const T* a, std::int64_t a_row,
+                          const T* b) {
+    decltype(V::load(b)) columns[N];
     UNROLL for (int v = 0; v < N; ++v) columns[v] = V::load(b + v * V::lanes);
     UNROLL for (int r = 0; r < R; ++r) {
-        const typename V::Reg row = V::set(a[r * a_row]);
+        const auto row = V::set(a[r * a_row]);
         UNROLL for (int v = 0; v < N; ++v) acc[r][v] =
             V::fma(row, columns[v], acc[r][v]);
     }
 }
 
 // acc[r] += sum_k a[r * a_row + k * a_step] * b[k * b_row], in the order of k.
-template <class V, int R, int N>
-INLINE void multiply(typename V::Reg (&acc)[R][N], const float* a, std::int64_t a_row,
-                     std::int64_t a_step, const float* b, std::int64_t b_row,
+template <class V, int R, int N, class T>
+INLINE void multiply(typename V::Reg (&acc)[R][N], const T* a, std::int64_t a_row,
+                     std::int64_t a_step, const T* b, std::int64_t b_row,
                      std::int64_t depth) {
     for (std::int64_t k = 0; k < depth; ++k) {
         multiply_step<V>(acc, a + k * a_step, a_row, b + k * b_row);
@@ -77,10 +92,9 @@ INLINE void multiply(typename V::Reg (&acc)[R][N], const float* a, std::int64_t 
 }
 
 // The same for a_step = 1, fetching the R rows below these: the next tile's.
-template <class V, int R, int N>
-INLINE void multiply_ahead(typename V::Reg (&acc)[R][N], const float* a,
-                           std::int64_t a_row, const float* b, std::int64_t b_row,
-                           std::int64_t depth) {
+template <class V, int R, int N, class T>
+INLINE void multiply_ahead(typename V::Reg (&acc)[R][N], const T* a, std::int64_t a_row,
+                           const T* b, std::int64_t b_row, std::int64_t depth) {
     constexpr std::int64_t line = 16;
     std::int64_t k = 0;
     for (; k + line <= depth; k += line) {
@@ -105,17 +119,18 @@ INLINE void add_stretches(typename V::Reg (&acc)[R][N], std::int64_t depth,
     }
 }
 
-constexpr std::int64_t kStretch = 128;
+constexpr std::int64_t kStretch = 128;  // numbers
 
 // Where the broadcast factors of rows `row`.. stand.
+template <class T>
 struct ByRow {  // a row-major matrix
-    const float* data;
+    const T* data;
     std::int64_t stride;
     template <class V, int R, int N>
-    INLINE void run(typename V::Reg (&acc)[R][N], std::int64_t row, const float* b,
+    INLINE void run(typename V::Reg (&acc)[R][N], std::int64_t row, const T* b,
                     std::int64_t b_row, std::int64_t depth, bool ahead) const {
-        const float* a = data + row * stride;
-        add_stretches<V, kStretch>(
+        const T* a = data + row * stride;
+        add_stretches<V, kStretch / numbers_in<T>>(
             acc, depth, [&](auto& sum, std::int64_t k, std::int64_t count) {
                 if (ahead) {
                     multiply_ahead<V>(sum, a + k, stride, b + k * b_row, b_row, count);
@@ -126,18 +141,19 @@ struct ByRow {  // a row-major matrix
     }
 };
 
+template <class T>
 struct ByColumn {  // the transpose of a row-major matrix, from its row `first` on
-    const float* data;
+    const T* data;
     std::int64_t stride, first;
     template <class V, int R, int N>
-    INLINE void run(typename V::Reg (&acc)[R][N], std::int64_t row, const float* b,
+    INLINE void run(typename V::Reg (&acc)[R][N], std::int64_t row, const T* b,
                     std::int64_t b_row, std::int64_t depth, bool) const {
-        const float* a = data + (row - first);
-        add_stretches<V, kStretch>(acc, depth,
-                                   [&](auto& sum, std::int64_t k, std::int64_t count) {
-                                       multiply<V>(sum, a + k * stride, 1, stride,
-                                                   b + k * b_row, b_row, count);
-                                   });
+        const T* a = data + (row - first);
+        add_stretches<V, kStretch / numbers_in<T>>(
+            acc, depth, [&](auto& sum, std::int64_t k, std::int64_t count) {
+                multiply<V>(sum, a + k * stride, 1, stride, b + k * b_row, b_row,
+                            count);
+            });
     }
 };
 
@@ -153,8 +169,8 @@ INLINE void for_tiles(std::int64_t begin, std::int64_t end, const F& tile) {
     if constexpr (R > 1) for_tiles<(R > 4 ? 4 : R / 2)>(begin, end, tile);
 }
 
-template <class V, int R, int N, class A, class Sink>
-INLINE void product_tile(const A& a, const float* b, std::int64_t b_row,
+template <class V, int R, int N, class A, class T, class Sink>
+INLINE void product_tile(const A& a, const T* b, std::int64_t b_row,
                          std::int64_t depth, std::int64_t row, bool ahead,
                          const Sink& sink, std::int64_t chunk) {
     typename V::Reg acc[R][N];
@@ -163,16 +179,16 @@ INLINE void product_tile(const A& a, const float* b, std::int64_t b_row,
     sink.template finish<V>(acc, row, chunk, b_row);
 }
 
-// sink(a[begin..end, :] * every chunk of b): `b` has `depth` features, chunks lie
-// `b_chunk` floats apart.  The tile of `a` stays in L1 while the chunks pass.
-template <class V, class A, class Sink>
-INLINE void product(const Batch& batch, const A& a, const float* b,
-                    std::int64_t b_chunk, std::int64_t depth, std::int64_t begin,
-                    std::int64_t end, const Sink& sink) {
+// sink(a[begin..end, :] * every chunk of b): `b` is `depth` elements deep, chunks lie
+// `b_chunk` elements apart.  The tile of `a` stays in L1 while the chunks pass.
+template <class V, class A, class T, class Sink>
+INLINE void product(const Batch& batch, const A& a, const T* b, std::int64_t b_chunk,
+                    std::int64_t depth, std::int64_t begin, std::int64_t end,
+                    const Sink& sink) {
     for_tiles<V::tile_rows>(begin, end, [&](auto rows, std::int64_t row) {
         constexpr int R = decltype(rows)::value;
         for (std::int64_t c = 0; c < chunk_count<V>(batch); ++c) {
-            const float* chunk = b + c * b_chunk;
+            const T* chunk = b + c * b_chunk;
             if (chunk_width<V>(batch, c) == panel_width<V>) {
                 product_tile<V, R, 2>(a, chunk, panel_width<V>, depth, row, c == 0,
                                       sink, c);

@@ -13,7 +13,7 @@ Isa isa_detected() {
     if (avx2 && __builtin_cpu_supports("avx512f") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl")) {
-        return Isa::avx512;
+        return __builtin_cpu_supports("avx512bf16") ? Isa::avx512bf16 : Isa::avx512;
     }
     if (avx2) return Isa::avx2;
 #endif
@@ -22,6 +22,8 @@ Isa isa_detected() {
 
 const char* isa_name(Isa isa) {
     switch (isa) {
+        case Isa::avx512bf16:
+            return "avx512bf16";
         case Isa::avx512:
             return "avx512";
         case Isa::avx2:
@@ -35,7 +37,7 @@ Isa isa() {
     static const Isa chosen = [] {
         const char* asked = std::getenv("FEDCLIP_ISA");  // checked by capabilities.py
         const Isa detected = isa_detected();
-        for (Isa isa : {Isa::generic, Isa::avx2, Isa::avx512}) {
+        for (Isa isa : {Isa::generic, Isa::avx2, Isa::avx512, Isa::avx512bf16}) {
             if (asked && std::string_view(asked) == isa_name(isa)) {
                 return std::min(isa, detected);
             }

@@ -1,6 +1,6 @@
 // Which vector instructions the kernels may use.
 //
-// Files named *_avx2.cpp and *_avx512.cpp are compiled for that instruction set (see
+// Files named *_avx2.cpp, *_avx512.cpp and *_avx512bf16.cpp are compiled for that instruction set (see
 // setup.py), and only on x86-64.  Such a file must include no header that defines
 // inline functions (the standard library, torch): the linker keeps one copy of an
 // inline function for the whole module, and it could be the one with instructions
@@ -10,7 +10,7 @@
 
 namespace fedclip {
 
-enum class Isa { generic, avx2, avx512 };
+enum class Isa { generic, avx2, avx512, avx512bf16 };
 
 // The best that this processor and its operating system offer.
 Isa isa_detected();

@@ -11,6 +11,9 @@
 //                                   wide.  Rows past B are zero.
 //   panels  [panel][row][feature]   P features side by side.
 //
+// In bfloat16 an element of a product's factor is a Pair of numbers that follow one
+// another along the sum: two features in chunks, two rows in panels.
+//
 // Chunks make softmax, norm and tanh vertical, and feed a layer's product without any
 // transposition; panels are what a weight gradient streams, in the order of the
 // weights.
@@ -18,13 +21,17 @@
 
 #include <cstdint>
 
+#include "cpu/pair.h"
+
 namespace fedclip {
 
 // Row b, panel p, lane l is at data[p * panel + b * row + l].
-struct Panels {
-    float* data;
+template <class T>
+struct PanelsOf {
+    T* data;
     std::int64_t row, panel;
 };
+using Panels = PanelsOf<float>;
 
 struct Parameter {
     float *value, *exp_avg, *exp_avg_sq;
@@ -41,6 +48,17 @@ struct Adam {
     float one_beta1;  // 1 - beta1
     float beta2, one_beta2;
     float eps, weight_decay;
+};
+
+// What the five products of a training step read, as T: float or Pair.
+template <class T>
+struct Factors {
+    T *x, *h, *du;         // chunks
+    T *du_rows, *da_rows;  // the same chunks, but a Pair is two rows of one feature
+    PanelsOf<T> x_panels, h_panels;
+    T* weight[2];  // row-major
+    std::int64_t weight_row;
+    T* w2_panels;  // w2 in panels: its columns without a long stride
 };
 
 // One batch of one client: what a phase reads and writes.
@@ -68,8 +86,9 @@ struct Batch {
     float* column_lse;  // (P,) and, behind it, (P,) count / sum of exp
     float* dot;         // (B padded,) <z, dz>
     Panels x_panels, h_panels;
-    Panels z_panels;   // data null: not wanted
-    float* w2_panels;  // w2 in panels: its columns without a long stride
+    Panels z_panels;  // data null: not wanted
+    float* w2_panels;
+    Factors<Pair> pairs;  // for training in bfloat16
 
     // The backward operator alone.
     const float *h, *z, *dz, *dh;  // (B, D); dh may be null
@@ -78,14 +97,19 @@ struct Batch {
 
 using Phase = void (*)(const Batch&, std::int64_t unit);
 
+// The phases around the five products.
+struct Products {
+    Phase pack_weights;          // by 2 * lanes features, once an epoch
+    Phase load, hidden, scores;  // by `lanes` rows (load) or 2 * lanes features
+    Phase grad_scores, grad_hidden;
+    Phase update;  // twice the feature units: the second layer, the first
+};
+
 struct Kernels {
     std::int64_t lanes;
-    // Forward.  Units: `lanes` rows (load, gate) or 2 * lanes features.
-    Phase load, hidden, scores, gate, gate_and_logits;
-    // Backward from the logits.  Units: 1 (loss) or 2 * lanes features.
-    Phase loss, grad_scores, grad_hidden;
-    Phase pack_w2;
-    Phase update;  // twice the feature units: the second layer, the first
+    Products fp32, bf16;
+    Phase gate, gate_and_logits;  // by `lanes` rows
+    Phase loss;                   // one unit
     // The backward operator: load and gate_backward by `lanes` rows.
     Phase load_backward, gate_backward, grad_weights;
 
@@ -106,7 +130,7 @@ struct Kernels {
 constexpr std::int64_t kMeanBlock = 4096;  // elements: 32 KB of float64 sums in L1
 constexpr int kPeakFmas = 120;
 
-extern const Kernels kernels_generic, kernels_avx2, kernels_avx512;
+extern const Kernels kernels_generic, kernels_avx2, kernels_avx512, kernels_avx512bf16;
 
 // Those of the instruction set in use, see isa.h.
 const Kernels& kernels();

@@ -10,20 +10,28 @@
 
 namespace fedclip {
 
+template <class V, class T>
+constexpr Products products_of() {
+    Products p{};
+    p.pack_weights = pack_weights<V, T>;
+    p.load = load<V, T>;
+    p.hidden = hidden<V, T>;
+    p.scores = scores<V, T>;
+    p.grad_scores = grad_scores<V, T>;
+    p.grad_hidden = grad_hidden<V, T>;
+    p.update = update<V, T>;
+    return p;
+}
+
 template <class V>
 constexpr Kernels kernels_of() {
     Kernels k{};
     k.lanes = V::lanes;
-    k.load = load<V>;
-    k.hidden = hidden<V>;
-    k.scores = scores<V>;
+    k.fp32 = products_of<V, float>();
+    k.bf16 = products_of<V, Pair>();
     k.gate = gate<V>;
     k.gate_and_logits = gate_and_logits<V>;
     k.loss = loss<V>;
-    k.grad_scores = grad_scores<V>;
-    k.grad_hidden = grad_hidden<V>;
-    k.pack_w2 = pack_w2<V>;
-    k.update = update<V>;
     k.load_backward = load_backward<V>;
     k.gate_backward = gate_backward<V>;
     k.grad_weights = grad_weights<V>;

@@ -19,7 +19,12 @@ struct Settings {
     std::int64_t batch_size, classes, dim;
     const float* text;  // (classes, dim)
     double lr, beta1, beta2, eps, weight_decay, logit_scale;
+    bool bf16;
 };
+
+const Products& products(const Settings& settings) {
+    return settings.bf16 ? kernels().bf16 : kernels().fp32;
+}
 
 // One client's arguments, checked and row-major.
 struct Client {
@@ -127,21 +132,21 @@ std::int64_t by_features(const Batch& batch) { return feature_units(batch.dim); 
 std::int64_t by_layers(const Batch& batch) { return 2 * feature_units(batch.dim); }
 std::int64_t alone(const Batch&) { return 1; }
 
-std::vector<Work> training_step() {
+std::vector<Work> training_step(const Products& p) {
     const Kernels& k = kernels();
-    return {{k.load, by_rows},
-            {k.hidden, by_features},
-            {k.scores, by_features},
+    return {{p.load, by_rows},
+            {p.hidden, by_features},
+            {p.scores, by_features},
             {k.gate_and_logits, by_rows},
             {k.loss, alone},
-            {k.grad_scores, by_features},
-            {k.grad_hidden, by_features},
-            {k.update, by_layers}};
+            {p.grad_scores, by_features},
+            {p.grad_hidden, by_features},
+            {p.update, by_layers}};
 }
 
-void run_alone(Epoch& epoch) {
-    const auto step = training_step();
-    run(kernels().pack_w2, epoch.batch(), feature_units(epoch.batch().dim), false);
+void run_alone(Epoch& epoch, const Products& products) {
+    const auto step = training_step(products);
+    run(products.pack_weights, epoch.batch(), feature_units(epoch.batch().dim), false);
     for (std::int64_t s = 0; s < epoch.steps(); ++s) {
         epoch.begin(s);
         for (const Work& work : step) {
@@ -167,11 +172,12 @@ void run_shared(const std::vector<Epoch*>& epochs, const Work& work) {
     torch::stable::parallel_for(0, first.back(), 1, units);
 }
 
-void run_together(std::vector<std::unique_ptr<Epoch>>& epochs) {
+void run_together(std::vector<std::unique_ptr<Epoch>>& epochs,
+                  const Products& products) {
     std::vector<Epoch*> active;
     for (auto& epoch : epochs) active.push_back(epoch.get());
-    const auto step = training_step();
-    run_shared(active, {kernels().pack_w2, by_features});
+    const auto step = training_step(products);
+    run_shared(active, {products.pack_weights, by_features});
     for (std::int64_t s = 0;; ++s) {
         const auto done = [s](const Epoch* epoch) { return epoch->steps() <= s; };
         active.erase(std::remove_if(active.begin(), active.end(), done), active.end());
@@ -197,9 +203,10 @@ void train(const Settings& settings, std::vector<Client>& clients) {
     const std::int64_t count = std::int64_t(order.size());
     const std::int64_t threads = torch::stable::get_num_threads();
     const std::int64_t workers = std::min(count, threads);
+    const Use use = settings.bf16 ? Use::bf16_training : Use::training;
     std::vector<Workspace> workspaces;
     for (std::int64_t w = 0; w < workers; ++w) {
-        workspaces.emplace_back(Use::training, rows, settings.dim,
+        workspaces.emplace_back(use, rows, settings.dim,
                                 std::min(rows, settings.classes));
     }
     std::vector<std::unique_ptr<Epoch>> epochs;
@@ -208,12 +215,12 @@ void train(const Settings& settings, std::vector<Client>& clients) {
             epochs.push_back(
                 std::make_unique<Epoch>(settings, clients[order[i]], workspaces[i]));
         }
-        run_together(epochs);
+        run_together(epochs, products(settings));
         return;
     }
     share_out(count, workers, [&](std::int64_t worker, std::int64_t i) {
         Epoch epoch(settings, clients[order[i]], workspaces[worker]);
-        run_alone(epoch);
+        run_alone(epoch, products(settings));
     });
 }
 
@@ -241,7 +248,7 @@ Tensor local_round(Tensors x, Tensors y, Tensor text, Tensors perm,
                    std::int64_t batch_size, Tensors params, Tensors exp_avg,
                    Tensors exp_avg_sq, std::vector<std::int64_t> step, double lr,
                    double beta1, double beta2, double eps, double weight_decay,
-                   double logit_scale) {
+                   double logit_scale, bool bf16) {
     const std::size_t count = x.size();
     check(batch_size >= 1, "batch_size: expected at least 1, got ", batch_size);
     expect_count("y", y.size(), count);
@@ -255,7 +262,8 @@ Tensor local_round(Tensors x, Tensors y, Tensor text, Tensors perm,
     const std::int64_t classes = text.size(0), dim = text.size(1);
     text = row_major(text);
     const Settings settings{batch_size, classes, dim, floats(text), lr,
-                            beta1,      beta2,   eps, weight_decay, logit_scale};
+                            beta1,      beta2,   eps, weight_decay, logit_scale,
+                            bf16};
     std::vector<Client> clients(count);
     std::int64_t steps = 0;
     for (std::size_t i = 0; i < count; ++i) {
@@ -288,9 +296,11 @@ Tensor local_round(Tensors x, Tensors y, Tensor text, Tensors perm,
 Tensor local_epoch(Tensor x, Tensor y, Tensor text, Tensor perm,
                    std::int64_t batch_size, Tensors params, Tensors exp_avg,
                    Tensors exp_avg_sq, std::int64_t step, double lr, double beta1,
-                   double beta2, double eps, double weight_decay, double logit_scale) {
+                   double beta2, double eps, double weight_decay, double logit_scale,
+                   bool bf16) {
     return local_round({x}, {y}, text, {perm}, batch_size, params, exp_avg, exp_avg_sq,
-                       {step}, lr, beta1, beta2, eps, weight_decay, logit_scale);
+                       {step}, lr, beta1, beta2, eps, weight_decay, logit_scale,
+                       bf16);
 }
 
 }  // namespace fedclip

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cpu/gemm.h"
+#include "cpu/to_pairs.h"
 
 namespace fedclip {
 
@@ -56,8 +57,7 @@ INLINE void adam_vector(const AdamRegs<V>& adam, const Parameter& p, std::int64_
 }
 
 // A tile of a weight matrix whose gradient is there, (rows, panel width) in `grad`.
-struct Tile {
-    std::int64_t row, column, rows, columns;
+struct Tile : Part {
     float* copy;  // the tile in `w2_panels`, or null
     const float* grad;
 };
@@ -79,31 +79,36 @@ INLINE void adam_tile(const AdamRegs<V>& adam, const Parameter& p, std::int64_t 
 }
 
 // The gradient's products over the batch's rows from `skip` on, in the order of rows.
-template <class V, int R>
+template <class V, int R, class T>
 INLINE void add_rows(typename V::Reg (&acc)[R][2], const Batch& batch,
-                     const float* d_chunks, std::int64_t row, const float* q,
+                     const T* d_chunks, std::int64_t row, const T* q,
                      std::int64_t q_row, std::int64_t skip) {
+    constexpr std::int64_t in = numbers_in<T>;
     for (std::int64_t c = 0; c < chunk_count<V>(batch); ++c) {
         const std::int64_t width = chunk_width<V>(batch, c), first = c * panel_width<V>;
         const std::int64_t count = least(width, batch.rows - first);
-        const float* a = d_chunks + c * chunk_size<V>(batch) + row * width;
-        multiply<V>(acc, a + skip, width, 1, q + (first + skip) * q_row, q_row,
-                    count - skip);
+        const T* a = d_chunks + (c * chunk_size<V>(batch) + row * width) / in;
+        multiply<V>(acc, a + skip / in, width / in, 1, q + (first + skip) / in * q_row,
+                    q_row, elements<T>(count - skip));
         skip = 0;
     }
 }
 
 // The products of the first chunk, a whole one, with Adam on `tile` in between.
-template <class V>
-INLINE void first_rows_and_adam(typename V::Reg (&acc)[V::tile_rows][2], const float* a,
-                                const float* q, const AdamRegs<V>& adam,
-                                const Parameter& p, std::int64_t dim, const Tile& tile,
+template <class V, class T>
+INLINE void first_rows_and_adam(typename V::Reg (&acc)[V::tile_rows][2], const T* a,
+                                const T* q, const AdamRegs<V>& adam, const Parameter& p,
+                                std::int64_t dim, const Tile& tile,
                                 std::int64_t ahead) {
-    constexpr std::int64_t width = panel_width<V>;
-    constexpr std::int64_t steps = width / (2 * V::tile_rows);  // per vector of Adam
+    constexpr std::int64_t width = panel_width<V>, a_row = width / numbers_in<T>;
+    constexpr std::int64_t numbers = width / (2 * V::tile_rows) * 2;  // per row of Adam
+    constexpr std::int64_t steps = numbers / numbers_in<T>;
     for (std::int64_t r = 0; r < V::tile_rows; ++r) {
         UNROLL for (std::int64_t v = 0; v < 2; ++v) {
-            const std::int64_t lane = v * V::lanes, k = (2 * r + v) * steps;
+            const std::int64_t lane = v * V::lanes;
+            const std::int64_t middle = r * steps + (steps + 1) / 2;
+            const std::int64_t k = v ? middle : r * steps;
+            const std::int64_t last = v ? (r + 1) * steps : middle;
             const std::int64_t at = (tile.row + r) * dim + tile.column + lane;
             AdamVector<V> vector;
             vector.value = V::load(p.value + at);
@@ -112,7 +117,7 @@ INLINE void first_rows_and_adam(typename V::Reg (&acc)[V::tile_rows][2], const f
             vector.begin(adam, V::load(tile.grad + r * width + lane));
             V::store(p.exp_avg + at, vector.exp_avg);
             V::store(p.exp_avg_sq + at, vector.exp_avg_sq);
-            multiply_step<V>(acc, a + k, width, q + k * width);
+            if (k < last) multiply_step<V>(acc, a + k, a_row, q + k * width);
             const std::int64_t next = ahead + r * dim + lane;
             prefetch(p.value + next);
             prefetch(p.exp_avg + next);
@@ -120,30 +125,38 @@ INLINE void first_rows_and_adam(typename V::Reg (&acc)[V::tile_rows][2], const f
             vector.end(adam);
             V::store(p.value + at, vector.value);
             if (tile.copy) V::store(tile.copy + r * width + lane, vector.value);
-            UNROLL for (std::int64_t s = 1; s < steps; ++s) {
-                multiply_step<V>(acc, a + k + s, width, q + (k + s) * width);
+            UNROLL for (std::int64_t s = k + 1; s < last; ++s) {
+                multiply_step<V>(acc, a + s, a_row, q + s * width);
             }
         }
     }
 }
 
-// Rows begin..end of one layer: q are its inputs in panels, d the gradient of its
+// Adam on `tile` alone, with no product beside it.
+template <class V, class T>
+INLINE void finish_tile(const Batch& batch, int l, const AdamRegs<V>& adam,
+                        const Tile& tile) {
+    adam_tile<V>(adam, batch.layer[l].weight, batch.dim, tile);
+    if constexpr (numbers_in<T> == 2) pair_weights<V>(batch, l, tile);
+}
+
+// Rows begin..end of layer `l`: q are its inputs in panels, d the gradient of its
 // outputs in chunks.
-template <class V>
-INLINE void update_weight(const Batch& batch, const Parameter& p, const float* d_chunks,
-                          const Panels& q, float* copy, std::int64_t begin,
-                          std::int64_t end) {
+template <class V, class T>
+INLINE void update_weight(const Batch& batch, int l, const T* d_chunks,
+                          const PanelsOf<T>& q, std::int64_t begin, std::int64_t end) {
     constexpr std::int64_t width = panel_width<V>;
     constexpr std::int64_t overlapped = width / (2 * V::tile_rows) * (2 * V::tile_rows);
     const AdamRegs<V> adam(batch.adam);
     const std::int64_t dim = batch.dim;
+    float* copy = l == 1 && numbers_in<T> == 1 ? batch.w2_panels : nullptr;
     alignas(64) float grads[2][V::tile_rows * panel_width<V>];
     int current = 0;
     Tile waiting{};
     for_tiles<V::tile_rows>(begin, end, [&](auto rows, std::int64_t row) {
         constexpr int R = decltype(rows)::value;
         for (std::int64_t i = 0; i < dim; i += width) {
-            const float* panel = q.data + i / width * q.panel;
+            const T* panel = q.data + i / width * q.panel;
             typename V::Reg acc[R][2];
             fill<V>(acc, V::zero());
             bool overlap = false;
@@ -151,11 +164,13 @@ INLINE void update_weight(const Batch& batch, const Parameter& p, const float* d
                 overlap = batch.rows >= width && waiting.rows == R &&
                           waiting.columns == width;
                 if (overlap) {
-                    first_rows_and_adam<V>(acc, d_chunks + row * width, panel, adam, p,
-                                           dim, waiting, row * dim + i);
+                    first_rows_and_adam<V>(
+                        acc, d_chunks + row * width / numbers_in<T>, panel, adam,
+                        batch.layer[l].weight, dim, waiting, row * dim + i);
+                    if constexpr (numbers_in<T> == 2) pair_weights<V>(batch, l, waiting);
                 }
             }
-            if (!overlap && waiting.rows) adam_tile<V>(adam, p, dim, waiting);
+            if (!overlap && waiting.rows) finish_tile<V, T>(batch, l, adam, waiting);
             add_rows<V>(acc, batch, d_chunks, row, panel, q.row,
                         overlap ? overlapped : 0);
             float* grad = grads[current];
@@ -163,16 +178,13 @@ INLINE void update_weight(const Batch& batch, const Parameter& p, const float* d
                 V::store(grad + r * width, acc[r][0]);
                 V::store(grad + r * width + V::lanes, acc[r][1]);
             }
-            waiting = {row,
-                       i,
-                       R,
-                       least(width, dim - i),
+            waiting = {{row, i, R, least(width, dim - i)},
                        copy ? copy + (i / width * dim + row) * width : nullptr,
                        grad};
             current ^= 1;
         }
     });
-    if (waiting.rows) adam_tile<V>(adam, p, dim, waiting);
+    if (waiting.rows) finish_tile<V, T>(batch, l, adam, waiting);
 }
 
 // out[o - begin] = sum over rows of d: the gradient of a layer's bias.
@@ -192,21 +204,20 @@ INLINE void sum_rows(const Batch& batch, const float* d_chunks, std::int64_t beg
     }
 }
 
-template <class V>
+template <class V, class T>
 void update(const Batch& batch, std::int64_t unit) {
     constexpr std::int64_t width = panel_width<V>;
     const std::int64_t units = (batch.dim + width - 1) / width;
     const bool second = unit < units;
     const std::int64_t begin = (second ? unit : unit - units) * width;
     const std::int64_t end = least(begin + width, batch.dim);
-    const Layer& layer = batch.layer[second];
-    const float* d = second ? batch.du_chunks : batch.da_chunks;
-    update_weight<V>(batch, layer.weight, d, second ? batch.h_panels : batch.x_panels,
-                     second ? batch.w2_panels : nullptr, begin, end);
+    const Factors<T> f = factors<T>(batch);
+    update_weight<V>(batch, second, second ? f.du_rows : f.da_rows,
+                     second ? f.h_panels : f.x_panels, begin, end);
     alignas(64) float grad[panel_width<V>] = {};
-    sum_rows<V>(batch, d, begin, end, grad);
+    sum_rows<V>(batch, second ? batch.du_chunks : batch.da_chunks, begin, end, grad);
     for (std::int64_t o = begin; o < end; o += V::lanes) {
-        adam_vector<V>(AdamRegs<V>(batch.adam), layer.bias, o,
+        adam_vector<V>(AdamRegs<V>(batch.adam), batch.layer[second].bias, o,
                        V::load(grad + (o - begin)), int(least(V::lanes, end - o)));
     }
 }

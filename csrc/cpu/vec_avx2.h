@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "cpu/inline.h"
+#include "cpu/pair.h"
 
 namespace fedclip {
 
@@ -69,6 +69,42 @@ struct Avx2 {
             _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
         const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
         return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+    }
+
+    using Pairs = __m256i;
+    INLINE static Pairs load(const Pair* p) {
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    }
+    INLINE static void store(Pair* p, Pairs a) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a);
+    }
+    INLINE static Pairs set(Pair a) { return _mm256_set1_epi32(int(a.bits)); }
+    INLINE static Reg fma(Pairs a, Pairs b, Reg c) {
+        const __m256i high = _mm256_set1_epi32(int(0xffff0000u));
+        c = fma(_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)),
+                _mm256_castsi256_ps(_mm256_slli_epi32(b, 16)), c);
+        return fma(_mm256_castsi256_ps(_mm256_and_si256(a, high)),
+                   _mm256_castsi256_ps(_mm256_and_si256(b, high)), c);
+    }
+    INLINE static __m256i bfloat16_above(Reg a) {  // in the upper halves
+        const __m256i bits = _mm256_castps_si256(a);
+        const __m256i odd =
+            _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+        const __m256i near = _mm256_add_epi32(
+            _mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff));
+        const __m256i nan = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
+        return _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(near),
+                                                    _mm256_castsi256_ps(nan),
+                                                    _mm256_cmp_ps(a, a, _CMP_UNORD_Q)));
+    }
+    INLINE static Pairs pair(Reg low, Reg high) {
+        return _mm256_blend_epi16(_mm256_srli_epi32(bfloat16_above(low), 16),
+                                  bfloat16_above(high), 0xaa);
+    }
+    INLINE static void store_halves(Pair* p, Reg a) {
+        const __m256i low = _mm256_srli_epi32(bfloat16_above(a), 16);
+        const __m256i both = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, low), 8);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(both));
     }
 
     INLINE static Reg from_int8(const signed char* p) {

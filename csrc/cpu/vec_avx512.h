@@ -7,7 +7,7 @@
 #endif
 #include <immintrin.h>
 
-#include "cpu/inline.h"
+#include "cpu/pair.h"
 
 namespace fedclip {
 
@@ -54,6 +54,36 @@ struct Avx512 {
     }
     INLINE static float sum(Reg a) { return _mm512_reduce_add_ps(a); }
     INLINE static float largest(Reg a) { return _mm512_reduce_max_ps(a); }
+
+    using Pairs = __m512i;
+    INLINE static Pairs load(const Pair* p) { return _mm512_loadu_si512(p); }
+    INLINE static void store(Pair* p, Pairs a) { _mm512_storeu_si512(p, a); }
+    INLINE static Pairs set(Pair a) { return _mm512_set1_epi32(int(a.bits)); }
+    INLINE static Reg fma(Pairs a, Pairs b, Reg c) {
+        const __m512i high = _mm512_set1_epi32(int(0xffff0000u));
+        c = fma(_mm512_castsi512_ps(_mm512_slli_epi32(a, 16)),
+                _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)), c);
+        return fma(_mm512_castsi512_ps(_mm512_and_si512(a, high)),
+                   _mm512_castsi512_ps(_mm512_and_si512(b, high)), c);
+    }
+    INLINE static __m512i bfloat16_above(Reg a) {  // in the upper halves
+        const __m512i bits = _mm512_castps_si512(a);
+        const __m512i odd =
+            _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        const __m512i near = _mm512_add_epi32(
+            _mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
+        return _mm512_mask_or_epi32(near, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), bits,
+                                    _mm512_set1_epi32(0x00400000));
+    }
+    INLINE static Pairs pair(Reg low, Reg high) {
+        const __m512i upper = _mm512_set1_epi32(int(0xffff0000u));
+        return _mm512_or_si512(_mm512_srli_epi32(bfloat16_above(low), 16),
+                               _mm512_and_si512(bfloat16_above(high), upper));
+    }
+    INLINE static void store_halves(Pair* p, Reg a) {
+        const __m512i low = _mm512_srli_epi32(bfloat16_above(a), 16);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(low));
+    }
 
     INLINE static Reg from_int8(const signed char* p) {
         const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));

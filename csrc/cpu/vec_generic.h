@@ -6,7 +6,7 @@
 #include <arm_neon.h>
 #endif
 
-#include "cpu/inline.h"
+#include "cpu/pair.h"
 
 namespace fedclip {
 
@@ -84,6 +84,33 @@ struct Generic {
         float best = a[0];
         for (int i = 1; i < lanes; ++i) best = best > a[i] ? best : a[i];
         return best;
+    }
+
+    // Bfloat16 numbers in pairs; their products are summed in float.
+    typedef unsigned Pairs __attribute__((vector_size(16)));
+    INLINE static Pairs load(const Pair* p) {
+        Pairs a;
+        __builtin_memcpy(&a, p, sizeof a);
+        return a;
+    }
+    INLINE static void store(Pair* p, Pairs a) { __builtin_memcpy(p, &a, sizeof a); }
+    INLINE static Pairs set(Pair a) { return Pairs{a.bits, a.bits, a.bits, a.bits}; }
+    INLINE static Reg fma(Pairs a, Pairs b, Reg c) {  // c + a's and b's two products
+        c = fma((Reg)(a << 16), (Reg)(b << 16), c);
+        return fma((Reg)(a & 0xffff0000u), (Reg)(b & 0xffff0000u), c);
+    }
+    // To the nearest bfloat16, ties to even, in the upper halves; a NaN stays a NaN.
+    INLINE static Pairs bfloat16_above(Reg a) {
+        const Pairs bits = (Pairs)a, near = bits + (bits >> 16 & 1) + 0x7fff;
+        return a == a ? near : (bits | 0x00400000);
+    }
+    INLINE static Pairs pair(Reg low, Reg high) {
+        return bfloat16_above(low) >> 16 | (bfloat16_above(high) & 0xffff0000u);
+    }
+    INLINE static void store_halves(Pair* p, Reg a) {  // neighbours become pairs
+        const Pairs bits = bfloat16_above(a);
+        p[0].bits = bits[0] >> 16 | (bits[1] & 0xffff0000u);
+        p[1].bits = bits[2] >> 16 | (bits[3] & 0xffff0000u);
     }
 
     INLINE static Reg from_int8(const signed char* p) {

@@ -53,7 +53,7 @@ Workspace::Workspace(Use use, std::int64_t rows, std::int64_t dim,
             b.h_panels.data = take(matrix);
             b.w2_panels = take(dim * features);
         }
-        if (use == Use::training) {
+        if (use == Use::training || use == Use::bf16_training) {
             b.logits = take(classes * all_rows);
             b.column_exp = take(classes * all_rows);
             b.column_lse = take(2 * classes);
@@ -61,11 +61,31 @@ Workspace::Workspace(Use use, std::int64_t rows, std::int64_t dim,
             text = take(classes * dim);
             count = take(classes);
         }
+        if (use == Use::bf16_training) take_pairs(all_rows, features);
         if (pass == 1) return;
         const std::size_t bytes = static_cast<std::size_t>(used_) * sizeof(float);
         memory_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
         if (!memory_) throw std::bad_alloc();
     }
+}
+
+void Workspace::take_pairs(std::int64_t all_rows, std::int64_t features) {
+    const auto pairs = [this](std::int64_t numbers) {
+        return reinterpret_cast<Pair*>(take(numbers / 2));
+    };
+    const std::int64_t width = 2 * kernels().lanes, matrix = all_rows * features;
+    Factors<Pair>& f = buffers_.pairs;
+    f.x = pairs(matrix);
+    f.h = pairs(matrix);
+    f.du = pairs(matrix);
+    f.du_rows = pairs(matrix);
+    f.da_rows = pairs(matrix);
+    f.x_panels = {pairs(matrix), width, all_rows / 2 * width};
+    f.h_panels = {pairs(matrix), width, all_rows / 2 * width};
+    f.weight[0] = pairs(features * features);
+    f.weight[1] = pairs(features * features);
+    f.weight_row = features / 2;
+    f.w2_panels = pairs(features * features);
 }
 
 Batch Workspace::batch(std::int64_t rows) const {

@@ -11,7 +11,7 @@
 
 namespace fedclip {
 
-enum class Use { forward, backward, training };
+enum class Use { forward, backward, training, bf16_training };
 
 // The buffers of one batch of at most `rows` rows and `classes` classes.
 class Workspace {
@@ -25,6 +25,7 @@ class Workspace {
 
   private:
     float* take(std::int64_t size);
+    void take_pairs(std::int64_t all_rows, std::int64_t features);
 
     struct Free {
         void operator()(float* p) const { std::free(p); }

@@ -1,25 +1,36 @@
-"""Federated algorithms: one short file each, two hooks each (see ``base.py``)."""
+"""Federated algorithms: one short file each, two hooks each (see ``base.py``).
+
+Others add theirs by ``ALGORITHMS.register(name, cls)``, or by an entry point of the
+group ``fedclip_plugin.algorithms``.
+"""
 
 from __future__ import annotations
 
-import difflib
-
 from ..errors import ConfigError
+from ..plugins import Registry
 from .base import Algorithm, Client, Samples, Task
 from .fedclip import FedClip
 
-__all__ = ["Algorithm", "Client", "FedClip", "Samples", "Task", "get_algorithm"]
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "Client",
+    "FedClip",
+    "Samples",
+    "Task",
+    "get_algorithm",
+]
 
-ALGORITHMS: dict[str, type[Algorithm]] = {FedClip.name: FedClip}
+ALGORITHMS: Registry[type[Algorithm]] = Registry("alg", "fedclip_plugin.algorithms")
+ALGORITHMS.register(FedClip.name, FedClip)
 
 
 def get_algorithm(name: str) -> Algorithm:
     """The algorithm called ``name``; raises ConfigError listing the known ones."""
-    found = ALGORITHMS.get(name.lower())
-    if found is None:
-        near = difflib.get_close_matches(name.lower(), ALGORITHMS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+    found = ALGORITHMS.get(name)
+    if not (isinstance(found, type) and issubclass(found, Algorithm)):
         raise ConfigError(
-            f"unknown --alg {name!r}: {hint}known: {', '.join(sorted(ALGORITHMS))}"
+            f"--alg {name}: {found!r} is no subclass of "
+            "fedclip_plugin.algorithms.Algorithm"
         )
     return found()

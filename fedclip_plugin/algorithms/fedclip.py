@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..adapter import KEYS, apply_adapter, initial_state
+from ..adapter import ATTENTION, KEYS, apply_adapter, initial_state
 from ..server import average
 from ..update import ClientUpdate, State
 from .base import Algorithm, Client, Task, sample_order
+from .module import client_update, train_module
 
 
 class FedClip(Algorithm):
@@ -26,7 +27,7 @@ class FedClip(Algorithm):
 
     def init(self, task: Task) -> State:
         """A fresh adapter, drawn from the task's seed."""
-        state = initial_state(task.dim, task.seed)
+        state = initial_state(task.dim, task.seed, task.train.adapter)
         return {key: value.to(task.text.device) for key, value in state.items()}
 
     def local_train(
@@ -40,6 +41,8 @@ class FedClip(Algorithm):
     ) -> list[ClientUpdate]:
         """One call of ``ops.local_round`` per local epoch serves all clients."""
         t = task.train
+        if t.adapter != ATTENTION:
+            return [train_module(state, c, task, round_number) for c in clients]
         params = [state[key].clone() for _ in clients for key in KEYS]
         exp_avg = [torch.zeros_like(p) for p in params]
         exp_avg_sq = [torch.zeros_like(p) for p in params]
@@ -66,12 +69,13 @@ class FedClip(Algorithm):
                 t.eps,
                 t.weight_decay,
                 task.logit_scale,
+                precision=t.precision,
             )
             for i, loss in enumerate(epoch_losses):
                 losses[i].append(loss)
                 steps[i] += len(loss)
         return [
-            _update(client, params[4 * i : 4 * i + 4], torch.cat(losses[i]))
+            client_update(client, dict(zip(KEYS, params[4 * i : 4 * i + 4])), losses[i])
             for i, client in enumerate(clients)
         ]
 
@@ -83,11 +87,5 @@ class FedClip(Algorithm):
 
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Scaled cosine of the gated features and the text features."""
-        return task.logit_scale * apply_adapter(state, x) @ task.text.t()
-
-
-def _update(client: Client, params: Sequence[Tensor], losses: Tensor) -> ClientUpdate:
-    metrics = {"loss": float(losses.mean())} if len(losses) else {}
-    return ClientUpdate(
-        client.name, dict(zip(KEYS, params)), len(client.train), metrics
-    )
+        z = apply_adapter(state, x, task.train.adapter)
+        return task.logit_scale * z @ task.text.t()
