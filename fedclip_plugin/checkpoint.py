@@ -47,7 +47,11 @@ class Checkpoint:
         """Write both states in one step; once where the last round is the best."""
         tensors = {f"state/{k}": v for k, v in state.items()}
         if progress.best_round != progress.round:
-            tensors |= {f"best/{k}": v for k, v in best.items()}
+            tensors |= {
+                # safetensors refuses a tensor under two names
+                f"best/{k}": v.clone() if v is state.get(k) else v
+                for k, v in best.items()
+            }
         durable = time.monotonic() - self._synced > DURABLE_SECONDS
         meta = {"progress": json.dumps(asdict(progress)), "identity": self.identity}
         write_tensors(self.path, tensors, meta, durable=durable)

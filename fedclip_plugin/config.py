@@ -124,6 +124,7 @@ class TrainConfig:
     weight_decay: float = 0.2
     weighting: str = "uniform"
     participation: float = 1.0  # share of the clients that train in a round
+    personalize: str = "none"  # what each client does after the last round
     precision: str = "fp32"  # of the matrix products; see ops.local_epoch
 
     def __post_init__(self) -> None:
@@ -140,6 +141,7 @@ class TrainConfig:
                 )
         _choice("train", "weighting", self.weighting, ("uniform", "examples"))
         _choice("train", "precision", self.precision, ("fp32", "bf16"))
+        _choice("train", "personalize", self.personalize, ("none", "finetune", "mix"))
         if not 0 < self.participation <= 1:
             raise ConfigError(
                 f"train.participation = {self.participation}: "

@@ -48,13 +48,26 @@ def score_clients(
     algorithm: Algorithm, state: State, clients: Sequence[Client], task: Task
 ) -> dict[str, dict[str, float | None]]:
     """Validation and test accuracy of every client: ``{name: {"val", "test"}}``."""
-    return {
-        c.name: {
-            split: accuracy(predict_labels(algorithm, state, part, task), part.y)
+    scores: dict[str, dict[str, float | None]] = {}
+    for c in clients:
+        own = algorithm.client_state(state, c.name)
+        scores[c.name] = {
+            split: accuracy(predict_labels(algorithm, own, part, task), part.y)
             for split, part in (("val", c.val), ("test", c.test))
         }
-        for c in clients
-    }
+    return scores
+
+
+def score_target(
+    algorithm: Algorithm, state: State, target: Samples | None, task: Task
+) -> float | None:
+    """Accuracy on the held-out domain; None where there is none."""
+    if target is None:
+        return None
+    return mean(
+        accuracy(predict_labels(algorithm, each, target, task), target.y)
+        for each in algorithm.target_states(state)
+    )
 
 
 def score_zero_shot(

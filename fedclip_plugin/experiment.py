@@ -28,7 +28,8 @@ from .features import FeatureSet, load_features
 from .federation import Standing, as_dict, build_federation, federate, identity
 from .outputs import Leaf
 from .partition import resolve_targets
-from .storage import cannot_write, write_bytes, write_json
+from .personalization import personalize
+from .storage import cannot_write, write_bytes, write_json, write_tensors
 from .weights import cache_dir
 
 OnRound = Callable[[Leaf, Standing], None]
@@ -215,6 +216,12 @@ def run_leaf(
     write_json(leaf.directory / "evaluation.json", evaluation)
     scores = outputs.final_scores(fed, standing.best)
     summary = outputs.summary(config, features, leaf, standing, scores, feature_seconds)
+    if config.train.personalize != "none":
+        found, states = personalize(fed, standing.best, config.train.personalize)
+        summary["personalization"] = found
+        for name, state in states.items():
+            path = leaf.directory / "personal" / f"{name}.safetensors"
+            write_tensors(path, state, outputs.adapter_metadata(leaf, features))
     write_results(leaf, features, standing, summary)
     return summary
 

@@ -16,9 +16,8 @@ from .checkpoint import Checkpoint, Progress
 from .config import RunConfig, to_toml
 from .device import resolve_device
 from .evaluation import (
-    accuracy,
-    predict_labels,
     score_clients,
+    score_target,
     selection_score,
 )
 from .features import FeatureSet
@@ -123,25 +122,28 @@ class Tally:
 
 
 def tally(
-    state: State, updates: Sequence[ClientUpdate], participants: Sequence[str]
+    algorithm: Algorithm,
+    state: State,
+    updates: Sequence[ClientUpdate],
+    participants: Sequence[str],
 ) -> Tally:
     """Screen the updates of the ``participants`` to whom ``state`` was sent.
 
     Bytes are those of safetensors; a host that counts its own wire replaces them.
     """
-    sound, bad = screen(updates, state)
+    like = algorithm.update_like(state)
+    sound, bad = screen(updates, like)
     up = sum(update_bytes(u) for u in updates)
-    down = len(participants) * state_bytes(state)
+    down = len(participants) * state_bytes(like)
+    if not algorithm.communicates:
+        up = down = 0
     return Tally(list(participants), sound, bad, up, down)
 
 
 def score_state(fed: Federation, state: State) -> tuple[Scores, float | None]:
     """Accuracies of all clients, and of the held-out target if there is one."""
     clients = score_clients(fed.algorithm, state, fed.clients, fed.task)
-    if fed.target is None:
-        return clients, None
-    predicted = predict_labels(fed.algorithm, state, fed.target, fed.task)
-    return clients, accuracy(predicted, fed.target.y)
+    return clients, score_target(fed.algorithm, state, fed.target, fed.task)
 
 
 def round_result(
@@ -175,7 +177,7 @@ def run_round(
     config, seed = fed.task.train, fed.task.seed
     chosen = participants(fed.clients, config.participation, seed, round_number)
     updates = fed.algorithm.local_round(state, chosen, fed.task, round_number)
-    counted = tally(state, updates, [c.name for c in chosen])
+    counted = tally(fed.algorithm, state, updates, [c.name for c in chosen])
     after = fed.algorithm.aggregate(counted.sound, state, fed.task)
     trained = time.perf_counter()
     clients, target = score_state(fed, after)
@@ -221,7 +223,8 @@ def federate(
     progress = Progress()
     saved = checkpoint.load() if checkpoint else None
     if saved:
-        progress, state, best = saved[0], _like(saved[1], state), _like(saved[2], best)
+        progress, device = saved[0], fed.task.text.device
+        state, best = _to(saved[1], device), _to(saved[2], device)
     yield Standing(progress, None, state, best)
     for number in range(progress.round + 1, fed.task.train.rounds + 1):
         state, result = run_round(fed, state, number)
@@ -233,8 +236,8 @@ def federate(
             checkpoint.save(progress, state, best)
 
 
-def _like(state: State, model: State) -> State:
-    return {key: state[key].to(value.device) for key, value in model.items()}
+def _to(state: State, device: torch.device) -> State:
+    return {key: value.to(device) for key, value in state.items()}
 
 
 def as_dict(result: RoundResult) -> dict[str, object]:

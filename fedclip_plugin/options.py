@@ -92,6 +92,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="uniform (default, as published) or examples")  # fmt: skip
     add("--participation", dest="train.participation", metavar="SHARE", type=float,
         help="share of the clients that train in a round (default: 1)")  # fmt: skip
+    add("--personalize", dest="train.personalize", metavar="P",
+        help="after the last round: none (default), finetune or mix the adapter on "
+        "each client, as far as its validation split says")  # fmt: skip
     add("--train-precision", dest="train.precision", metavar="P",
         help="fp32 (default) or bf16: matrix products of bfloat16 factors, summed in "
         "fp32; weights and Adam stay fp32")  # fmt: skip
@@ -124,7 +127,16 @@ def read_config(args: argparse.Namespace, base: Path | None = None) -> RunConfig
             values.setdefault(section, {})[name] = value
         elif name in ("algorithm", "seeds"):
             values[name] = value
-    return from_dict(RunConfig, _settle(values), str(config) if config else "options")
+    where = str(config) if config else "options"
+    return from_dict(RunConfig, _settle(_with_defaults(values)), where)
+
+
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """What the algorithm, or a preset of it, wants where nothing else is said."""
+    from .algorithms import get_algorithm
+
+    algorithm = get_algorithm(str(values.get("algorithm", RunConfig.algorithm)))
+    return _merge({"train": dict(algorithm.defaults)}, values)
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

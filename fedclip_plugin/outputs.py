@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .algorithms import Samples
+from .algorithms import Samples, get_algorithm
 from .config import RunConfig
 from .evaluation import (
     confusion,
@@ -76,8 +76,17 @@ class MetricsFile:
 
 def write_adapter(leaf: Leaf, features: FeatureSet, standing: Standing) -> None:
     """``adapter.safetensors``: the best round's state, with what it belongs to."""
-    prompt = features.prompt
     metadata = {
+        **adapter_metadata(leaf, features),
+        "round": str(standing.progress.best_round),
+    }
+    write_tensors(leaf.directory / "adapter.safetensors", standing.best, metadata)
+
+
+def adapter_metadata(leaf: Leaf, features: FeatureSet) -> dict[str, str]:
+    """What an adapter file says of the CLIP, the classes and the run it belongs to."""
+    prompt = features.prompt
+    return {
         "format": "fedclip-adapter 1",
         "model": features.model,
         "pretrained": features.pretrained,
@@ -87,9 +96,7 @@ def write_adapter(leaf: Leaf, features: FeatureSet, standing: Standing) -> None:
         "features": features.key,
         "target": leaf.target or "",
         "seed": str(leaf.seed),
-        "round": str(standing.progress.best_round),
     }
-    write_tensors(leaf.directory / "adapter.safetensors", standing.best, metadata)
 
 
 def evaluation(
@@ -99,18 +106,16 @@ def evaluation(
 
     The matrices are of the target; without one, of all clients' test splits.
     """
-    scored = fed.target or Samples(
-        torch.cat([c.test.x for c in fed.clients]),
-        torch.cat([c.test.y for c in fed.clients]),
-    )
     count = len(features.classes)
-    ours = predict_labels(fed.algorithm, standing.best, scored, fed.task)
-    zero_shot = zero_shot_labels(scored, fed.task)
+    judged = _judged(fed, standing.best)
+    ours = [predict_labels(fed.algorithm, s, part, fed.task) for s, part in judged]
+    zero_shot = [zero_shot_labels(part, fed.task) for _, part in judged]
+    truth = torch.cat([part.y for _, part in judged])
     return {
         "classes": list(features.classes),
         "confusion": {
-            fed.algorithm.name: confusion(ours, scored.y, count),
-            "zero_shot": confusion(zero_shot, scored.y, count),
+            fed.algorithm.name: confusion(torch.cat(ours), truth, count),
+            "zero_shot": confusion(torch.cat(zero_shot), truth, count),
         },
         "clients": {
             c.name: {
@@ -122,6 +127,13 @@ def evaluation(
             for c in fed.clients
         },
     }
+
+
+def _judged(fed: Federation, state: State) -> list[tuple[State, Samples]]:
+    """Which state judges which rows: the target's, or every client's test split."""
+    if fed.target is not None:
+        return [(each, fed.target) for each in fed.algorithm.target_states(state)]
+    return [(fed.algorithm.client_state(state, c.name), c.test) for c in fed.clients]
 
 
 def summary(
@@ -137,6 +149,7 @@ def summary(
     ``scores`` holds ``zero_shot`` and ``result``, see :func:`final_scores`.
     """
     progress = standing.progress
+    trained = get_algorithm(config.algorithm).update_like(standing.best)
     return {
         "algorithm": config.algorithm,
         "dataset": config.data.dataset,
@@ -151,7 +164,7 @@ def summary(
         "communication": {
             "bytes_up": progress.bytes_up,
             "bytes_down": progress.bytes_down,
-            "params": sum(v.numel() for v in standing.best.values()),
+            "params": sum(v.numel() for v in trained.values()),
         },
         "seconds": {
             "features": feature_seconds,

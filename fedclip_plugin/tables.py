@@ -179,12 +179,28 @@ def _cost_lines(group: Sequence[Summary], total: Mapping[str, Any]) -> list[str]
         f"sent a round: {per_round} ({params:,} parameters a client)",
         f"time:         {stages}",
     ]
+    lines += _personal_lines(group)
     quarantined = sum(s.get("quarantined") or 0 for s in group)
     if quarantined:
         lines.append(f"quarantined:  {quarantined} updates were left out")
     skipped = {name for s in group for name in s.get("skipped_images") or ()}
     if skipped:
         lines.append(f"skipped:      {len(skipped)} unreadable images")
+    return lines
+
+
+def _personal_lines(group: Sequence[Summary]) -> list[str]:
+    """Personalization: test accuracy before and after, mean over clients and runs."""
+    found = [p for s in group if (p := s.get("personalization"))]
+    lines = []
+    for key, who in (("clients", "clients"), ("new_clients", "new client")):
+        each = [row for p in found for row in p[key].values()]
+        before, after = (mean(row[k] for row in each) for k in ("shared", "personal"))
+        if before is not None and after is not None:
+            lines.append(
+                f"personalized: {who} {percent(before)} -> {percent(after)} "
+                f"({points(after - before)} points, {found[0]['method']})"
+            )
     return lines
 
 

@@ -126,8 +126,8 @@ class HostRun:
         ``participants`` are the names of the clients that were asked.  The state is
         taken over by :meth:`record`, so that a host may still change it.
         """
-        counted = tally(self.state, updates, participants)
         fed = self.setup.fed
+        counted = tally(fed.algorithm, self.state, updates, participants)
         return fed.algorithm.aggregate(counted.sound, self.state, fed.task), counted
 
     def record(

@@ -22,7 +22,7 @@ digests store features cache
 wire server algorithms evaluation checkpoint
 federation
 records averages svg plots class_plots tables html_style html_tables html report
-outputs experiment machine bundle export doctor
+personalization outputs experiment machine bundle export doctor
 options
 registry
 console commands host_commands cli __main__

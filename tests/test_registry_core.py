@@ -98,7 +98,7 @@ def test_a_nan_update_is_counted_and_left_out(tmp_path, caplog):
 def test_the_tally_counts_what_was_sent(tmp_path):
     setup = make_setup(tmp_path)
     state = setup.fed.algorithm.init(setup.fed.task)
-    counted = tally(state, [], ["art", "cartoon"])
+    counted = tally(setup.fed.algorithm, state, [], ["art", "cartoon"])
     size = sum(4 * v.numel() for v in state.values())
     assert counted.bytes_up == 0
     assert 2 * size <= counted.bytes_down <= 2 * size + 1000

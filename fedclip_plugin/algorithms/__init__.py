@@ -10,6 +10,9 @@ from ..errors import ConfigError
 from ..plugins import Registry
 from .base import Algorithm, Client, Samples, Task
 from .fedclip import FedClip
+from .linear import Linear
+from .local import Local
+from .zeroshot import ZeroShot
 
 __all__ = [
     "ALGORITHMS",
@@ -22,7 +25,8 @@ __all__ = [
 ]
 
 ALGORITHMS: Registry[type[Algorithm]] = Registry("alg", "fedclip_plugin.algorithms")
-ALGORITHMS.register(FedClip.name, FedClip)
+for _algorithm in (FedClip, Linear, Local, ZeroShot):
+    ALGORITHMS.register(_algorithm.name, _algorithm)
 
 
 def get_algorithm(name: str) -> Algorithm:

@@ -8,8 +8,9 @@ host and after every restart.
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -63,6 +64,10 @@ class Algorithm(abc.ABC):
     """Base class; ``name`` is what users select by ``--alg``."""
 
     name: str = ""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Values of :class:`TrainConfig` where the user says nothing."""
+    communicates = True
+    """Whether states go to and fro; bytes are counted only then."""
 
     @abc.abstractmethod
     def init(self, task: Task) -> State:
@@ -89,6 +94,18 @@ class Algorithm(abc.ABC):
     @abc.abstractmethod
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Class scores (N, C) of raw features ``x`` (N, D)."""
+
+    def update_like(self, state: State) -> State:
+        """What a sound update has the keys, shapes and dtypes of; what goes down."""
+        return state
+
+    def client_state(self, state: State, client: str) -> State:
+        """The state that the client called ``client`` predicts with."""
+        return state
+
+    def target_states(self, state: State) -> list[State]:
+        """The states that judge an unseen domain; their accuracies are averaged."""
+        return [state]
 
 
 def sample_order(

@@ -72,7 +72,7 @@ class FedClip(Algorithm):
                 precision=t.precision,
             )
             for i, loss in enumerate(epoch_losses):
-                losses[i].append(loss)
+                losses[i].extend(loss.unbind())
                 steps[i] += len(loss)
         return [
             client_update(client, dict(zip(KEYS, params[4 * i : 4 * i + 4])), losses[i])

@@ -1,0 +1,58 @@
+"""A federated linear head on frozen, normalised features (a federated linear probe).
+
+FedAVG (McMahan et al. 2017, arXiv 1602.05629) of multinomial logistic regression; it
+knows the classes by the clients' labels alone, not by their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..server import average
+from ..update import ClientUpdate, State
+from .base import Algorithm, Client, Task
+from .module import client_update, train_local
+
+
+class Linear(Algorithm):
+    """State ``weight`` (C, D) and ``bias`` (C,), from zero; trained by Adam."""
+
+    name = "linear"
+    defaults: ClassVar = {"lr": 1e-2, "weight_decay": 0.0, "weighting": "examples"}
+
+    def init(self, task: Task) -> State:
+        """All classes alike."""
+        classes = task.text.shape[0]
+        return {
+            "weight": torch.zeros_like(task.text),
+            "bias": task.text.new_zeros(classes),
+        }
+
+    def local_train(
+        self, state: State, client: Client, task: Task, round_number: int
+    ) -> ClientUpdate:
+        """Local epochs on the cross-entropy over all classes."""
+        params = {k: v.clone().requires_grad_() for k, v in state.items()}
+
+        def loss(rows: Tensor) -> Tensor:
+            scores = self.predict(params, client.train.x[rows], task)
+            return F.cross_entropy(scores, client.train.y[rows])
+
+        losses = train_local(params.values(), loss, client, task, round_number, least=1)
+        after = {key: value.detach() for key, value in params.items()}
+        return client_update(client, after, losses)
+
+    def aggregate(
+        self, updates: Sequence[ClientUpdate], state: State, task: Task
+    ) -> State:
+        """Mean of the heads, by training rows as in FedAVG."""
+        return average(updates, state, task.train.weighting)
+
+    def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
+        """Class scores of normalised features."""
+        return F.linear(F.normalize(x, dim=1), state["weight"], state["bias"])
