@@ -124,6 +124,7 @@ class TrainConfig:
     weight_decay: float = 0.2
     weighting: str = "uniform"
     participation: float = 1.0  # share of the clients that train in a round
+    mu: float = 0.01  # FedProx: weight of the distance from the round's start
     personalize: str = "none"  # what each client does after the last round
     precision: str = "fp32"  # of the matrix products; see ops.local_epoch
 
@@ -134,6 +135,7 @@ class TrainConfig:
         _at_least("train", "lr", self.lr, 0)
         _at_least("train", "eps", self.eps, 0)
         _at_least("train", "weight_decay", self.weight_decay, 0)
+        _at_least("train", "mu", self.mu, 0)
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(

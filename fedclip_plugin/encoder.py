@@ -126,6 +126,16 @@ class FrozenClip:
         tower: nn.Module = self._model.visual
         return tower
 
+    @property
+    def model(self) -> nn.Module:
+        """The open_clip model, in eval mode; its parameters require no gradient."""
+        model: nn.Module = self._model
+        return model
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """N texts -> (N, context) int64, on the CPU."""
+        return self._tokenizer(texts)
+
     def train(self, mode: bool = True) -> FrozenClip:
         """Do nothing: in train mode the BatchNorm statistics of RN50 would drift."""
         return self

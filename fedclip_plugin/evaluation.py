@@ -12,17 +12,18 @@ from .algorithms.base import Algorithm, Client, Samples, Task
 from .means import mean
 from .update import State
 
-ROWS = 4096  # rows scored at once: bounds memory, changes no result
-
 
 def predict_labels(
     algorithm: Algorithm, state: State, samples: Samples, task: Task
 ) -> Tensor:
     """Predicted class (N,) int64; ties go to the first class."""
-    parts = [
-        algorithm.predict(state, x, task).argmax(dim=1) for x in samples.x.split(ROWS)
+    step = algorithm.rows_at_once
+    parts = [samples[i : i + step] for i in range(0, len(samples), step)]
+    found = [
+        algorithm.predict(state, algorithm.inputs(part, task), task).argmax(dim=1)
+        for part in parts
     ]
-    return torch.cat(parts) if len(samples) else samples.y
+    return torch.cat(found) if found else samples.y
 
 
 def zero_shot_labels(samples: Samples, task: Task) -> Tensor:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import outputs, report
+from .algorithms import get_algorithm
 from .cache import EncodeStats, EncodingJob, encode_once
 from .checkpoint import Checkpoint
 from .config import RunConfig, to_toml
@@ -23,7 +24,7 @@ from .data import load_dataset
 from .dataset import ImageDataset
 from .device import resolve_device
 from .digests import Progress, silent
-from .errors import RunError
+from .errors import ConfigError, RunError
 from .features import FeatureSet, load_features
 from .federation import Standing, as_dict, build_federation, federate, identity
 from .outputs import Leaf
@@ -31,6 +32,7 @@ from .partition import resolve_targets
 from .personalization import personalize
 from .storage import cannot_write, write_bytes, write_json, write_tensors
 from .weights import cache_dir
+from .whole_clip import WholeClip, open_whole_clip
 
 OnRound = Callable[[Leaf, Standing], None]
 
@@ -161,13 +163,14 @@ def run_experiment(
     With ``resume`` finished leaves are kept and a broken one goes on where it stopped.
     """
     leaves = plan(config, features, out)
+    clip = _whole_clip(config, features)
     write_bytes(out / "config.toml", to_toml(config).encode())
     summaries = []
     seconds = stats.seconds
     for leaf in leaves:
         summary = _finished(leaf) if resume else None
         if summary is None:
-            summary = run_leaf(config, features, leaf, seconds, resume, on_round)
+            summary = run_leaf(config, features, leaf, seconds, resume, on_round, clip)
         seconds = 0.0  # the features were paid for once
         summaries.append(summary)
     if len(leaves) == 1:
@@ -176,6 +179,19 @@ def run_experiment(
     write_json(out / "summary.json", total)
     report.write_html(out)
     return total
+
+
+def _whole_clip(config: RunConfig, features: FeatureSet) -> WholeClip | None:
+    """The CLIP itself where the algorithm trains it, else nothing."""
+    if not get_algorithm(config.algorithm).needs_clip:
+        return None
+    if config.data.features is not None:
+        raise ConfigError(
+            f"--alg {config.algorithm} trains CLIP itself: it needs the images "
+            "(--dataset, --root), not --features"
+        )
+    dataset = load_dataset(config.data.dataset, config.data.root)
+    return open_whole_clip(config, dataset, features)
 
 
 def _finished(leaf: Leaf) -> dict[str, Any] | None:
@@ -195,11 +211,12 @@ def run_leaf(
     feature_seconds: float,
     resume: bool,
     on_round: OnRound | None = None,
+    clip: WholeClip | None = None,
 ) -> dict[str, Any]:
     """One target and one seed, from its checkpoint if ``resume``; writes all files."""
     data = replace(config.data, targets=(leaf.target or "none",))
     config = replace(config, data=data, seeds=(leaf.seed,))
-    fed = build_federation(features, config, leaf.target, leaf.seed)
+    fed = build_federation(features, config, leaf.target, leaf.seed, clip)
     checkpoint = Checkpoint(leaf.directory, identity(features, config, leaf.target))
     if not resume:
         checkpoint.path.unlink(missing_ok=True)

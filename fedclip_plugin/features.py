@@ -61,8 +61,14 @@ class FeatureSet:
         """Normalised text features (C, D)."""
         return F.normalize(self.text, dim=1)
 
+    def domain_order(self, index: Tensor) -> Tensor:
+        """Rows counted over all domains, put domain after domain as they came."""
+        sizes = torch.tensor([len(self.label[domain]) for domain in self.domains])
+        domain = torch.bucketize(index, sizes.cumsum(0), right=True)
+        return index[torch.argsort(domain, stable=True)]
+
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and labels of rows counted over all domains in their order."""
+        """Features and labels of rows, in :meth:`domain_order`."""
         images, labels, start = [], [], 0
         for domain in self.domains:
             count = len(self.label[domain])

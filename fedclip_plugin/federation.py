@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +26,10 @@ from .means import mean
 from .partition import partition_clients
 from .server import Quarantined, screen
 from .update import ClientUpdate, State
+from .whole_clip import WholeClip
 from .wire import state_bytes, update_bytes
 
+T = TypeVar("T")
 Scores = dict[str, dict[str, float | None]]
 """Client -> its validation and test accuracy, ``{"val", "test"}``."""
 
@@ -61,19 +64,27 @@ class RoundResult:
 
 
 def build_federation(
-    features: FeatureSet, config: RunConfig, target: str | None, seed: int
+    features: FeatureSet,
+    config: RunConfig,
+    target: str | None,
+    seed: int,
+    clip: WholeClip | None = None,
 ) -> Federation:
     """Clients and target of one run; tensors on the training device.
+
+    ``clip`` is for algorithms that train the CLIP itself.
 
     Raises ConfigError for an unknown target, algorithm or device.
     """
     algorithm = get_algorithm(config.algorithm)
     device = resolve_device(config.model.device)
+    domains = features.domains
     labels = {d: features.label[d].numpy() for d in features.domains}
 
     def samples(index: npt.NDArray[np.int64]) -> Samples:
-        x, y = features.rows(torch.from_numpy(index))
-        return Samples(x.to(device), y.to(device))
+        rows = features.domain_order(torch.from_numpy(index))
+        x, y = features.rows(rows)
+        return Samples(x.to(device), y.to(device), rows.to(device))
 
     clients = tuple(
         Client(c.name, c.index, samples(c.train), samples(c.val), samples(c.test))
@@ -81,11 +92,10 @@ def build_federation(
     )
     held_out = None
     if target is not None:
-        x, y = features.image[target], features.label[target]
-        held_out = Samples(x.to(device), y.to(device))
-    task = Task(
-        features.class_text.to(device), features.logit_scale, config.train, seed
-    )
+        first = sum(len(labels[d]) for d in features.domains[: domains.index(target)])
+        held_out = samples(np.arange(first, first + len(labels[target])))
+    text = features.class_text.to(device)
+    task = Task(text, features.logit_scale, config.train, seed, clip)
     return Federation(algorithm, task, clients, held_out)
 
 
@@ -99,8 +109,8 @@ def identity(features: FeatureSet, config: RunConfig, target: str | None) -> str
 
 
 def participants(
-    clients: tuple[Client, ...], share: float, seed: int, round_number: int
-) -> list[Client]:
+    clients: Sequence[T], share: float, seed: int, round_number: int
+) -> list[T]:
     """The clients that train in a round, in client order; at least one."""
     count = max(1, round(share * len(clients)))
     if count == len(clients):

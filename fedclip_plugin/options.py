@@ -92,6 +92,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="uniform (default, as published) or examples")  # fmt: skip
     add("--participation", dest="train.participation", metavar="SHARE", type=float,
         help="share of the clients that train in a round (default: 1)")  # fmt: skip
+    add("--mu", dest="train.mu", metavar="F", type=float,
+        help="fedprox: weight of the proximal term (default: 0.01)")  # fmt: skip
     add("--personalize", dest="train.personalize", metavar="P",
         help="after the last round: none (default), finetune or mix the adapter on "
         "each client, as far as its validation split says")  # fmt: skip

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .algorithms import Algorithm, Client, Samples, Task
 from .averages import ci95
@@ -70,13 +69,15 @@ def new_clients(fed: Federation) -> list[Client]:
     target = fed.target
     split = paper_split(len(target), fed.task.seed)
 
-    def part(rows: Tensor) -> Samples:
-        rows = rows.to(target.y.device)
-        return Samples(target.x[rows], target.y[rows])
-
     index = 1 + max(c.index for c in fed.clients)
     parts = (split.train, split.val, split.test)
-    return [Client("target", index, *(part(torch.from_numpy(p)) for p in parts))]
+    return [
+        Client(
+            "target",
+            index,
+            *(target[torch.from_numpy(p).to(target.y.device)] for p in parts),
+        )
+    ]
 
 
 def _plain(personal: Personal) -> dict[str, Any]:

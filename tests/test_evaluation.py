@@ -34,7 +34,7 @@ def test_predictions_do_not_depend_on_the_chunk(monkeypatch):
     samples = Samples(torch.randn(50, 8), torch.zeros(50, dtype=torch.int64))
     state = algorithm.init(task)
     whole = predict_labels(algorithm, state, samples, task)
-    monkeypatch.setattr("fedclip_plugin.evaluation.ROWS", 7)
+    monkeypatch.setattr(FedClip, "rows_at_once", 7)
     assert torch.equal(whole, predict_labels(algorithm, state, samples, task))
 
 

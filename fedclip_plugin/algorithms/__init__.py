@@ -9,9 +9,11 @@ from __future__ import annotations
 from ..errors import ConfigError
 from ..plugins import Registry
 from .base import Algorithm, Client, Samples, Task
+from .fedavg import FedAvg, FedProx
 from .fedclip import FedClip
 from .linear import Linear
 from .local import Local
+from .promptfl import PromptFL
 from .zeroshot import ZeroShot
 
 __all__ = [
@@ -25,7 +27,7 @@ __all__ = [
 ]
 
 ALGORITHMS: Registry[type[Algorithm]] = Registry("alg", "fedclip_plugin.algorithms")
-for _algorithm in (FedClip, Linear, Local, ZeroShot):
+for _algorithm in (FedClip, FedAvg, FedProx, Linear, Local, PromptFL, ZeroShot):
     ALGORITHMS.register(_algorithm.name, _algorithm)
 
 

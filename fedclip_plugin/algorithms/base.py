@@ -10,25 +10,38 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..config import TrainConfig
+from ..errors import ConfigError
 from ..update import ClientUpdate, State
+
+if TYPE_CHECKING:
+    from ..whole_clip import WholeClip
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Features ``x`` (N, D) float32, raw, and labels ``y`` (N,) int64."""
+    """Features ``x`` (N, D) float32, raw, and labels ``y`` (N,) int64.
+
+    ``rows`` (N,) int64 counts over all domains in their order; without it, algorithms
+    that need the images themselves cannot run.
+    """
 
     x: Tensor
     y: Tensor
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def __getitem__(self, index: slice | Tensor) -> Samples:
+        rows = None if self.rows is None else self.rows[index]
+        return Samples(self.x[index], self.y[index], rows)
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,17 @@ class Task:
     logit_scale: float
     train: TrainConfig
     seed: int
+    clip: WholeClip | None = None
+
+    @property
+    def whole_clip(self) -> WholeClip:
+        """The CLIP itself; raises ConfigError where there are only features."""
+        if self.clip is None:
+            raise ConfigError(
+                "this algorithm trains CLIP itself and needs the images: use "
+                "`fedclip run --root DIR`, not --features, and none of the hosts"
+            )
+        return self.clip
 
     @property
     def dim(self) -> int:
@@ -68,6 +92,10 @@ class Algorithm(abc.ABC):
     """Values of :class:`TrainConfig` where the user says nothing."""
     communicates = True
     """Whether states go to and fro; bytes are counted only then."""
+    needs_clip = False
+    """Whether features are not enough, see :attr:`Task.whole_clip`."""
+    rows_at_once = 4096
+    """Rows scored at once: bounds memory, changes no result."""
 
     @abc.abstractmethod
     def init(self, task: Task) -> State:
@@ -94,6 +122,10 @@ class Algorithm(abc.ABC):
     @abc.abstractmethod
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Class scores (N, C) of raw features ``x`` (N, D)."""
+
+    def inputs(self, samples: Samples, task: Task) -> Tensor:
+        """What :meth:`predict` takes of ``samples``: their features."""
+        return samples.x
 
     def update_like(self, state: State) -> State:
         """What a sound update has the keys, shapes and dtypes of; what goes down."""

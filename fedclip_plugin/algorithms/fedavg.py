@@ -1,0 +1,92 @@
+"""FedAVG and FedProx on all of CLIP: what FedCLIP's paper compares with.
+
+McMahan et al. 2017 (arXiv 1602.05629); Li et al. 2020 (arXiv 1812.06127).  Image and
+text tower are fine-tuned on the paper's in-batch loss; every weight travels.  Batch
+normalisation keeps the statistics of the pretraining.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from ..adapter import contrastive_loss
+from ..server import average
+from ..update import ClientUpdate, State
+from .base import Algorithm, Client, Samples, Task
+from .module import client_update, train_local
+
+
+class FedAvg(Algorithm):
+    """State: every parameter of the model, by its name in open_clip."""
+
+    name = "fedavg"
+    needs_clip = True
+    rows_at_once = 256
+    defaults: ClassVar = {"weighting": "examples", "weight_decay": 0.0}
+
+    def init(self, task: Task) -> State:
+        """The pretrained CLIP."""
+        model = task.whole_clip.model
+        return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def inputs(self, samples: Samples, task: Task) -> Tensor:
+        """The images themselves."""
+        pixels = task.whole_clip.pixels
+        assert samples.rows is not None  # where there are pixels, there are rows
+        return pixels[samples.rows]
+
+    def local_train(
+        self, state: State, client: Client, task: Task, round_number: int
+    ) -> ClientUpdate:
+        """Local epochs of Adam on all weights."""
+        clip = task.whole_clip
+        params = {k: v.clone().requires_grad_() for k, v in state.items()}
+
+        def loss(rows: Tensor) -> Tensor:
+            batch = client.train[rows]
+            present, column = torch.unique(batch.y, return_inverse=True)
+            images, text, scale = functional_call(
+                clip.model, params, (self.inputs(batch, task), clip.tokens[present])
+            )[:3]
+            found = contrastive_loss(images, column, text, scale)
+            return found + self.proximal(params, state, task)
+
+        losses = train_local(params.values(), loss, client, task, round_number)
+        after = {key: value.detach() for key, value in params.items()}
+        return client_update(client, after, losses)
+
+    def proximal(self, params: State, start: State, task: Task) -> Tensor | float:
+        """What FedProx adds to the loss."""
+        return 0.0
+
+    def aggregate(
+        self, updates: Sequence[ClientUpdate], state: State, task: Task
+    ) -> State:
+        """Mean of the models, by training rows."""
+        return average(updates, state, task.train.weighting)
+
+    def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
+        """Scaled cosine of image and text features of the trained model."""
+        clip = task.whole_clip
+        with torch.no_grad():
+            images, text, scale = functional_call(clip.model, state, (x, clip.tokens))[
+                :3
+            ]
+            scores: Tensor = scale * images @ text.t()
+        return scores
+
+
+class FedProx(FedAvg):
+    """FedAVG with ``mu / 2`` times the squared distance from the round's start."""
+
+    name = "fedprox"
+
+    def proximal(self, params: State, start: State, task: Task) -> Tensor | float:
+        """``mu / 2 * |w - w_start|^2``."""
+        squares = [(params[k] - start[k]).square().sum() for k in params]
+        return task.train.mu / 2 * torch.stack(squares).sum()

@@ -1,0 +1,98 @@
+"""PromptFL: clients learn the prompt's context vectors, which alone travel.
+
+Guo et al. 2023 (arXiv 2208.11625), over CoOp (Zhou et al. 2022, arXiv 2109.01134):
+continuous vectors take the place of the words before the class name, one set for all
+classes, started from the words of ``--prompt``.  Images stay frozen features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..server import average
+from ..update import ClientUpdate, State
+from .base import Algorithm, Client, Task
+from .module import client_update, train_local
+
+
+class PromptFL(Algorithm):
+    """State ``context`` (M, W): M vectors of the text tower's width."""
+
+    name = "promptfl"
+    needs_clip = True
+    defaults: ClassVar = {"lr": 1e-3, "weight_decay": 0.0, "weighting": "examples"}
+
+    def init(self, task: Task) -> State:
+        """The embeddings of the words before the class name."""
+        clip = task.whole_clip
+        words = clip.prompt.partition("{}")[0].strip()
+        if not words:
+            raise ConfigError(
+                f"--alg promptfl starts from the words before the class name: "
+                f"--prompt {clip.prompt!r} has none"
+            )
+        tokens = clip.tokenize([words])[0]  # start, words, end, padding
+        count = int((tokens != 0).sum()) - 2
+        embedding = _token_embedding(clip.model)
+        with torch.no_grad():
+            context: Tensor = embedding(tokens[1 : 1 + count].to(clip.tokens.device))
+        return {"context": context.clone()}
+
+    def local_train(
+        self, state: State, client: Client, task: Task, round_number: int
+    ) -> ClientUpdate:
+        """Local epochs on the cross-entropy over all classes."""
+        context = state["context"].clone().requires_grad_()
+
+        def loss(rows: Tensor) -> Tensor:
+            scores = _scores(context, client.train.x[rows], task)
+            return F.cross_entropy(scores, client.train.y[rows])
+
+        losses = train_local([context], loss, client, task, round_number, least=1)
+        return client_update(client, {"context": context.detach()}, losses)
+
+    def aggregate(
+        self, updates: Sequence[ClientUpdate], state: State, task: Task
+    ) -> State:
+        """Mean of the contexts, by training rows."""
+        return average(updates, state, task.train.weighting)
+
+    def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
+        """Scaled cosine with the captions under the learned context."""
+        with torch.no_grad():
+            return _scores(state["context"], x, task)
+
+
+def _scores(context: Tensor, x: Tensor, task: Task) -> Tensor:
+    """(N, C) scores of raw features ``x`` (N, D)."""
+    clip = task.whole_clip
+    count = len(context)
+
+    def put(module: Any, inputs: Any, embedded: Tensor) -> Tensor:  # (C, L, W)
+        own = context.expand(len(embedded), -1, -1)
+        return torch.cat([embedded[:, :1], own, embedded[:, 1 + count :]], dim=1)
+
+    hook = _token_embedding(clip.model).register_forward_hook(put)
+    try:
+        text = clip.model.encode_text(clip.tokens, normalize=True)
+    finally:
+        hook.remove()
+    return task.logit_scale * F.normalize(x, dim=1) @ text.t()
+
+
+def _token_embedding(model: Any) -> Any:
+    found = getattr(model, "token_embedding", None)
+    if found is None:
+        found = getattr(getattr(model, "text", None), "token_embedding", None)
+    if found is None:
+        raise ConfigError(
+            "--alg promptfl needs a text tower with a token embedding of open_clip's "
+            "own; this model's is another"
+        )
+    return found
