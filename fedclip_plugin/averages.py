@@ -20,8 +20,14 @@ from .records import NO_TARGET, Summary, target_name
 KINDS = ("target", "clients", "mean")
 
 _NAMES = {
+    "fedavg": "FedAVG",
     "fedclip": "FedCLIP",
+    "fedprox": "FedProx",
+    "linear": "linear head",
+    "local": "local adapters",
+    "promptfl": "PromptFL",
     "zero_shot": "zero-shot",
+    "zeroshot": "zero-shot",
 }
 
 
@@ -119,6 +125,13 @@ def method_name(algorithm: str) -> str:
     return _NAMES.get(algorithm, algorithm)
 
 
+def method_label(summary: Summary) -> str:
+    """The algorithm's name with what a run changed of its defaults."""
+    variant = summary.get("variant")
+    name = method_name(summary["algorithm"])
+    return f"{name} ({variant})" if variant else name
+
+
 def percent(value: float | None, missing: str = "-") -> str:
     """A fraction in per cent with two decimals, as in the paper's tables."""
     return missing if value is None else f"{100 * value:.2f}"
@@ -127,6 +140,11 @@ def percent(value: float | None, missing: str = "-") -> str:
 def points(value: float | None, missing: str = "-") -> str:
     """A difference of two fractions in signed percentage points."""
     return missing if value is None else f"{100 * value:+.2f}"
+
+
+def with_half(value: float | None, half: float | None, sign: str) -> str:
+    """Per cent with the half-width of its interval, if there is one."""
+    return percent(value) + (f"{sign}{100 * half:.2f}" if half is not None else "")
 
 
 def lift(result: float | None, zero_shot: float | None) -> float | None:
@@ -154,8 +172,8 @@ def human_seconds(seconds: float) -> str:
 
 
 def groups(summaries: Sequence[Summary]) -> list[list[Summary]]:
-    """Runs that may be averaged: the same algorithm, data, model, weights."""
-    keys = ("algorithm", "dataset", "model", "pretrained")
+    """Runs that may be averaged: the same algorithm and settings, data and model."""
+    keys = ("algorithm", "variant", "dataset", "model", "pretrained")
     found: dict[tuple[Any, ...], list[Summary]] = {}
     for summary in summaries:
         found.setdefault(tuple(summary.get(k) for k in keys), []).append(summary)

@@ -14,7 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from .averages import method_name
+from .averages import method_label
 from .records import NO_TARGET, RunRecord
 from .svg import (
     WIDTH,
@@ -56,7 +56,7 @@ def zero_shot_confusion(run: RunRecord, key: str) -> Chart | None:
 
 def method_confusion(run: RunRecord, key: str) -> Chart | None:
     """Confusion matrix of the best round."""
-    return _confusion(run, key, "result", method_name(run.summary["algorithm"]))
+    return _confusion(run, key, "result", method_label(run.summary))
 
 
 def most_confused(run: RunRecord, limit: int = 8) -> list[tuple[str, str, int, int]]:

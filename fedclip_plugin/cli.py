@@ -113,7 +113,8 @@ def _add_report(commands: _Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path)
     parser.add_argument(
-        "--format", choices=("table", "markdown", "csv", "html"), default="table",
+        "--format", choices=("table", "markdown", "latex", "csv", "html"),
+        default="table",
         help="html writes report.html anew in every RUN",
     )  # fmt: skip
 

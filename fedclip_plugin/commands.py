@@ -66,7 +66,7 @@ def _recorder(args: argparse.Namespace, display: Display) -> Any:
         if leaf.directory not in logs:
             logs[leaf.directory] = TensorBoardLog(leaf.directory)
         logs[leaf.directory].log(as_dict(standing.result))
-        if standing.progress.round == leaf.rounds:
+        if standing.last:
             logs.pop(leaf.directory).close()
 
     return record
@@ -106,9 +106,10 @@ def data(args: argparse.Namespace, display: Display) -> int:
 
 def report(args: argparse.Namespace, display: Display) -> int:
     """``fedclip report``."""
+    from .merged import merge
     from .records import load_runs
     from .report import write_html
-    from .tables import merge, print_table
+    from .tables import print_table
 
     records = load_runs(*args.runs)
     if args.format == "html":

@@ -28,6 +28,11 @@ else:  # pragma: no cover - the same parser under its former name
 T = TypeVar("T")
 
 PAPER_PROMPT = "a picture of a {}"
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "best": {"weight_decay": 0.0, "lr": 2e-4},  # chosen as docs/ablation.md tells
+}
+"""Values of :class:`TrainConfig` for FedCLIP, where the user says nothing."""
 EMBEDDED_DATASET = "digits"
 EMBEDDED_MODEL = "fedclip-tiny"
 
@@ -115,6 +120,7 @@ class TrainConfig:
 
     adapter: str = "attention"  # the paper's; others come from packages of others
     rounds: int = 200
+    patience: int | None = None  # rounds without a better one before a run stops
     local_epochs: int = 1
     batch_size: int = 32
     lr: float = 5e-5
@@ -130,6 +136,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least("train", "rounds", self.rounds, 1)
+        if self.patience is not None:
+            _at_least("train", "patience", self.patience, 1)
         _at_least("train", "local_epochs", self.local_epochs, 1)
         _at_least("train", "batch_size", self.batch_size, 2)
         _at_least("train", "lr", self.lr, 0)

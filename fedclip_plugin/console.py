@@ -95,7 +95,8 @@ class Display:
             note = f"val {100 * result.mean_val:.1f}"
             if result.target is not None:
                 note += f", {leaf.target} {100 * result.target:.1f}"
-        self._show(leaf.label, standing.progress.round, leaf.rounds, note)
+        done = standing.progress.round
+        self._show(leaf.label, done, done if standing.last else leaf.rounds, note)
 
     def _show(self, what: str, done: int, total: int, note: str) -> None:
         line = f"{what}: {done}/{total}" + (f", {note}" if note else "")

@@ -15,18 +15,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from . import checkpoint as checkpoints
 from . import outputs, report
 from .algorithms import get_algorithm
 from .cache import EncodeStats, EncodingJob, encode_once
 from .checkpoint import Checkpoint
-from .config import RunConfig, to_toml
+from .config import RunConfig, TrainConfig, to_toml
 from .data import load_dataset
 from .dataset import ImageDataset
 from .device import resolve_device
 from .digests import Progress, silent
 from .errors import ConfigError, RunError
 from .features import FeatureSet, load_features
-from .federation import Standing, as_dict, build_federation, federate, identity
+from .federation import (
+    Standing,
+    as_dict,
+    build_federation,
+    federate,
+    finished,
+    identity,
+)
 from .outputs import Leaf
 from .partition import resolve_targets
 from .personalization import personalize
@@ -168,7 +176,7 @@ def run_experiment(
     summaries = []
     seconds = stats.seconds
     for leaf in leaves:
-        summary = _finished(leaf) if resume else None
+        summary = _finished(leaf, config.train) if resume else None
         if summary is None:
             summary = run_leaf(config, features, leaf, seconds, resume, on_round, clip)
         seconds = 0.0  # the features were paid for once
@@ -194,14 +202,16 @@ def _whole_clip(config: RunConfig, features: FeatureSet) -> WholeClip | None:
     return open_whole_clip(config, dataset, features)
 
 
-def _finished(leaf: Leaf) -> dict[str, Any] | None:
+def _finished(leaf: Leaf, train: TrainConfig) -> dict[str, Any] | None:
     try:
         summary: dict[str, Any] = json.loads(
             (leaf.directory / "summary.json").read_text()
         )
-    except (OSError, ValueError):
+        reached = checkpoints.Progress(summary["rounds"], summary["best_round"])
+    except (OSError, ValueError, KeyError):
         return None
-    return summary if summary.get("rounds") == leaf.rounds else None
+    over = reached.round <= train.rounds and finished(reached, train)
+    return summary if over else None
 
 
 def run_leaf(

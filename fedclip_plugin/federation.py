@@ -14,7 +14,7 @@ import torch
 
 from .algorithms import Algorithm, Client, Samples, Task, get_algorithm
 from .checkpoint import Checkpoint, Progress
-from .config import RunConfig, to_toml
+from .config import RunConfig, TrainConfig, to_toml
 from .device import resolve_device
 from .evaluation import (
     score_clients,
@@ -210,6 +210,13 @@ def advance(progress: Progress, result: RoundResult) -> Progress:
     )
 
 
+def finished(progress: Progress, train: TrainConfig) -> bool:
+    """Whether all rounds are done, or the best one lies ``patience`` rounds back."""
+    waited = progress.round - progress.best_round
+    patient = train.patience is None or waited < train.patience
+    return progress.round >= train.rounds or not patient
+
+
 @dataclass(frozen=True)
 class Standing:
     """A run after a round: progress, the round's result, current and best state."""
@@ -218,6 +225,7 @@ class Standing:
     result: RoundResult | None
     state: State
     best: State
+    last: bool = False
 
 
 def federate(
@@ -236,12 +244,14 @@ def federate(
         progress, device = saved[0], fed.task.text.device
         state, best = _to(saved[1], device), _to(saved[2], device)
     yield Standing(progress, None, state, best)
-    for number in range(progress.round + 1, fed.task.train.rounds + 1):
+    while not finished(progress, fed.task.train):
+        number = progress.round + 1
         state, result = run_round(fed, state, number)
         progress = advance(progress, result)
         if progress.best_round == number:
             best = state
-        yield Standing(progress, result, state, best)
+        last = finished(progress, fed.task.train)
+        yield Standing(progress, result, state, best, last)
         if checkpoint:
             checkpoint.save(progress, state, best)
 

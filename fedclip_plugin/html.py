@@ -14,7 +14,7 @@ from typing import Any
 from .averages import (
     aggregate,
     groups,
-    method_name,
+    method_label,
     percent,
     scores,
 )
@@ -27,6 +27,7 @@ from .class_plots import (
 from .html_style import STYLE
 from .html_tables import (
     cards,
+    class_metrics,
     client_matrix,
     clients_of_run,
     esc,
@@ -67,7 +68,7 @@ _CHARTS = (
 def render_page(runs: Sequence[RunRecord], title: str) -> str:
     """The whole page for the runs; ``title`` names the directory they come from."""
     found = groups([run.summary for run in runs])
-    names = dict.fromkeys(method_name(group[0]["algorithm"]) for group in found)
+    names = dict.fromkeys(method_label(group[0]) for group in found)
     data = dict.fromkeys(str(group[0]["dataset"]) for group in found)
     headline = f"{', '.join(names)} on {', '.join(data)}"
     with figure_style():
@@ -116,7 +117,7 @@ trained on, scored whole; clients: the test split of each.</footer>
 def _group(group: Sequence[Summary], key: str) -> str:
     """Facts, headline figures and the tables of runs that may be averaged."""
     total = aggregate(group)
-    method = method_name(group[0]["algorithm"])
+    method = method_label(group[0])
     parts = [lead(total, method), warning(total, method), facts(group)]
     parts += [cards(group, total, method), "<h2>Results</h2>"]
     parts.append(results(total, method))
@@ -183,21 +184,22 @@ def _run_title(run: RunRecord) -> str:
     got, base = scores(s, "result"), scores(s, "zero_shot")
     kind = "clients" if run.target == NO_TARGET else "target"
     name = "no held-out domain" if run.target == NO_TARGET else f"{run.target} held out"
-    told = f"{method_name(s['algorithm'])}, {name}, seed {s.get('seed', '?')}: "
+    told = f"{method_label(s)}, {name}, seed {s.get('seed', '?')}: "
     zero = f'<span class="muted">zero-shot {percent(base[kind])} %</span>'
     return f"{esc(told)}{percent(got[kind])} % {zero}"
 
 
 def _run(run: RunRecord, key: str) -> str:
     charts = [make(run, f"{key}{i}") for i, make in enumerate(_CHARTS)]
-    return "\n".join([clients_of_run(run), _grid(charts), _confused(run)])
+    parts = [clients_of_run(run), class_metrics(run), _grid(charts), _confused(run)]
+    return "\n".join(part for part in parts if part)
 
 
 def _confused(run: RunRecord) -> str:
     rows = most_confused(run)
     if not rows:
         return ""
-    method = method_name(run.summary["algorithm"])
+    method = method_label(run.summary)
     head = ("true class", "taken for", f"{method}, images", "zero-shot, images")
     body = [(esc(t), esc(p), str(n), str(z)) for t, p, n, z in rows]
     listed = table(head, body)

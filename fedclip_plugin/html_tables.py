@@ -249,6 +249,23 @@ def clients_of_run(run: RunRecord) -> str:
     return f"<details><summary>{label}</summary>{shown}</details>"
 
 
+def class_metrics(run: RunRecord) -> str:
+    """Balanced accuracy, macro F1 and calibration error; empty for older runs."""
+    found = run.evaluation.get("metrics") or {}
+    names = {
+        "balanced_accuracy": "balanced accuracy",
+        "macro_f1": "macro F1",
+        "calibration_error": "calibration error (lower is better)",
+    }
+    base, got = found.get("zero_shot"), found.get(run.summary["algorithm"])
+    if not base or not got:
+        return ""
+    rows = [[text, percent(base[k]), percent(got[k])] for k, text in names.items()]
+    where = "all clients" if run.target == NO_TARGET else esc(run.target)
+    shown = table(("", "zero-shot", "trained"), rows)
+    return f'<h3>Over classes, {where}</h3><div class="narrow">{shown}</div>'
+
+
 def _scores(base: float | None, got: float | None) -> list[str]:
     return [percent(base), percent(got), _gain(got, base)]
 

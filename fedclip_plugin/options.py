@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import RunConfig, from_dict, load_toml
+from .config import PRESETS, RunConfig, from_dict, load_toml
+from .errors import ConfigError
 from .prompts import prompt_templates
 
 # destination in RunConfig -> the flags, the authors' names among them
@@ -76,6 +77,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--tensorboard", action="store_true", help="also write TensorBoard events")
     group = parser.add_argument_group(_TRAIN)
     add = group.add_argument
+    add("--preset", metavar="NAME",
+        help="paper (default), or best: what our ablation found at the same bytes; "
+        "single options win over it")  # fmt: skip
+    add("--patience", dest="train.patience", metavar="N", type=int,
+        help="stop when the best round is N rounds back (default: never)")  # fmt: skip
     add("--adapter", dest="train.adapter", metavar="NAME",
         help="attention (default, as published), or one that another package adds",
         )  # fmt: skip
@@ -130,15 +136,23 @@ def read_config(args: argparse.Namespace, base: Path | None = None) -> RunConfig
         elif name in ("algorithm", "seeds"):
             values[name] = value
     where = str(config) if config else "options"
-    return from_dict(RunConfig, _settle(_with_defaults(values)), where)
+    values = _with_defaults(values, getattr(args, "preset", None))
+    return from_dict(RunConfig, _settle(values), where)
 
 
-def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+def _with_defaults(values: dict[str, Any], preset: str | None) -> dict[str, Any]:
     """What the algorithm, or a preset of it, wants where nothing else is said."""
     from .algorithms import get_algorithm
 
     algorithm = get_algorithm(str(values.get("algorithm", RunConfig.algorithm)))
-    return _merge({"train": dict(algorithm.defaults)}, values)
+    usual = dict(algorithm.defaults)
+    if preset is not None:
+        if preset not in PRESETS or algorithm.name != RunConfig.algorithm:
+            raise ConfigError(
+                f"--preset {preset}: expected {' or '.join(PRESETS)}, for --alg fedclip"
+            )
+        usual |= PRESETS[preset]
+    return _merge({"train": usual}, values)
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

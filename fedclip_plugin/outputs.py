@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .algorithms import Samples, get_algorithm
-from .config import RunConfig
+from .config import RunConfig, TrainConfig
 from .evaluation import (
+    class_metrics,
     confusion,
-    predict_labels,
+    predict_scores,
     score_zero_shot,
     summary_scores,
-    zero_shot_labels,
+    zero_shot_scores,
 )
 from .features import FeatureSet
 from .federation import Federation, Standing, score_state
@@ -102,21 +103,26 @@ def adapter_metadata(leaf: Leaf, features: FeatureSet) -> dict[str, str]:
 def evaluation(
     fed: Federation, features: FeatureSet, standing: Standing
 ) -> dict[str, Any]:
-    """``evaluation.json``: confusion matrices and the clients' sizes.
+    """``evaluation.json``: confusion matrices, class metrics and the clients' sizes.
 
-    The matrices are of the target; without one, of all clients' test splits.
+    Matrices and metrics are of the target; without one, of all clients' test splits.
     """
     count = len(features.classes)
     judged = _judged(fed, standing.best)
-    ours = [predict_labels(fed.algorithm, s, part, fed.task) for s, part in judged]
-    zero_shot = [zero_shot_labels(part, fed.task) for _, part in judged]
     truth = torch.cat([part.y for _, part in judged])
+    scores = {
+        fed.algorithm.name: torch.cat(
+            [predict_scores(fed.algorithm, s, part, fed.task) for s, part in judged]
+        ),
+        "zero_shot": torch.cat([zero_shot_scores(p, fed.task) for _, p in judged]),
+    }
     return {
         "classes": list(features.classes),
         "confusion": {
-            fed.algorithm.name: confusion(torch.cat(ours), truth, count),
-            "zero_shot": confusion(torch.cat(zero_shot), truth, count),
+            name: confusion(found.argmax(dim=1), truth, count)
+            for name, found in scores.items()
         },
+        "metrics": {n: class_metrics(found, truth) for n, found in scores.items()},
         "clients": {
             c.name: {
                 "train": len(c.train),
@@ -152,6 +158,7 @@ def summary(
     trained = get_algorithm(config.algorithm).update_like(standing.best)
     return {
         "algorithm": config.algorithm,
+        "variant": variant(config),
         "dataset": config.data.dataset,
         "model": features.model,
         "pretrained": features.pretrained,
@@ -174,6 +181,24 @@ def summary(
         "quarantined": progress.quarantined,
         "skipped_images": list(features.skipped),
     }
+
+
+def variant(config: RunConfig) -> str:
+    """What training was changed to from the algorithm's defaults, as options; or ""."""
+    algorithm = get_algorithm(config.algorithm)
+    usual = asdict(replace(TrainConfig(), **algorithm.defaults))
+    found = {
+        key: value
+        for key, value in asdict(config.train).items()
+        if key not in ("rounds", "personalize") and value != usual[key]
+    }
+    if config.data.partition != "domain":
+        found |= {k: getattr(config.data, k) for k in ("partition", "clients")}
+    if config.data.partition == "dirichlet":
+        found["alpha"] = config.data.alpha
+    if config.data.shots is not None:
+        found["shots"] = config.data.shots
+    return ", ".join(f"{k.replace('_', '-')} {v}" for k, v in found.items())
 
 
 def final_scores(fed: Federation, state: State) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .averages import human_bytes, human_seconds, method_name, percent, scores
+from .averages import human_bytes, human_seconds, method_label, percent, scores
 from .records import NO_TARGET, RunRecord
 from .svg import (
     SMALL,
@@ -187,7 +187,7 @@ def _bar_axes(names: Sequence[str], row: float) -> tuple[Any, Axes]:
 def domain_bars(run: RunRecord, key: str) -> Chart | None:
     """Zero-shot beside the method for the target and every client."""
     base, got = run.summary["zero_shot"], run.summary["result"]
-    method = method_name(run.summary["algorithm"])
+    method = method_label(run.summary)
     rows = [(n, base["clients"].get(n), v) for n, v in got["clients"].items()]
     if len(rows) > MAX_BARS:
         return _histogram(rows, method, key)

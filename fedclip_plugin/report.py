@@ -13,8 +13,9 @@ from typing import Any
 
 from .averages import aggregate
 from .errors import RunError
+from .merged import merge
 from .records import RunRecord, load_run, load_runs
-from .tables import merge, print_table
+from .tables import print_table
 
 __all__ = [
     "RunRecord",

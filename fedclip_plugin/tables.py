@@ -1,4 +1,4 @@
-"""The table at the end of a run, and several runs merged to Markdown or CSV.
+"""The table at the end of a run, on the console.
 
 ``rich`` sets the tables.  Away from a terminal they are plain ASCII of the same width,
 so a log file or a pipe stays readable.
@@ -6,8 +6,6 @@ so a log file or a pipe stays readable.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,13 +23,14 @@ from .averages import (
     human_bytes,
     human_seconds,
     lift,
+    method_label,
     method_name,
     percent,
     points,
+    with_half,
 )
-from .errors import RunError
 from .means import mean
-from .records import NO_TARGET, RunRecord, Summary, target_name
+from .records import Summary
 
 MAX_CLIENT_COLUMNS = 7
 MAX_WARNINGS = 4
@@ -62,7 +61,7 @@ def _title(group: Sequence[Summary]) -> str:
     seeds = list(dict.fromkeys(str(s.get("seed", 0)) for s in group))
     rounds = [str(n) for n in sorted({s["rounds"] for s in group})]
     parts = [
-        f"{method_name(first['algorithm'])} on {first['dataset']}",
+        f"{method_label(first)} on {first['dataset']}",
         f"{first['model']} ({first.get('pretrained', '?')})",
         f"{' to '.join(dict.fromkeys([rounds[0], rounds[-1]]))} rounds",
         f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}",
@@ -86,10 +85,6 @@ def _plus_minus(console: Console) -> str:
     return "±" if fancy else "+-"
 
 
-def _cell(value: float | None, half: float | None, sign: str) -> str:
-    return percent(value) + (f"{sign}{100 * half:.2f}" if half is not None else "")
-
-
 def _styled(result: float | None, base: float | None, text: str) -> str:
     """Colour the method's cell: green at or above zero-shot, red below."""
     gain = lift(result, base)
@@ -101,7 +96,7 @@ def _styled(result: float | None, base: float | None, text: str) -> str:
 def _accuracy_table(
     console: Console, group: Sequence[Summary], total: Mapping[str, Any]
 ) -> Table:
-    method, sign = method_name(group[0]["algorithm"]), _plus_minus(console)
+    method, sign = method_label(group[0]), _plus_minus(console)
     repeated = any(half is not None for half in total["ci95"].values())
     note = f" ({sign}: 95 % interval over seeds)" if repeated else ""
     table = _table(console, title=f"Accuracy in %, best round{note}")
@@ -115,7 +110,7 @@ def _accuracy_table(
         cells = []
         for kind in KINDS:
             base, got = row["zero_shot"][kind], row["result"][kind]
-            text = _cell(got, row["ci95"][kind], sign)
+            text = with_half(got, row["ci95"][kind], sign)
             cells += [] if kind == "mean" else [percent(base)]
             cells.append(_styled(got, base, text))
         table.add_row(escape(name), *cells, style=style)
@@ -137,6 +132,7 @@ def _client_table(
     if not names:
         return None
     many = len(names) > MAX_CLIENT_COLUMNS
+    name_of_all = method_label(group[0])
     table = _table(console, title="Each client's test accuracy in %")
     table.add_column("held out", overflow="fold")
     table.add_column("")
@@ -144,11 +140,11 @@ def _client_table(
         table.add_column(escape(head), justify="right", overflow="fold")
     for target, row in rows.items():
         for which in ("zero_shot", "result"):
-            method = which if which == "zero_shot" else group[0]["algorithm"]
+            method = method_name(which) if which == "zero_shot" else name_of_all
             found = {name: row["clients"].get(name, {}).get(which) for name in names}
             cells = _spread(found.values()) if many else map(percent, found.values())
             label = escape(target) if which == "zero_shot" else ""
-            table.add_row(label, escape(method_name(method)), *cells)
+            table.add_row(label, escape(method), *cells)
     return table
 
 
@@ -212,99 +208,9 @@ def _print_warning(
         shown = "; ".join(clauses[:MAX_WARNINGS])
         more = len(clauses) - MAX_WARNINGS
         console.print(
-            f"warning: {method_name(group[0]['algorithm'])} is below zero-shot: {shown}"
+            f"warning: {method_label(group[0])} is below zero-shot: {shown}"
             + (f"; and {more} more" if more > 0 else ""),
             style="yellow",
             markup=False,
             highlight=False,
         )
-
-
-# -- several runs as text -------------------------------------------------------------
-
-
-def merge(records: Sequence[RunRecord], style: str = "markdown") -> str:
-    """Runs beside each other as text: ``markdown`` or ``csv``.
-
-    Markdown: per cent, averaged over seeds, a row an algorithm and held-out domain.
-    CSV: fractions in full precision, a row a run and domain (target or client).
-    Raises RunError on another style.
-    """
-    if style == "csv":
-        return _csv(records)
-    if style == "markdown":
-        return _markdown([record.summary for record in records])
-    raise RunError(f"unknown report style {style!r}: expected markdown or csv")
-
-
-def _markdown(summaries: Sequence[Summary]) -> str:
-    head = (
-        "method",
-        "data",
-        "model",
-        "held out",
-        "runs",
-        "held-out zero-shot",
-        "held-out",
-        "lift",
-        "clients zero-shot",
-        "clients",
-        "overall",
-    )
-    lines = [_markdown_row(head), _markdown_row(["---"] * 5 + ["---:"] * 6)]
-    for group in groups(summaries):
-        total = aggregate(group)
-        rows = {
-            name: (row, len(row["seeds"])) for name, row in total["by_target"].items()
-        }
-        if len(rows) > 1:
-            rows["mean"] = ({**total["mean"], "ci95": total["ci95"]}, len(group))
-        first = group[0]
-        about = (method_name(first["algorithm"]), first["dataset"], first["model"])
-        for name, (row, runs) in rows.items():
-            lines.append(_markdown_row([*about, name, str(runs), *_numbers(row)]))
-    return "\n".join(lines) + "\n"
-
-
-def _numbers(row: Mapping[str, Any]) -> list[str]:
-    base, got, half = row["zero_shot"], row["result"], row["ci95"]
-    return [
-        percent(base["target"]),
-        _cell(got["target"], half["target"], " ± "),
-        points(lift(got["target"], base["target"])),
-        percent(base["clients"]),
-        _cell(got["clients"], half["clients"], " ± "),
-        _cell(got["mean"], half["mean"], " ± "),
-    ]
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    clean = (" ".join(cell.replace("|", r"\|").split()) for cell in cells)
-    return "| " + " | ".join(clean) + " |"
-
-
-def _csv(records: Sequence[RunRecord]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    shared = ("algorithm", "dataset", "model", "pretrained", "seed")
-    writer.writerow(
-        ["run", *shared, "held_out", "role", "domain", "zero_shot", "result"]
-    )
-    for record in records:
-        s = record.summary
-        about = [str(record.path), *(s.get(key) for key in shared), record.target]
-        for role, domain, base, got in _csv_rows(s):
-            writer.writerow([*about, role, domain, base, got])
-    return out.getvalue()
-
-
-def _csv_rows(s: Summary) -> list[tuple[str, str, float | None, float | None]]:
-    base, got = s["zero_shot"], s["result"]
-    rows = [
-        ("client", name, base["clients"].get(name), value)
-        for name, value in got["clients"].items()
-    ]
-    if target_name(s) != NO_TARGET:
-        target = ("target", target_name(s), base.get("target"), got.get("target"))
-        rows.insert(0, target)
-    return rows

@@ -291,3 +291,19 @@ def test_hosts_are_listed_with_how_to_select_fedclip(capsys):
 )
 def test_what_cannot_be_registered(argv, message, capsys):
     assert message in fails(capsys, *argv)
+
+
+def test_a_preset_yields_to_single_options(tmp_path):
+    assert run_toy(tmp_path, "--preset", "best", "--lr", "0.5") == 0
+    text = (tmp_path / "out" / "config.toml").read_text()
+    assert "lr = 0.5" in text
+    assert "weight_decay = 0.0" in text
+
+
+@pytest.mark.parametrize(
+    "more", [["--preset", "worst"], ["--preset", "best", "--alg", "linear"]]
+)
+def test_a_preset_that_does_not_fit(more, tmp_path, capsys):
+    features = write_toy(tmp_path / "f")
+    line = fails(capsys, "run", "--features", features, *more)
+    assert "expected paper or best, for --alg fedclip" in line

@@ -224,3 +224,27 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
         metrics.cut(1)
         metrics.add({"round": 2})
     assert path.read_text() == '{"round": 1}\n{"round": 2}\n'
+
+
+def test_a_run_that_stopped_early_counts_as_finished(tmp_path):
+    features, out = write_toy(tmp_path / "f"), tmp_path / "out"
+    config = make_config(
+        features,
+        targets=("photo", "art"),
+        train={"rounds": 60, "lr": 1e-2, "patience": 2},
+    )
+    first = run(config, out)
+    assert max(s["rounds"] for s in first["runs"]) < 60
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("adapter.safetensors")}
+    assert run(config, out, resume=True)["runs"] == first["runs"]
+    assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*adapter*")}
+
+
+def test_the_summary_tells_what_was_changed(tmp_path):
+    features = write_toy(tmp_path / "f")
+    usual = run(make_config(features, train={"lr": 5e-5}), tmp_path / "a")
+    assert usual["variant"] == ""
+    other = run(make_config(features, train={"weight_decay": 0.0}), tmp_path / "b")
+    assert other["variant"] == "lr 0.001, weight-decay 0.0"
+    evaluation = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+    assert set(evaluation["metrics"]) == {"fedclip", "zero_shot"}

@@ -164,3 +164,15 @@ def test_unknown_target_and_missing_cuda_are_told():
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="--device cpu"):
             build_federation(toy_features(), config, "art", seed=0)
+
+
+def test_patience_stops_a_run_that_no_longer_improves(tmp_path):
+    fed = make(rounds=60, lr=1e-2, patience=4)
+    standings = list(federate(fed, Checkpoint(tmp_path, "id")))
+    last = standings[-1]
+    assert last.progress.round == last.progress.best_round + 4 < 60
+    assert [s.last for s in standings] == [False] * (len(standings) - 1) + [True]
+    whole = list(federate(make(rounds=60, lr=1e-2)))
+    assert last.progress.best_round == whole[last.progress.round].progress.best_round
+    again = list(federate(fed, Checkpoint(tmp_path, "id")))
+    assert len(again) == 1  # it stays stopped

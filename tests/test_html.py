@@ -174,7 +174,7 @@ def test_algorithms_stand_apart(tmp_path: Path) -> None:
     write_leaf(tmp_path / "a", leaf_summary("photo"))
     write_leaf(tmp_path / "b", leaf_summary("photo", algorithm="fedavg", gain=0.05))
     source = page_of(tmp_path)
-    assert "<h1>FedCLIP, fedavg on digits</h1>" in source
+    assert "<h1>FedCLIP, FedAVG on digits</h1>" in source
     assert source.count("<h2>Results</h2>") == 2
 
 

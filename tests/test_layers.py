@@ -22,7 +22,7 @@ digests store features cache
 whole_clip
 wire server algorithms evaluation checkpoint
 federation
-records averages svg plots class_plots tables html_style html_tables html report
+records averages svg plots class_plots tables merged html_style html_tables html report
 personalization outputs experiment machine bundle export doctor
 options
 registry

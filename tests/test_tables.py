@@ -11,8 +11,9 @@ from rich.console import Console
 
 from fedclip_plugin.averages import aggregate
 from fedclip_plugin.errors import RunError
+from fedclip_plugin.merged import merge
 from fedclip_plugin.records import load_runs
-from fedclip_plugin.tables import merge, print_table
+from fedclip_plugin.tables import print_table
 
 from .synthetic_runs import DOMAINS, dump, leaf_summary, write_leaf
 
@@ -88,7 +89,7 @@ def test_many_clients_become_a_spread() -> None:
 def test_algorithms_get_a_table_each() -> None:
     text = printed([leaf_summary("photo"), leaf_summary("photo", algorithm="fedavg")])
     assert "FedCLIP on digits" in text
-    assert "fedavg on digits" in text
+    assert "FedAVG on digits" in text
 
 
 def test_merge_to_markdown(tmp_path: Path) -> None:
@@ -118,6 +119,27 @@ def test_merge_to_csv_is_a_row_a_domain_in_full_precision(tmp_path: Path) -> Non
     assert rows[1]["result"] == ""
 
 
+def test_merge_to_latex_escapes_and_keeps_the_columns(tmp_path: Path) -> None:
+    write_leaf(tmp_path / "a", leaf_summary("art_painting", seed=0))
+    write_leaf(tmp_path / "b", leaf_summary("art_painting", seed=1))
+    lines = merge(load_runs(tmp_path), "latex").splitlines()
+    assert lines[0].startswith("%")
+    rows = [line for line in lines if line.endswith(r"\\")]
+    assert len(rows) == 2  # the head, and both seeds in one
+    assert {row.count(" & ") for row in rows} == {10}
+    assert r"art\_painting" in rows[1]
+    assert r"$\pm$" in rows[1]
+    assert lines[-1] == r"\end{tabular}"
+
+
+def test_runs_with_other_settings_are_not_averaged(tmp_path: Path) -> None:
+    write_leaf(tmp_path / "a", leaf_summary("photo", variant=""))
+    write_leaf(tmp_path / "b", leaf_summary("photo", variant="lr 0.1", gain=0.2))
+    text = merge(load_runs(tmp_path))
+    assert "| FedCLIP |" in text
+    assert "| FedCLIP (lr 0.1) |" in text
+
+
 def test_merge_to_something_else() -> None:
-    with pytest.raises(RunError, match="expected markdown or csv"):
-        merge([], "latex")
+    with pytest.raises(RunError, match="expected markdown, latex or csv"):
+        merge([], "yaml")
