@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from .options import read_config
 
 if TYPE_CHECKING:
     from .config import RunConfig
+    from .doctor import Check
     from .federation import Standing
     from .outputs import Leaf
 
@@ -25,6 +27,8 @@ def run(args: argparse.Namespace, display: Display) -> int:
     config = read_config(args, earlier)
     get_algorithm(config.algorithm)  # what is unknown fails before any work
     resolve_device(config.model.device)
+    if args.dry_run:
+        return _dry_run(config, display)
     name = f"{config.algorithm}-{config.data.dataset}"
     args.out = experiment.prepare_out(args.out, name, args.resume)
     try:
@@ -38,6 +42,19 @@ def run(args: argparse.Namespace, display: Display) -> int:
         experiment.drop_if_empty(args.out)
     _print_results(display, summary, args.out)
     return 0
+
+
+def _dry_run(config: RunConfig, display: Display) -> int:
+    from .doctor import diagnose
+    from .dryrun import estimate
+
+    code = _print_checks([c for c in diagnose(config) if c.status != "ok"], display)
+    if code == 0:
+        for cost in estimate(config):
+            line = f"{cost.name:>9}: {cost.detail}"
+            display.out.print(line, markup=False, highlight=False, soft_wrap=True)
+        display.say("nothing was run; leave --dry-run out to start")
+    return code
 
 
 def _features_line(config: RunConfig, stats: Any) -> str:
@@ -137,7 +154,10 @@ def doctor(args: argparse.Namespace, display: Display) -> int:
     """``fedclip doctor``; exit code 2 when a check fails."""
     from .doctor import diagnose
 
-    checks = diagnose(read_config(args))
+    return _print_checks(diagnose(read_config(args)), display)
+
+
+def _print_checks(checks: Sequence[Check], display: Display) -> int:
     colour = {"ok": "green", "warn": "yellow", "fail": "red"}
     for check in checks:
         display.out.print(

@@ -130,7 +130,7 @@ def _scale(clip: FrozenClip) -> Check:
 
 def _encoding(config: RunConfig, clip: FrozenClip) -> Check:
     """Encode a few images as a run would; NaN raises, as it does there."""
-    pixels = _sample(config, clip)
+    pixels = encode_sample(config, clip)
     asked = clip.precision
     if asked in ("bf16", "fp16"):
         spec = replace(EncoderSpec.from_config(config), precision="fp32")
@@ -145,7 +145,7 @@ def _encoding(config: RunConfig, clip: FrozenClip) -> Check:
     return Check("encoding", "ok", detail)
 
 
-def _sample(config: RunConfig, clip: FrozenClip) -> Tensor:
+def encode_sample(config: RunConfig, clip: FrozenClip) -> Tensor:
     """(8, 3, S, S) preprocessed images, spread over the domains; noise without data."""
     try:
         domains = _dataset(config).domains

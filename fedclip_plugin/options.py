@@ -74,6 +74,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="where the results go (default: runs/<alg>-<dataset>); a former run "
         "there is moved aside")  # fmt: skip
     add("--resume", action="store_true", help="go on with a broken run in --out")
+    add("--dry-run", action="store_true",
+        help="check data and weights, tell what the run would cost, and stop",
+        )  # fmt: skip
     add("--tensorboard", action="store_true", help="also write TensorBoard events")
     group = parser.add_argument_group(_TRAIN)
     add = group.add_argument

@@ -24,7 +24,13 @@ PREFIX = "FEDCLIP_"
 OF_THE_PACKAGE = {
     f"{PREFIX}{name}" for name in ("CACHE", "CUDA", "DEBUG", "ISA", "PURE_PYTHON")
 }
-OWN_RUN = ("--config", "--resume", "--tensorboard")  # of `fedclip run` alone
+OWN_RUN = (
+    "--config",
+    "--dry-run",
+    "--resume",
+    "--tensorboard",
+    "--preset",
+)  # of `fedclip run` alone
 
 
 class _Parser(argparse.ArgumentParser):

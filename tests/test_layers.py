@@ -23,7 +23,7 @@ whole_clip
 wire server algorithms evaluation checkpoint
 federation
 records averages svg plots class_plots tables merged html_style html_tables html report
-personalization outputs experiment machine bundle export doctor
+personalization outputs experiment machine bundle export doctor dryrun
 options
 registry
 console commands host_commands cli __main__
