@@ -5,7 +5,7 @@ Source: Lu et al. 2023, section 3.2; authors' code ``nets/models.py: initdgatal`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -51,26 +51,102 @@ to normalised ones (N, D), its state is float32.  ``attention`` alone has kernel
 ADAPTERS.register(ATTENTION, AttentionAdapter)
 
 
-def initial_state(dim: int, seed: int, adapter: str = ATTENTION) -> State:
+class BottleneckAdapter(AttentionAdapter):
+    """The attention adapter over D/8 hidden units: an eighth of the parameters."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        hidden = max(1, dim // 8)
+        self[0], self[2] = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised gated features (N, D)."""
+        return F.normalize(self.gate(x) * x, dim=1)
+
+
+class ResidualAdapter(AttentionAdapter):
+    """Half the feature as it is, half gated; untrained it is the identity.
+
+    The second layer starts at zero, so that the gate ``D * softmax`` is 1 everywhere.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        nn.init.zeros_(self[2].weight)
+        nn.init.zeros_(self[2].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised mix of features and gated features (N, D)."""
+        gate = x.shape[1] * self.gate(x)  # (N, D), mean 1
+        return F.normalize((0.5 + 0.5 * gate) * x, dim=1)
+
+
+ADAPTERS.register("bottleneck", BottleneckAdapter)
+ADAPTERS.register("residual", ResidualAdapter)
+
+
+class TwoSides(nn.Module):
+    """Adapters of the image and of the text features: one of them, or both.
+
+    ``forward`` takes raw image features (N, D) and text features (C, D) to normalised
+    ones.  The paper adapts the image side alone.
+    """
+
+    def __init__(self, dim: int, adapter: str, side: str) -> None:
+        super().__init__()
+        build = ADAPTERS.get(adapter)
+        self.image = build(dim) if side != "text" else None
+        self.text = build(dim) if side != "image" else None
+
+    def forward(self, x: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised image (N, D) and text features (C, D)."""
+        z = self.image(x) if self.image is not None else F.normalize(x, dim=1)
+        t = self.text(text) if self.text is not None else F.normalize(text, dim=1)
+        return z, t
+
+
+def initial_state(
+    dim: int, seed: int, adapter: str = ATTENTION, side: str = "image"
+) -> State:
     """State of a fresh adapter (PyTorch's default initialisation), float32 on the CPU.
 
-    The global random state is left as it was; the same seed gives the same bits.
+    The keys are the adapter's own for the image side, and begin with ``image.`` or
+    ``text.`` otherwise.  The global random state is left as it was; the same seed gives
+    the same bits.
     """
-    build = ADAPTERS.get(adapter)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = build(dim)
-    return {key: value.detach() for key, value in module.state_dict().items()}
+        module = TwoSides(dim, adapter, side)
+    return plain_keys(module.state_dict(), side)
 
 
-def apply_adapter(state: State, x: Tensor, adapter: str = ATTENTION) -> Tensor:
-    """Normalised gated features (N, D) of raw features ``x`` (N, D)."""
+def plain_keys(state: Mapping[str, Tensor], side: str) -> State:
+    """A state of :class:`TwoSides` under the keys that travel."""
+    cut = "image." if side == "image" else ""
+    return {key.removeprefix(cut): value.detach() for key, value in state.items()}
+
+
+def full_keys(state: State, side: str) -> State:
+    """The inverse of :func:`plain_keys`."""
+    return {f"image.{k}": v for k, v in state.items()} if side == "image" else state
+
+
+def apply_adapter(state: State, x: Tensor) -> Tensor:
+    """Normalised gated features (N, D) of raw features ``x`` (N, D), as published."""
     with torch.no_grad():
-        if adapter == ATTENTION:
-            return ops.adapter(x, *(state[key] for key in KEYS))[0]
-        module = ADAPTERS.get(adapter)(x.shape[1]).to(x.device).eval()
-        z: Tensor = torch.func.functional_call(module, state, (x,))
-        return z
+        return ops.adapter(x, *(state[key] for key in KEYS))[0]
+
+
+def apply_sides(
+    state: State, x: Tensor, text: Tensor, adapter: str, side: str
+) -> tuple[Tensor, Tensor]:
+    """Normalised image (N, D) and text features (C, D) of any adapter and side."""
+    if (adapter, side) == (ATTENTION, "image"):
+        return apply_adapter(state, x), text
+    module = TwoSides(x.shape[1], adapter, side).to(x.device).eval()
+    with torch.no_grad():
+        z, t = torch.func.functional_call(module, full_keys(state, side), (x, text))
+    return z, t
 
 
 def contrastive_loss(

@@ -118,7 +118,12 @@ class TrainConfig:
     Adam with L2 weight decay (not AdamW), made anew every round.
     """
 
-    adapter: str = "attention"  # the paper's; others come from packages of others
+    adapter: str = "attention"  # the network; see adapter.ADAPTERS
+    side: str = "image"  # the features that it adapts: image, text or both
+    loss: str = "in-batch"  # or class: cross-entropy over all classes
+    optimizer: str = "adam"  # L2-Adam; or adamw, sgd
+    optimizer_state: str = "reset"  # every round, or keep: each client its own
+    logit_scale: float | None = None  # of the training loss; None: the CLIP's
     rounds: int = 200
     patience: int | None = None  # rounds without a better one before a run stops
     local_epochs: int = 1
@@ -149,6 +154,12 @@ class TrainConfig:
                 raise ConfigError(
                     f"train.{name} = {getattr(self, name)}: expected 0 <= {name} < 1"
                 )
+        if self.logit_scale is not None:
+            _at_least("train", "logit_scale", self.logit_scale, 1e-3)
+        _choice("train", "side", self.side, ("image", "text", "both"))
+        _choice("train", "loss", self.loss, ("in-batch", "class"))
+        _choice("train", "optimizer", self.optimizer, ("adam", "adamw", "sgd"))
+        _choice("train", "optimizer_state", self.optimizer_state, ("reset", "keep"))
         _choice("train", "weighting", self.weighting, ("uniform", "examples"))
         _choice("train", "precision", self.precision, ("fp32", "bf16"))
         _choice("train", "personalize", self.personalize, ("none", "finetune", "mix"))

@@ -85,9 +85,6 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "single options win over it")  # fmt: skip
     add("--patience", dest="train.patience", metavar="N", type=int,
         help="stop when the best round is N rounds back (default: never)")  # fmt: skip
-    add("--adapter", dest="train.adapter", metavar="NAME",
-        help="attention (default, as published), or one that another package adds",
-        )  # fmt: skip
     add("--rounds", "--iters", dest="train.rounds", metavar="N", type=int,
         help="communication rounds (default: 200)")  # fmt: skip
     add("--local-epochs", "--wk_iters", dest="train.local_epochs", metavar="N",
@@ -109,6 +106,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--train-precision", dest="train.precision", metavar="P",
         help="fp32 (default) or bf16: matrix products of bfloat16 factors, summed in "
         "fp32; weights and Adam stay fp32")  # fmt: skip
+    _add_variants(parser)
     group = parser.add_argument_group("clients beyond domains")
     add = group.add_argument
     add("--partition", dest="data.partition", metavar="P",
@@ -119,6 +117,27 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="Dirichlet concentration, small = skewed (default: 0.5)")  # fmt: skip
     add("--shots", dest="data.shots", metavar="N", type=int,
         help="few-shot: training images per class and client")  # fmt: skip
+
+
+def _add_variants(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("variants of fedclip (defaults: the paper's)")
+    add = group.add_argument
+    add("--adapter", dest="train.adapter", metavar="NAME",
+        help="attention (default), residual (starts as the identity), bottleneck "
+        "(an eighth of the parameters), or one that another package adds",
+        )  # fmt: skip
+    add("--side", dest="train.side", metavar="S",
+        help="what the adapter adapts: image (default), text or both")  # fmt: skip
+    add("--loss", dest="train.loss", metavar="L",
+        help="in-batch (default), or class: cross-entropy over all classes",
+        )  # fmt: skip
+    add("--train-logit-scale", dest="train.logit_scale", metavar="F", type=float,
+        help="logit scale of the training loss (default: the CLIP's own, 100)",
+        )  # fmt: skip
+    add("--optimizer", dest="train.optimizer", metavar="O",
+        help="adam (default, L2 decay), adamw or sgd")  # fmt: skip
+    add("--optimizer-state", dest="train.optimizer_state", metavar="S",
+        help="reset every round (default), or keep each client's own")  # fmt: skip
 
 
 def read_config(args: argparse.Namespace, base: Path | None = None) -> RunConfig:

@@ -17,10 +17,12 @@ class ClientUpdate:
     """One client's answer in one round.
 
     ``num_examples`` counts the training rows; ``metrics`` holds plain floats, such as
-    the mean ``loss`` of the round.
+    the mean ``loss`` of the round.  ``private`` never leaves the client: what it keeps
+    for its next round.
     """
 
     client: str
     state: State
     num_examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    private: State = field(default_factory=dict)

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..adapter import ATTENTION, KEYS, apply_adapter, initial_state
+from ..adapter import ATTENTION, KEYS, apply_sides, initial_state
+from ..config import TrainConfig
 from ..server import average
 from ..update import ClientUpdate, State
 from .base import Algorithm, Client, Task, sample_order
-from .module import client_update, train_module
+from .module import client_update, private_states, train_module
 
 
 class FedClip(Algorithm):
@@ -27,7 +28,8 @@ class FedClip(Algorithm):
 
     def init(self, task: Task) -> State:
         """A fresh adapter, drawn from the task's seed."""
-        state = initial_state(task.dim, task.seed, task.train.adapter)
+        t = task.train
+        state = initial_state(task.dim, task.seed, t.adapter, t.side)
         return {key: value.to(task.text.device) for key, value in state.items()}
 
     def local_train(
@@ -41,7 +43,7 @@ class FedClip(Algorithm):
     ) -> list[ClientUpdate]:
         """One call of ``ops.local_round`` per local epoch serves all clients."""
         t = task.train
-        if t.adapter != ATTENTION:
+        if not _has_kernel(t):
             return [train_module(state, c, task, round_number) for c in clients]
         params = [state[key].clone() for _ in clients for key in KEYS]
         exp_avg = [torch.zeros_like(p) for p in params]
@@ -68,7 +70,7 @@ class FedClip(Algorithm):
                 t.beta2,
                 t.eps,
                 t.weight_decay,
-                task.logit_scale,
+                t.logit_scale or task.logit_scale,
                 precision=t.precision,
             )
             for i, loss in enumerate(epoch_losses):
@@ -83,9 +85,22 @@ class FedClip(Algorithm):
         self, updates: Sequence[ClientUpdate], state: State, task: Task
     ) -> State:
         """Mean of the adapters: uniform as published, or by examples."""
-        return average(updates, state, task.train.weighting)
+        shared = average(updates, self.update_like(state), task.train.weighting)
+        return {**state, **shared, **private_states(updates)}
+
+    def update_like(self, state: State) -> State:
+        """The shared adapter: what is private has a ``/`` in its key."""
+        return {key: value for key, value in state.items() if "/" not in key}
 
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Scaled cosine of the gated features and the text features."""
-        z = apply_adapter(state, x, task.train.adapter)
-        return task.logit_scale * z @ task.text.t()
+        t = task.train
+        shared = self.update_like(state)
+        z, text = apply_sides(shared, x, task.text, t.adapter, t.side)
+        return task.logit_scale * z @ text.t()
+
+
+def _has_kernel(t: TrainConfig) -> bool:
+    """Whether local training is the published one, which ``ops.local_round`` fuses."""
+    chosen = (t.adapter, t.side, t.loss, t.optimizer, t.optimizer_state)
+    return chosen == (ATTENTION, "image", "in-batch", "adam", "reset")

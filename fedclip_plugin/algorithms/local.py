@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..errors import ConfigError
 from ..update import ClientUpdate, State
 from .base import Client, Task
 from .fedclip import FedClip
@@ -18,6 +19,12 @@ class Local(FedClip):
 
     name = "local"
     communicates = False
+
+    def init(self, task: Task) -> State:
+        """The common start."""
+        if task.train.optimizer_state != "reset":
+            raise ConfigError("--alg local: --optimizer-state keep is not possible")
+        return super().init(task)
 
     def local_round(
         self, state: State, clients: Sequence[Client], task: Task, round_number: int
@@ -36,10 +43,6 @@ class Local(FedClip):
         """Each keeps its own."""
         own = {f"{u.client}/{k}": v for u in updates for k, v in u.state.items()}
         return {**state, **own}
-
-    def update_like(self, state: State) -> State:
-        """The common start, which every client's adapter resembles."""
-        return {key: value for key, value in state.items() if "/" not in key}
 
     def client_state(self, state: State, client: str) -> State:
         """The client's own adapter; the common start before it has trained."""

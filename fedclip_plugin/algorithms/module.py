@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from ..adapter import ADAPTERS, contrastive_loss
+from ..adapter import TwoSides, contrastive_loss, full_keys, plain_keys
+from ..config import TrainConfig
 from ..update import ClientUpdate, State
 from .base import Client, Task, sample_order
 
@@ -20,16 +24,40 @@ def train_local(
     round_number: int,
     least: int = 2,
 ) -> list[Tensor]:
-    """Local epochs of L2-Adam, in place; returns the loss () of every step.
+    """Local epochs, in place; returns the loss () of every step.
 
     ``loss_of`` takes the row numbers of a batch.  Optimizer and order of rows are those
     of the fused kernels.  Batches of fewer than ``least`` rows are skipped: alone, a
     row has no negatives in a contrastive loss.
     """
-    t, device = task.train, task.text.device
-    optimizer = torch.optim.Adam(
-        parameters, t.lr, (t.beta1, t.beta2), t.eps, t.weight_decay
+    return run_epochs(
+        make_optimizer(parameters, task.train),
+        loss_of,
+        client,
+        task,
+        round_number,
+        least,
     )
+
+
+def make_optimizer(parameters: Iterable[Tensor], t: TrainConfig) -> Optimizer:
+    """The optimizer that ``t`` names: L2-Adam as published, AdamW or plain SGD."""
+    if t.optimizer == "sgd":
+        return torch.optim.SGD(parameters, t.lr, weight_decay=t.weight_decay)
+    kind = torch.optim.AdamW if t.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, t.lr, (t.beta1, t.beta2), t.eps, t.weight_decay)
+
+
+def run_epochs(
+    optimizer: Optimizer,
+    loss_of: Callable[[Tensor], Tensor],
+    client: Client,
+    task: Task,
+    round_number: int,
+    least: int,
+) -> list[Tensor]:
+    """The epochs of :func:`train_local` with an optimizer that is there already."""
+    t, device = task.train, task.text.device
     losses = []
     for epoch in range(t.local_epochs):
         order = sample_order(
@@ -49,17 +77,52 @@ def train_local(
 def train_module(
     state: State, client: Client, task: Task, round_number: int
 ) -> ClientUpdate:
-    """FedCLIP's local epochs on the module that ``task.train.adapter`` names."""
-    module = ADAPTERS.get(task.train.adapter)(task.dim).to(task.text.device)
-    module.load_state_dict(state)
+    """FedCLIP's local epochs with any adapter, side, loss and optimizer."""
+    t = task.train
+    module = TwoSides(task.dim, t.adapter, t.side).to(task.text.device)
+    shared = {key: value for key, value in state.items() if "/" not in key}
+    module.load_state_dict(full_keys(shared, t.side))
+    optimizer = make_optimizer(module.parameters(), t)
+    if t.optimizer_state == "keep":
+        _restore(optimizer, module, state, f"{client.name}/")
     x, y = client.train.x, client.train.y
+    scale = t.logit_scale or task.logit_scale
 
     def loss(rows: Tensor) -> Tensor:
-        return contrastive_loss(module(x[rows]), y[rows], task.text, task.logit_scale)
+        z, text = module(x[rows], task.text)
+        if t.loss == "class":
+            return F.cross_entropy(scale * z @ text.t(), y[rows])
+        return contrastive_loss(z, y[rows], text, scale)
 
-    losses = train_local(module.parameters(), loss, client, task, round_number)
-    after = {key: value.detach().clone() for key, value in module.state_dict().items()}
-    return client_update(client, after, losses)
+    losses = run_epochs(optimizer, loss, client, task, round_number, least=2)
+    copy = {key: value.clone() for key, value in module.state_dict().items()}
+    update = client_update(client, plain_keys(copy, t.side), losses)
+    if t.optimizer_state == "keep":
+        update = replace(update, private=_slots(optimizer, module))
+    return update
+
+
+def _slots(optimizer: Optimizer, module: nn.Module) -> State:
+    """The optimizer's tensors as ``<parameter>:<slot>``, such as Adam's moments."""
+    return {
+        f"{name}:{slot}": value
+        for name, parameter in module.named_parameters()
+        for slot, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _restore(optimizer: Optimizer, module: nn.Module, kept: State, prefix: str) -> None:
+    for name, parameter in module.named_parameters():
+        start = f"{prefix}{name}:"
+        slots = {k[len(start) :]: v for k, v in kept.items() if k.startswith(start)}
+        if slots:
+            optimizer.state[parameter] = {k: v.clone() for k, v in slots.items()}
+
+
+def private_states(updates: Sequence[ClientUpdate]) -> State:
+    """What clients keep, as ``<client>/<key>``: in the state, but never sent."""
+    return {f"{u.client}/{k}": v for u in updates for k, v in u.private.items()}
 
 
 def client_update(
