@@ -18,7 +18,7 @@ from ..adapter import contrastive_loss
 from ..server import average
 from ..update import ClientUpdate, State
 from .base import Algorithm, Client, Samples, Task
-from .module import client_update, train_local
+from .module import client_update, make_optimizer, train_local
 
 
 class FedAvg(Algorithm):
@@ -56,7 +56,8 @@ class FedAvg(Algorithm):
             found = contrastive_loss(images, column, text, scale)
             return found + self.proximal(params, state, task)
 
-        losses = train_local(params.values(), loss, client, task, round_number)
+        optimizer = make_optimizer(params.values(), task.train)
+        losses = train_local(optimizer, loss, client, task, round_number)
         after = {key: value.detach() for key, value in params.items()}
         return client_update(client, after, losses)
 

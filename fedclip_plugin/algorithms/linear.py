@@ -16,7 +16,7 @@ from torch import Tensor
 from ..server import average
 from ..update import ClientUpdate, State
 from .base import Algorithm, Client, Task
-from .module import client_update, train_local
+from .module import client_update, make_optimizer, train_local
 
 
 class Linear(Algorithm):
@@ -43,7 +43,8 @@ class Linear(Algorithm):
             scores = self.predict(params, client.train.x[rows], task)
             return F.cross_entropy(scores, client.train.y[rows])
 
-        losses = train_local(params.values(), loss, client, task, round_number, least=1)
+        optimizer = make_optimizer(params.values(), task.train)
+        losses = train_local(optimizer, loss, client, task, round_number, least=1)
         after = {key: value.detach() for key, value in params.items()}
         return client_update(client, after, losses)
 

@@ -16,30 +16,6 @@ from ..update import ClientUpdate, State
 from .base import Client, Task, sample_order
 
 
-def train_local(
-    parameters: Iterable[Tensor],
-    loss_of: Callable[[Tensor], Tensor],
-    client: Client,
-    task: Task,
-    round_number: int,
-    least: int = 2,
-) -> list[Tensor]:
-    """Local epochs, in place; returns the loss () of every step.
-
-    ``loss_of`` takes the row numbers of a batch.  Optimizer and order of rows are those
-    of the fused kernels.  Batches of fewer than ``least`` rows are skipped: alone, a
-    row has no negatives in a contrastive loss.
-    """
-    return run_epochs(
-        make_optimizer(parameters, task.train),
-        loss_of,
-        client,
-        task,
-        round_number,
-        least,
-    )
-
-
 def make_optimizer(parameters: Iterable[Tensor], t: TrainConfig) -> Optimizer:
     """The optimizer that ``t`` names: L2-Adam as published, AdamW or plain SGD."""
     if t.optimizer == "sgd":
@@ -48,15 +24,20 @@ def make_optimizer(parameters: Iterable[Tensor], t: TrainConfig) -> Optimizer:
     return kind(parameters, t.lr, (t.beta1, t.beta2), t.eps, t.weight_decay)
 
 
-def run_epochs(
+def train_local(
     optimizer: Optimizer,
     loss_of: Callable[[Tensor], Tensor],
     client: Client,
     task: Task,
     round_number: int,
-    least: int,
+    least: int = 2,
 ) -> list[Tensor]:
-    """The epochs of :func:`train_local` with an optimizer that is there already."""
+    """Local epochs, in place; returns the loss () of every step.
+
+    ``loss_of`` takes the row numbers of a batch; their order is that of the fused
+    kernels.  Batches of fewer than ``least`` rows are skipped: alone, a row has no
+    negatives in a contrastive loss.
+    """
     t, device = task.train, task.text.device
     losses = []
     for epoch in range(t.local_epochs):
@@ -94,7 +75,7 @@ def train_module(
             return F.cross_entropy(scale * z @ text.t(), y[rows])
         return contrastive_loss(z, y[rows], text, scale)
 
-    losses = run_epochs(optimizer, loss, client, task, round_number, least=2)
+    losses = train_local(optimizer, loss, client, task, round_number)
     copy = {key: value.clone() for key, value in module.state_dict().items()}
     update = client_update(client, plain_keys(copy, t.side), losses)
     if t.optimizer_state == "keep":

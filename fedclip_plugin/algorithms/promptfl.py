@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..server import average
 from ..update import ClientUpdate, State
 from .base import Algorithm, Client, Task
-from .module import client_update, train_local
+from .module import client_update, make_optimizer, train_local
 
 
 class PromptFL(Algorithm):
@@ -54,7 +54,8 @@ class PromptFL(Algorithm):
             scores = _scores(context, client.train.x[rows], task)
             return F.cross_entropy(scores, client.train.y[rows])
 
-        losses = train_local([context], loss, client, task, round_number, least=1)
+        optimizer = make_optimizer([context], task.train)
+        losses = train_local(optimizer, loss, client, task, round_number, least=1)
         return client_update(client, {"context": context.detach()}, losses)
 
     def aggregate(
