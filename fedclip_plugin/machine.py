@@ -25,6 +25,7 @@ HOSTS = {"fedml": "fedml", "flower": "flwr"}  # extra -> distribution
 EXTRAS = {
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "hub": ("huggingface_hub", "pyarrow"),
+    "lora": ("peft",),
     "tensorboard": ("tensorboard",),
 }
 GIB = 2**30

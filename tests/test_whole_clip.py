@@ -66,7 +66,7 @@ def make(
     return build_federation(features, config, "d3", 0, clip)
 
 
-@pytest.mark.parametrize("name", ["fedavg", "fedprox", "promptfl"])
+@pytest.mark.parametrize("name", ["fedavg", "fedavg-lora", "fedprox", "promptfl"])
 def test_the_first_state_is_zero_shot(name, images, weights):
     fed = make(name, images, weights)
     state = fed.algorithm.init(fed.task)
@@ -75,7 +75,7 @@ def test_the_first_state_is_zero_shot(name, images, weights):
         assert torch.equal(ours, zero_shot_labels(part, fed.task))
 
 
-@pytest.mark.parametrize("name", ["fedavg", "fedprox", "promptfl"])
+@pytest.mark.parametrize("name", ["fedavg", "fedavg-lora", "fedprox", "promptfl"])
 def test_training_lowers_the_loss_and_repeats_bit_for_bit(name, images, weights):
     runs = [
         [
@@ -142,6 +142,19 @@ def test_fedprox_stays_nearer_to_its_start(images, weights):
         return sum(float((end[k] - start[k]).square().sum()) for k in start)
 
     assert moved(100.0) < 0.9 * moved(0.0)
+
+
+def test_lora_sends_its_factors_alone_and_leaves_the_model(images, weights):
+    fed = make("fedavg-lora", images, weights, rounds=1)
+    before = {k: v.clone() for k, v in fed.task.clip.model.state_dict().items()}
+    *_, last = federate(fed)
+    assert all("lora_" in key for key in last.state)
+    whole = sum(v.numel() for v in before.values())
+    assert sum(v.numel() for v in last.state.values()) < whole / 10
+    assert any(float(v.abs().max()) > 0 for k, v in last.state.items() if "lora_B" in k)
+    after = fed.task.clip.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
 
 
 def test_promptfl_sends_the_context_alone_and_leaves_the_model(images, weights):

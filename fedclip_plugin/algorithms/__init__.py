@@ -13,6 +13,7 @@ from .fedavg import FedAvg, FedProx
 from .fedclip import FedClip
 from .linear import Linear
 from .local import Local
+from .lora import FedAvgLora
 from .promptfl import PromptFL
 from .zeroshot import ZeroShot
 
@@ -27,7 +28,16 @@ __all__ = [
 ]
 
 ALGORITHMS: Registry[type[Algorithm]] = Registry("alg", "fedclip_plugin.algorithms")
-for _algorithm in (FedClip, FedAvg, FedProx, Linear, Local, PromptFL, ZeroShot):
+for _algorithm in (
+    FedClip,
+    FedAvg,
+    FedAvgLora,
+    FedProx,
+    Linear,
+    Local,
+    PromptFL,
+    ZeroShot,
+):
     ALGORITHMS.register(_algorithm.name, _algorithm)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..adapter import contrastive_loss
@@ -29,10 +29,14 @@ class FedAvg(Algorithm):
     rows_at_once = 256
     defaults: ClassVar = {"weighting": "examples", "weight_decay": 0.0}
 
+    def model(self, task: Task) -> nn.Module:
+        """The module that is trained."""
+        return task.whole_clip.model
+
     def init(self, task: Task) -> State:
         """The pretrained CLIP."""
-        model = task.whole_clip.model
-        return {name: p.detach().clone() for name, p in model.named_parameters()}
+        parameters = self.model(task).named_parameters()
+        return {name: p.detach().clone() for name, p in parameters}
 
     def inputs(self, samples: Samples, task: Task) -> Tensor:
         """The images themselves."""
@@ -44,14 +48,14 @@ class FedAvg(Algorithm):
         self, state: State, client: Client, task: Task, round_number: int
     ) -> ClientUpdate:
         """Local epochs of Adam on all weights."""
-        clip = task.whole_clip
+        model, tokens = self.model(task), task.whole_clip.tokens
         params = {k: v.clone().requires_grad_() for k, v in state.items()}
 
         def loss(rows: Tensor) -> Tensor:
             batch = client.train[rows]
             present, column = torch.unique(batch.y, return_inverse=True)
             images, text, scale = functional_call(
-                clip.model, params, (self.inputs(batch, task), clip.tokens[present])
+                model, params, (self.inputs(batch, task), tokens[present])
             )[:3]
             found = contrastive_loss(images, column, text, scale)
             return found + self.proximal(params, state, task)
@@ -73,11 +77,9 @@ class FedAvg(Algorithm):
 
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Scaled cosine of image and text features of the trained model."""
-        clip = task.whole_clip
+        model, tokens = self.model(task), task.whole_clip.tokens
         with torch.no_grad():
-            images, text, scale = functional_call(clip.model, state, (x, clip.tokens))[
-                :3
-            ]
+            images, text, scale = functional_call(model, state, (x, tokens))[:3]
             scores: Tensor = scale * images @ text.t()
         return scores
 
