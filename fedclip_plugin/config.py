@@ -33,6 +33,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "best": {"weight_decay": 0.0, "lr": 2e-4},  # chosen as docs/ablation.md tells
 }
 """Values of :class:`TrainConfig` for FedCLIP, where the user says nothing."""
+AGGREGATIONS = (
+    "mean",
+    "median",
+    "trimmed-mean",
+    "krum",
+    "multi-krum",
+    "geometric-median",
+    "clipped-mean",
+)
 EMBEDDED_DATASET = "digits"
 EMBEDDED_MODEL = "fedclip-tiny"
 
@@ -134,6 +143,9 @@ class TrainConfig:
     eps: float = 1e-6
     weight_decay: float = 0.2
     weighting: str = "uniform"
+    aggregation: str = "mean"  # or a robust rule, see robust.RULES
+    byzantine: float = 0.3  # share of attackers that a robust rule reckons with
+    max_norm_ratio: float = 100.0  # to the round's median update; 0 allows any
     participation: float = 1.0  # share of the clients that train in a round
     mu: float = 0.01  # FedProx: weight of the distance from the round's start
     personalize: str = "none"  # what each client does after the last round
@@ -161,6 +173,12 @@ class TrainConfig:
         _choice("train", "optimizer", self.optimizer, ("adam", "adamw", "sgd"))
         _choice("train", "optimizer_state", self.optimizer_state, ("reset", "keep"))
         _choice("train", "weighting", self.weighting, ("uniform", "examples"))
+        _choice("train", "aggregation", self.aggregation, AGGREGATIONS)
+        _at_least("train", "max_norm_ratio", self.max_norm_ratio, 0)
+        if not 0 <= self.byzantine < 0.5:
+            raise ConfigError(
+                f"train.byzantine = {self.byzantine}: expected a share in [0, 0.5)"
+            )
         _choice("train", "precision", self.precision, ("fp32", "bf16"))
         _choice("train", "personalize", self.personalize, ("none", "finetune", "mix"))
         if not 0 < self.participation <= 1:

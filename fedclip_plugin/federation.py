@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TypeVar
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from .evaluation import (
 from .features import FeatureSet
 from .means import mean
 from .partition import partition_clients
-from .server import Quarantined, screen
+from .screening import Quarantined, screen
 from .update import ClientUpdate, State
 from .whole_clip import WholeClip
 from .wire import state_bytes, update_bytes
@@ -61,6 +61,7 @@ class RoundResult:
     bytes_down: int
     quarantined: int
     seconds: dict[str, float]
+    left_out: list[dict[str, Any]] = field(default_factory=list)
 
 
 def build_federation(
@@ -136,13 +137,14 @@ def tally(
     state: State,
     updates: Sequence[ClientUpdate],
     participants: Sequence[str],
+    max_norm_ratio: float = 100.0,
 ) -> Tally:
     """Screen the updates of the ``participants`` to whom ``state`` was sent.
 
     Bytes are those of safetensors; a host that counts its own wire replaces them.
     """
     like = algorithm.update_like(state)
-    sound, bad = screen(updates, like)
+    sound, bad = screen(updates, like, max_norm_ratio)
     up = sum(update_bytes(u) for u in updates)
     down = len(participants) * state_bytes(like)
     if not algorithm.communicates:
@@ -176,6 +178,7 @@ def round_result(
         bytes_down=counted.bytes_down,
         quarantined=len(counted.quarantined),
         seconds=seconds,
+        left_out=[asdict(q) for q in counted.quarantined],
     )
 
 
@@ -187,7 +190,8 @@ def run_round(
     config, seed = fed.task.train, fed.task.seed
     chosen = participants(fed.clients, config.participation, seed, round_number)
     updates = fed.algorithm.local_round(state, chosen, fed.task, round_number)
-    counted = tally(fed.algorithm, state, updates, [c.name for c in chosen])
+    names = [c.name for c in chosen]
+    counted = tally(fed.algorithm, state, updates, names, config.max_norm_ratio)
     after = fed.algorithm.aggregate(counted.sound, state, fed.task)
     trained = time.perf_counter()
     clients, target = score_state(fed, after)

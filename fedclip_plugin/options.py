@@ -96,6 +96,15 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="L2 decay of Adam (default: 0.2)")  # fmt: skip
     add("--weighting", dest="train.weighting", metavar="W",
         help="uniform (default, as published) or examples")  # fmt: skip
+    add("--aggregation", dest="train.aggregation", metavar="RULE",
+        help="mean (default, as published), median, trimmed-mean, krum, multi-krum, "
+        "geometric-median or clipped-mean")  # fmt: skip
+    add("--byzantine", dest="train.byzantine", metavar="SHARE", type=float,
+        help="share of attackers that a robust rule reckons with (default: 0.3)",
+        )  # fmt: skip
+    add("--max-norm-ratio", dest="train.max_norm_ratio", metavar="F", type=float,
+        help="leave out an update this many times longer than the round's median "
+        "(default: 100; 0 = never)")  # fmt: skip
     add("--participation", dest="train.participation", metavar="SHARE", type=float,
         help="share of the clients that train in a round (default: 1)")  # fmt: skip
     add("--mu", dest="train.mu", metavar="F", type=float,

@@ -43,10 +43,14 @@ class Leaf:
 
 
 class MetricsFile:
-    """``metrics.jsonl``: a line a round, appended; cut back to a checkpoint's round."""
+    """``metrics.jsonl``: a line a round, appended; cut back to a checkpoint's round.
+
+    What was left out of a round also goes to ``quarantined.jsonl`` beside it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.quarantined = path.with_name("quarantined.jsonl")
 
     def __enter__(self) -> MetricsFile:
         self._file = self.path.open("a", encoding="utf-8")
@@ -65,12 +69,22 @@ class MetricsFile:
         self._file.close()
         write_bytes(self.path, "".join(lines[:rounds]).encode(), durable=False)
         self._file = self.path.open("a", encoding="utf-8")
+        if self.quarantined.is_file():
+            text = self.quarantined.read_text(encoding="utf-8")
+            kept = [
+                k for k in text.splitlines(True) if json.loads(k)["round"] <= rounds
+            ]
+            write_bytes(self.quarantined, "".join(kept).encode(), durable=False)
 
-    def add(self, line: Mapping[str, object]) -> None:
+    def add(self, line: Mapping[str, Any]) -> None:
         """Append one round; in the file before its checkpoint is written."""
         try:
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
+            if line.get("left_out"):
+                with self.quarantined.open("a", encoding="utf-8") as file:
+                    for found in line["left_out"]:
+                        file.write(json.dumps({"round": line["round"], **found}) + "\n")
         except OSError as error:
             raise cannot_write(self.path, error) from error
 

@@ -6,7 +6,9 @@ import re
 import pytest
 import torch
 
-from fedclip_plugin.server import average, screen
+from fedclip_plugin.config import TrainConfig
+from fedclip_plugin.screening import screen
+from fedclip_plugin.server import aggregate
 from fedclip_plugin.update import ClientUpdate
 
 
@@ -14,31 +16,34 @@ def update(name: str, value: float, count: int = 10) -> ClientUpdate:
     return ClientUpdate(name, {"w": torch.full((2, 3), value)}, count)
 
 
+UNIFORM, EXAMPLES = TrainConfig(), TrainConfig(weighting="examples")
 SENT = {"w": torch.zeros(2, 3)}
 
 
 def test_uniform_mean_ignores_counts_and_examples_uses_them():
     updates = [update("a", 1.0, 10), update("b", 4.0, 30)]
-    assert torch.allclose(average(updates, SENT)["w"], torch.full((2, 3), 2.5))
-    by_count = average(updates, SENT, "examples")["w"]
+    assert torch.allclose(
+        aggregate(updates, SENT, UNIFORM)["w"], torch.full((2, 3), 2.5)
+    )
+    by_count = aggregate(updates, SENT, EXAMPLES)["w"]
     assert torch.allclose(by_count, torch.full((2, 3), 3.25))
 
 
 def test_order_of_arrival_changes_no_bit():
     torch.manual_seed(0)
     updates = [ClientUpdate(f"c{i}", {"w": torch.randn(2, 3)}, i + 1) for i in range(4)]
-    means = [average(p, SENT, "examples")["w"] for p in itertools.permutations(updates)]
+    means = [aggregate(p, SENT, EXAMPLES)["w"] for p in itertools.permutations(updates)]
     assert all(torch.equal(means[0], m) for m in means)
 
 
 def test_clients_without_rows_have_no_vote():
-    mean = average([update("a", 1.0), update("b", 9.0, 0)], SENT)["w"]
+    mean = aggregate([update("a", 1.0), update("b", 9.0, 0)], SENT, UNIFORM)["w"]
     assert torch.equal(mean, torch.ones(2, 3))
 
 
 def test_with_no_voter_the_state_stays():
-    assert average([], SENT) is SENT
-    assert average([update("a", 1.0, 0)], SENT) is SENT
+    assert aggregate([], SENT, UNIFORM) is SENT
+    assert aggregate([update("a", 1.0, 0)], SENT, UNIFORM) is SENT
 
 
 @pytest.mark.parametrize(
@@ -65,5 +70,5 @@ def test_mean_of_many_is_exact():
         ClientUpdate(f"{i:04}", {"w": torch.randn(50, 7)}, 3) for i in range(500)
     ]
     exact = torch.stack([u.state["w"].double() for u in updates]).mean(0)
-    got = average(updates, {"w": torch.zeros(50, 7)})["w"].double()
+    got = aggregate(updates, {"w": torch.zeros(50, 7)}, UNIFORM)["w"].double()
     assert float((got - exact).abs().max() / exact.square().mean().sqrt()) < 2e-6

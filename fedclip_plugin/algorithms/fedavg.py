@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..adapter import contrastive_loss
-from ..server import average
+from ..server import aggregate
 from ..update import ClientUpdate, State
 from .base import Algorithm, Client, Samples, Task
 from .module import client_update, make_optimizer, train_local
@@ -73,7 +73,7 @@ class FedAvg(Algorithm):
         self, updates: Sequence[ClientUpdate], state: State, task: Task
     ) -> State:
         """Mean of the models, by training rows."""
-        return average(updates, state, task.train.weighting)
+        return aggregate(updates, state, task.train)
 
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Scaled cosine of image and text features of the trained model."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import ops
 from ..adapter import ATTENTION, KEYS, apply_sides, initial_state
 from ..config import TrainConfig
-from ..server import average
+from ..server import aggregate
 from ..update import ClientUpdate, State
 from .base import Algorithm, Client, Task, sample_order
 from .module import client_update, private_states, train_module
@@ -84,8 +84,8 @@ class FedClip(Algorithm):
     def aggregate(
         self, updates: Sequence[ClientUpdate], state: State, task: Task
     ) -> State:
-        """Mean of the adapters: uniform as published, or by examples."""
-        shared = average(updates, self.update_like(state), task.train.weighting)
+        """Mean of the adapters: uniform as published, by examples, or robust."""
+        shared = aggregate(updates, self.update_like(state), task.train)
         return {**state, **shared, **private_states(updates)}
 
     def update_like(self, state: State) -> State:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..server import average
+from ..server import aggregate
 from ..update import ClientUpdate, State
 from .base import Algorithm, Client, Task
 from .module import client_update, make_optimizer, train_local
@@ -52,7 +52,7 @@ class Linear(Algorithm):
         self, updates: Sequence[ClientUpdate], state: State, task: Task
     ) -> State:
         """Mean of the heads, by training rows as in FedAVG."""
-        return average(updates, state, task.train.weighting)
+        return aggregate(updates, state, task.train)
 
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Class scores of normalised features."""

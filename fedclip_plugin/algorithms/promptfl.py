@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..server import average
+from ..server import aggregate
 from ..update import ClientUpdate, State
 from .base import Algorithm, Client, Task
 from .module import client_update, make_optimizer, train_local
@@ -62,7 +62,7 @@ class PromptFL(Algorithm):
         self, updates: Sequence[ClientUpdate], state: State, task: Task
     ) -> State:
         """Mean of the contexts, by training rows."""
-        return average(updates, state, task.train.weighting)
+        return aggregate(updates, state, task.train)
 
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Scaled cosine with the captions under the learned context."""
