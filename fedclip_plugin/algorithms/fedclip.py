@@ -20,6 +20,8 @@ from ..update import ClientUpdate, State
 from .base import Algorithm, Client, Task, sample_order
 from .module import client_update, private_states, train_module
 
+AT_ONCE = 64  # clients whose Adam moments are in memory; more would gain nothing
+
 
 class FedClip(Algorithm):
     """The published algorithm; hyper-parameters come from ``task.train``."""
@@ -41,44 +43,15 @@ class FedClip(Algorithm):
     def local_round(
         self, state: State, clients: Sequence[Client], task: Task, round_number: int
     ) -> list[ClientUpdate]:
-        """One call of ``ops.local_round`` per local epoch serves all clients."""
-        t = task.train
-        if not _has_kernel(t):
+        """One call of ``ops.local_round`` per local epoch serves many clients."""
+        if not _has_kernel(task.train):
             return [train_module(state, c, task, round_number) for c in clients]
-        params = [state[key].clone() for _ in clients for key in KEYS]
-        exp_avg = [torch.zeros_like(p) for p in params]
-        exp_avg_sq = [torch.zeros_like(p) for p in params]
-        losses: list[list[Tensor]] = [[] for _ in clients]
-        steps = [0] * len(clients)
-        for epoch in range(t.local_epochs):
-            orders = [
-                sample_order(len(c.train), task.seed, round_number, c.index, epoch)
-                for c in clients
-            ]
-            epoch_losses = ops.local_round(
-                [c.train.x for c in clients],
-                [c.train.y for c in clients],
-                task.text,
-                [order.to(task.text.device) for order in orders],
-                t.batch_size,
-                params,
-                exp_avg,
-                exp_avg_sq,
-                steps,
-                t.lr,
-                t.beta1,
-                t.beta2,
-                t.eps,
-                t.weight_decay,
-                t.logit_scale or task.logit_scale,
-                precision=t.precision,
-            )
-            for i, loss in enumerate(epoch_losses):
-                losses[i].extend(loss.unbind())
-                steps[i] += len(loss)
         return [
-            client_update(client, dict(zip(KEYS, params[4 * i : 4 * i + 4])), losses[i])
-            for i, client in enumerate(clients)
+            update
+            for start in range(0, len(clients), AT_ONCE)
+            for update in _train_fused(
+                state, clients[start : start + AT_ONCE], task, round_number
+            )
         ]
 
     def aggregate(
@@ -104,3 +77,44 @@ def _has_kernel(t: TrainConfig) -> bool:
     """Whether local training is the published one, which ``ops.local_round`` fuses."""
     chosen = (t.adapter, t.side, t.loss, t.optimizer, t.optimizer_state)
     return chosen == (ATTENTION, "image", "in-batch", "adam", "reset")
+
+
+def _train_fused(
+    state: State, clients: Sequence[Client], task: Task, round_number: int
+) -> list[ClientUpdate]:
+    t = task.train
+    params = [state[key].clone() for _ in clients for key in KEYS]
+    exp_avg = [torch.zeros_like(p) for p in params]
+    exp_avg_sq = [torch.zeros_like(p) for p in params]
+    losses: list[list[Tensor]] = [[] for _ in clients]
+    steps = [0] * len(clients)
+    for epoch in range(t.local_epochs):
+        orders = [
+            sample_order(len(c.train), task.seed, round_number, c.index, epoch)
+            for c in clients
+        ]
+        epoch_losses = ops.local_round(
+            [c.train.x for c in clients],
+            [c.train.y for c in clients],
+            task.text,
+            [order.to(task.text.device) for order in orders],
+            t.batch_size,
+            params,
+            exp_avg,
+            exp_avg_sq,
+            steps,
+            t.lr,
+            t.beta1,
+            t.beta2,
+            t.eps,
+            t.weight_decay,
+            t.logit_scale or task.logit_scale,
+            precision=t.precision,
+        )
+        for i, loss in enumerate(epoch_losses):
+            losses[i].extend(loss.unbind())
+            steps[i] += len(loss)
+    return [
+        client_update(client, dict(zip(KEYS, params[4 * i : 4 * i + 4])), losses[i])
+        for i, client in enumerate(clients)
+    ]
