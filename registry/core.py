@@ -7,18 +7,21 @@ Screening, aggregation, evaluation and the files are those of ``fedclip run``.
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
+
 from .. import experiment, outputs
-from ..algorithms import Client
+from ..algorithms import Client, Samples
 from ..checkpoint import Progress
 from ..config import RunConfig, to_toml
 from ..errors import ConfigError
-from ..evaluation import summary_scores
+from ..evaluation import predict_scores, summary_scores
 from ..features import FeatureSet
 from ..federation import (
     Federation,
@@ -74,6 +77,11 @@ def one_run(config: RunConfig) -> RunConfig:
             f"seeds {list(config.seeds)} and targets {list(config.data.targets)}; "
             "`fedclip run` runs several"
         )
+    if config.train.optimizer_state != "reset":
+        raise ConfigError(
+            "--optimizer-state keep: a host's clients keep nothing between rounds; "
+            "use `fedclip run`"
+        )
     return replace(
         config, data=replace(config.data, targets=config.data.targets or (NO_TARGET,))
     )
@@ -90,6 +98,18 @@ def open_setup(config: RunConfig) -> Setup:
     (target,) = resolve_targets(features.domains, config.data.targets)
     fed = build_federation(features, config, target, config.seeds[0])
     return Setup(config, features, fed, target)
+
+
+def score_rows(fed: Federation, state: State, rows: Samples) -> tuple[float, float]:
+    """Mean cross-entropy of the class scores of ``rows``, and the accuracy.
+
+    For hosts that print a loss of their own; NaN for no rows.
+    """
+    if not len(rows):
+        return math.nan, math.nan
+    scores = predict_scores(fed.algorithm, state, rows, fed.task)  # (N, C)
+    right = float((scores.argmax(dim=1) == rows.y).double().mean())
+    return float(F.cross_entropy(scores, rows.y)), right
 
 
 class HostRun:
@@ -127,7 +147,8 @@ class HostRun:
         taken over by :meth:`record`, so that a host may still change it.
         """
         fed = self.setup.fed
-        counted = tally(fed.algorithm, self.state, updates, participants)
+        ratio = fed.task.train.max_norm_ratio
+        counted = tally(fed.algorithm, self.state, updates, participants, ratio)
         return fed.algorithm.aggregate(counted.sound, self.state, fed.task), counted
 
     def record(
@@ -147,6 +168,8 @@ class HostRun:
         number = self.standing.progress.round + 1
         result = round_result(number, counted, clients, target, seconds)
         progress = advance(self.standing.progress, result)
+        if not clients:  # nobody measured it: the last round stands for the best
+            progress = replace(progress, best_round=number)
         if progress.best_round == number:
             self._best = result
         best = state if self._best is result else self.standing.best
