@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import stdev
 from typing import Any
 
-from scipy.special import stdtrit
-
 from .errors import RunError
 from .means import mean
 from .records import NO_TARGET, Summary, target_name
@@ -38,6 +36,8 @@ def ci95(values: Iterable[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     if len(known) < 2:
         return None
+    from scipy.special import stdtrit  # slow to import, and seldom needed
+
     quantile = float(stdtrit(len(known) - 1, 0.975))  # of Student's t
     return quantile * stdev(known) / math.sqrt(len(known))
 

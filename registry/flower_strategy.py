@@ -1,0 +1,290 @@
+"""FedCLIP as a Flower strategy, and the ServerApp that runs it.
+
+A round: the adapter goes to the clients, theirs come back, are screened and averaged by
+the package's own rules; then the clients measure the new one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MessageType,
+    MetricRecord,
+)
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Result, Strategy
+
+from ..algorithms import get_algorithm
+from ..errors import ConfigError, FedClipError, RunError
+from ..evaluation import summary_scores
+from ..federation import RoundResult, Tally
+from ..means import mean
+from ..partition import NO_TARGET
+from ..update import State
+from . import flower_records as records
+from .core import HostRun, one_run, open_setup
+from .flower_nodes import Nodes, Phase
+from .flower_options import server_settings
+from .flower_roster import Card, make_card, setup_without_data
+
+_log = logging.getLogger("flwr")
+
+
+class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types are
+    """FedCLIP (Lu et al. 2023, arXiv 2302.13485) over Flower's message API.
+
+    ``options`` are those of a run config (docs/flower.md): the long options of
+    ``fedclip run``, and Flower's ``num-server-rounds``, ``fraction-train``, ...
+    FEDCLIP_* variables and fedclip.toml fill in what is not among them.
+
+    The clients run ``flower_host:client_app``, or answer as it does: one ArrayRecord
+    and one MetricRecord with ``num-examples``.
+    """
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        config, self.out, self.sampling = server_settings(options or {})
+        self.config = one_run(config)
+        if not get_algorithm(config.algorithm).communicates:
+            raise ConfigError(
+                f"--alg {config.algorithm} sends nothing to a server: use `fedclip run`"
+            )
+        self.nodes = Nodes(self.config, self.sampling)
+        self.host_run: HostRun | None = None
+        self._phase = Phase()
+        self._pending: tuple[State, Tally] | None = None
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int | None = None,
+        timeout: float | None = None,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Any = None,
+    ) -> Result:
+        """Run all rounds; ``result.arrays`` is the last adapter.
+
+        What is None comes from the options; the first adapter is drawn from the seed.
+        Raises FedClipError where the run cannot begin.
+        """
+        if timeout is not None:
+            self.nodes.timeout = timeout
+        if num_rounds is not None:
+            train = replace(self.config.train, rounds=num_rounds)
+            self.config = self.nodes.config = replace(self.config, train=train)
+        drawn = self.initial_arrays(grid)
+        result = super().start(
+            grid,
+            drawn if initial_arrays is None else initial_arrays,
+            self.config.train.rounds,
+            self.nodes.timeout,
+            train_config,
+            evaluate_config,
+            evaluate_fn,
+        )
+        self.finish()
+        return result
+
+    def initial_arrays(self, grid: Grid) -> ArrayRecord:
+        """Ask the clients what they are; the first adapter, drawn from the seed.
+
+        For strategies that wrap this one and have a ``start`` of their own.
+        """
+        if self.host_run is None:
+            setup = None
+            if self.config.data.targets != (NO_TARGET,):
+                setup = open_setup(self.config)  # who else has the held-out domain?
+                own = make_card(setup, setup.fed.clients[0], False)
+                self.nodes.roster.model = own
+            cards = list(self.nodes.clients(grid).values())
+            setup = setup or setup_without_data(self.config, cards)
+            self.host_run = HostRun(setup, self.out)
+            _greet(cards)
+        return records.to_arrays(self.host_run.state)
+
+    def summary(self) -> None:
+        """Log the configuration."""
+        c, s = self.config.train, self.sampling
+        _log.info(
+            "\t├── FedCLIP: lr %g, %d local epochs, batch size %d, %s weighting, "
+            "seed %d",
+            c.lr, c.local_epochs, c.batch_size, c.weighting, self.config.seeds[0],
+        )  # fmt: skip
+        _log.info(
+            "\t└── Sampling: train %g of at least %d, evaluate %g; %d nodes needed",
+            c.participation, s.min_train_nodes, s.fraction_evaluate,
+            s.min_available_nodes,
+        )  # fmt: skip
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The adapter for the clients of this round, drawn by the seed."""
+        self.initial_arrays(grid)  # no-op but in a strategy that wraps this one
+        self._run.state = self._state(arrays)
+        share, least = self.config.train.participation, self.sampling.min_train_nodes
+        chosen = self.nodes.draw(grid, share, server_round, least)
+        return self._send(MessageType.TRAIN, arrays, config, server_round, chosen)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The average of the sound adapters; the former one where there is none."""
+        run, phase = self._run, self._phase
+        updates = [
+            records.to_update(name, content, run.state)
+            for name, content in phase.sound(replies, self.nodes.timeout)
+        ]
+        state, counted = run.aggregate(updates, phase.clients)
+        self._pending = state, counted
+        metrics = {
+            "clients": len(counted.sound),
+            "left-out": len(phase.sent) - len(counted.sound),
+            "bytes-up": phase.bytes_up,
+            "bytes-down": phase.bytes_down,
+            "loss": mean([u.metrics.get("loss") for u in counted.sound]),
+        }
+        return records.to_arrays(state), records.to_metrics(metrics)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The new adapter for the clients; for nobody where the server scores."""
+        if self._pending is not None:  # a strategy around this one may have changed it
+            state, counted = self._state(arrays), self._pending[1]
+            sent = self._phase
+            counted = replace(
+                counted, bytes_up=sent.bytes_up, bytes_down=sent.bytes_down
+            )
+            self._pending = state, counted
+        share = 0.0 if self._scores_here else self.sampling.fraction_evaluate
+        chosen = self.nodes.draw(grid, share, server_round) if share else {}
+        return self._send(MessageType.EVALUATE, arrays, config, server_round, chosen)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Accuracy of every client and their mean, kept and written down."""
+        phase = self._phase
+        contents = phase.sound(replies, self.nodes.timeout)
+        scores = {name: records.to_scores(content) for name, content in contents}
+        if self._pending is None:
+            return None
+        state, counted = self._pending
+        self._pending = None
+        counted = replace(
+            counted,
+            bytes_up=counted.bytes_up + phase.bytes_up,
+            bytes_down=counted.bytes_down + phase.bytes_down,
+        )
+        result = self._run.record(state, counted, None if self._scores_here else scores)
+        self._tell(result)
+        metrics = {
+            **records.client_metrics(result.clients),
+            "val-accuracy": result.mean_val if result.clients else None,
+            "test-accuracy": result.mean_test,
+            "target-accuracy": result.target,
+            "round-bytes-up": result.bytes_up,
+            "round-bytes-down": result.bytes_down,
+        }
+        return records.to_metrics(metrics)
+
+    def finish(self) -> dict[str, Any]:
+        """The summary of the run; with ``out`` its files are written."""
+        cards = self.nodes.roster.cards.values()
+        shots = summary_scores(None, {card.name: card.shot for card in cards})
+        summary = self._run.finish(shots)
+        _log.info(
+            "fedclip: best round %d: mean accuracy %s, zero-shot %s",
+            summary["best_round"], _percent(summary["result"]["mean"]),
+            _percent(summary["zero_shot"]["mean"]),
+        )  # fmt: skip
+        if self._run.leaf is not None:
+            _log.info("fedclip: results: %s", self._run.leaf.directory)
+        return summary
+
+    @property
+    def _run(self) -> HostRun:
+        if self.host_run is None:
+            raise RunError("the strategy has not begun: call start(grid) first")
+        return self.host_run
+
+    @property
+    def _scores_here(self) -> bool:
+        return bool(self._run.setup.fed.clients)
+
+    def _send(
+        self,
+        kind: str,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        server_round: int,
+        clients: Mapping[int, str],
+    ) -> list[Message]:
+        self._phase = self.nodes.address(kind, arrays, config, server_round, clients)
+        return [message for message, _ in self._phase.sent]
+
+    def _state(self, arrays: ArrayRecord) -> State:
+        state = records.to_state(arrays, self._run.state)
+        got, want = (
+            {k: tuple(v.shape) for k, v in s.items()} for s in (state, self._run.state)
+        )
+        if got != want:
+            raise ConfigError(f"arrays {got} are no adapter of this run: {want}")
+        return state
+
+    def _tell(self, result: RoundResult) -> None:
+        shots = {card.name: card.shot for card in self.nodes.roster.cards.values()}
+        for name, score in result.clients.items():
+            _log.info(
+                "fedclip: client %s: val %s, test %s, zero-shot %s",
+                name, _percent(score["val"]), _percent(score["test"]),
+                _percent(shots.get(name)),
+            )  # fmt: skip
+        if result.target is not None:
+            target = self._run.setup.target
+            _log.info("fedclip: held-out %s: %s", target, _percent(result.target))
+        _log.info(
+            "fedclip: round %d: mean val %s, test %s; %d bytes up, %d down",
+            result.round, _percent(result.mean_val if result.clients else None),
+            _percent(result.mean_test), result.bytes_up, result.bytes_down,
+        )  # fmt: skip
+
+
+def _greet(cards: list[Card]) -> None:
+    for card in cards:
+        _log.info(
+            "fedclip: client %s: %d training rows, zero-shot %s",
+            card.name, card.rows[0], _percent(card.shot),
+        )  # fmt: skip
+    whole = max(card.federation for card in cards)
+    if whole > len(cards):
+        _log.warning(
+            "fedclip: the data make %d clients, %d take part: set the number of "
+            "SuperNodes to %d",
+            whole, len(cards), whole,
+        )  # fmt: skip
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _main(grid: Grid, context: Context) -> None:
+    try:
+        FedClip(context.run_config).start(grid)
+    except FedClipError as error:  # Flower logs a traceback: make it a short one
+        raise error.with_traceback(None) from None
+
+
+server_app = ServerApp()
+server_app.main()(_main)
