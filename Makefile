@@ -49,6 +49,10 @@ format: install  ## put Python and C++ sources into the project's format
 bench: install  ## time the kernels against PyTorch
 	$(BIN)/python -m benchmarks.bench_ops $(ARGS)
 
+.PHONY: gpu-check
+gpu-check:  ## build, test and time the CUDA kernels on this machine's GPU
+	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m benchmarks.gpu_check $(ARGS)
+
 .PHONY: install
 install: $(VENV)/.installed  ## make .venv, install the package in it, build the kernels
 

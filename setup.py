@@ -16,6 +16,7 @@ Environment, read while building:
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
@@ -52,6 +53,10 @@ def isa_of(source: str) -> str | None:
     return suffix if suffix in ISA_FLAGS else None
 
 
+def kernel_headers() -> list[str]:
+    return sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/cuda/*.cuh"))
+
+
 def cpu_extension() -> Any:
     from torch.utils.cpp_extension import CppExtension
 
@@ -59,7 +64,7 @@ def cpu_extension() -> Any:
     return CppExtension(
         "fedclip_plugin._C",
         [source for source in sources if X86_64 or not isa_of(source)],
-        depends=sorted(glob("csrc/**/*.h", recursive=True)),
+        depends=kernel_headers(),
         include_dirs=[os.path.abspath("csrc")],
         py_limited_api=True,
         extra_compile_args={"cxx": list(CXX_FLAGS)},
@@ -95,6 +100,8 @@ def cuda_extensions() -> list[Any]:
         return []
     home = find_cuda_home()
     os.environ.update({"CUDA_HOME": home} if home else {})  # before torch looks
+    # No word on a missing GPU or another minor release of CUDA: both are fine.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     import torch
     from torch.utils.cpp_extension import CUDAExtension
 
@@ -110,13 +117,17 @@ def cuda_extensions() -> list[Any]:
         return []
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
     flags = [*STABLE_ABI, "-DUSE_CUDA"]
+    host = ["-fvisibility=hidden", "-Wall", PATHS]
     extension = CUDAExtension(
         "fedclip_plugin._C_cuda",
         sources,
-        depends=sorted(glob("csrc/**/*.h", recursive=True)),
-        include_dirs=[os.path.abspath("csrc")],
+        depends=kernel_headers(),
+        include_dirs=[os.path.abspath("csrc"), os.path.abspath("csrc/cuda")],
         py_limited_api=True,
-        extra_compile_args={"cxx": [*CXX_FLAGS, "-DUSE_CUDA"], "nvcc": ["-O3", *flags]},
+        extra_compile_args={
+            "cxx": [*CXX_FLAGS, "-DUSE_CUDA"],
+            "nvcc": ["-O3", *flags, f"-Xcompiler={','.join(host)}"],
+        },
     )
     extension.optional = mode == "auto"
     return [extension]

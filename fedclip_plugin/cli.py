@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_hosts(commands)
     _add_register(commands)
     _add_fedml(commands)
+    _add_bench(commands)
     _add_doctor(commands)
     return parser
 
@@ -190,6 +191,22 @@ def _add_fedml(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--offline", action="store_true", help="ask no server for configuration"
     )
+
+
+def _add_bench(commands: _Commands[argparse.ArgumentParser]) -> None:
+    from .commands import bench
+
+    parser = _command(
+        commands, "bench", bench, "Time the operators on the CPU against other ways."
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="a few sizes")
+    add("--compile", action="store_true", help="torch.compile as well")
+    add("--threads", metavar="N", type=int,
+        help="as many threads, and one (default: torch's)")  # fmt: skip
+    add("--rounds", metavar="N", type=int, default=60,
+        help="timings of each (default: 60)")  # fmt: skip
+    add("--json", metavar="FILE", type=Path, help="write the figures to a file")
 
 
 def _add_doctor(commands: _Commands[argparse.ArgumentParser]) -> None:

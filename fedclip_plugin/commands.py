@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .console import Display
+from .errors import ConfigError
 from .options import read_config
 
 if TYPE_CHECKING:
@@ -147,6 +149,26 @@ def export(args: argparse.Namespace, display: Display) -> int:
     formats = tuple(args.format or ("torch", "onnx"))
     for path in export_run(args.run_directory, config, args.to, formats):
         display.say(f"written: {path}")
+    return 0
+
+
+def bench(args: argparse.Namespace, display: Display) -> int:
+    """``fedclip bench``."""
+    import torch
+
+    from .bench import suite, tables
+
+    threads = torch.get_num_threads() if args.threads is None else args.threads
+    for flag, value in (("--threads", threads), ("--rounds", args.rounds)):
+        if value < 1:
+            raise ConfigError(f"{flag} {value}: expected at least 1")
+    if args.json and not args.json.parent.is_dir():  # not after minutes of work
+        raise ConfigError(f"--json {args.json}: its folder does not exist; make it")
+    report = suite.run(args.quick, args.compile, args.rounds, threads, display.step)
+    tables.print_report(display.finish(), report)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        display.say(f"written: {args.json}")
     return 0
 
 

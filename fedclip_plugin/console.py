@@ -98,6 +98,10 @@ class Display:
         done = standing.progress.round
         self._show(leaf.label, done, done if standing.last else leaf.rounds, note)
 
+    def step(self, what: str, done: int, total: int, note: str) -> None:
+        """Progress of any other work."""
+        self._show(what, done, total, note)
+
     def _show(self, what: str, done: int, total: int, note: str) -> None:
         line = f"{what}: {done}/{total}" + (f", {note}" if note else "")
         if self._bars is not None:

@@ -33,6 +33,7 @@ from .reference import (
     adapter_reference,
     local_epoch_reference,
     local_round_reference,
+    squared_distances_reference,
     weighted_mean_int8_reference,
     weighted_mean_reference,
 )
@@ -45,6 +46,8 @@ __all__ = [
     "local_epoch_reference",
     "local_round",
     "local_round_reference",
+    "squared_distances",
+    "squared_distances_reference",
     "weighted_mean",
     "weighted_mean_int8",
     "weighted_mean_int8_reference",
@@ -66,6 +69,7 @@ SCHEMAS = {
     f" {_MUTATED}, int step, {_ADAM}) -> Tensor",
     "local_round": "(Tensor[] x, Tensor[] y, Tensor text, Tensor[] perm,"
     f" int batch_size, {_MUTATED}, int[] step, {_ADAM}) -> Tensor",
+    "squared_distances": "(Tensor[] xs, Tensor origin) -> Tensor",
     "weighted_mean": "(Tensor[] xs, Tensor weights) -> Tensor",
     "weighted_mean_int8": "(Tensor[] qs, Tensor[] scales, Tensor weights) -> Tensor",
 }
@@ -113,6 +117,11 @@ def _(
     x: Any, y: Any, text: Tensor, perm: list[Tensor], batch_size: int, *_: Any
 ) -> Tensor:
     return text.new_empty(sum(_steps(p.shape[0], batch_size) for p in perm))
+
+
+@torch.library.register_fake("fedclip::squared_distances", lib=_library)
+def _(xs: list[Tensor], origin: Tensor) -> Tensor:
+    return origin.new_empty(len(xs), dtype=torch.float64)
 
 
 @torch.library.register_fake("fedclip::weighted_mean", lib=_library)
@@ -278,6 +287,24 @@ def local_round(
         precision == "bf16",
     )
     return list(losses.split([_steps(len(p), batch_size) for p in perm]))
+
+
+def squared_distances(xs: Sequence[Tensor], origin: Tensor) -> Tensor:
+    """``|x - origin|^2`` of each of K tensors; (K,) float64, inf or NaN as they come.
+
+    ``xs`` have the shape, dtype and device of ``origin``.  Raises ValueError naming the
+    argument.
+    """
+    for i, x in enumerate(xs):
+        check(
+            x.shape == origin.shape,
+            f"xs[{i}]: expected shape {tuple(origin.shape)}, got {tuple(x.shape)}",
+        )
+        check_same(f"xs[{i}]", x, origin)
+    if not xs:
+        return origin.new_empty(0, dtype=torch.float64)
+    found: Tensor = torch.ops.fedclip.squared_distances(xs, origin)
+    return found
 
 
 def weighted_mean(xs: Sequence[Tensor], weights: Tensor) -> Tensor:

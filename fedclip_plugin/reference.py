@@ -143,13 +143,14 @@ def local_epoch_reference(
     rounds the factors of the five matrix products to bfloat16; all else is as without.
     """
     losses = []
+    w1, b1, w2, b2 = params
     for rows in perm.split(batch_size):
         if rows.numel() < 2:
             continue  # a batch of 1 has no negatives: the authors skip it
         xb, yb = x.index_select(0, rows), y.index_select(0, rows)
-        z, h = adapter_reference(xb, *params, bf16=bf16)
+        z, h = adapter_reference(xb, w1, b1, w2, b2, bf16)
         loss, dz = contrastive_loss_and_grad(z, yb, text, logit_scale)
-        grads = adapter_backward_reference(dz, None, xb, h, z, params[2], bf16)
+        grads = adapter_backward_reference(dz, None, xb, h, z, w2, bf16)
         step += 1
         for p, g, m, v in zip(params, grads, exp_avg, exp_avg_sq):
             adam_step(p, g, m, v, step, lr, beta1, beta2, eps, weight_decay)
@@ -220,6 +221,13 @@ def weighted_mean_reference(xs: Sequence[Tensor], weights: Tensor) -> Tensor:
             group.add_(x, alpha=share)
         total += group
     return total.to(xs[0].dtype)
+
+
+def squared_distances_reference(xs: Sequence[Tensor], origin: Tensor) -> Tensor:
+    """Squared L2 distance of each tensor from ``origin``; (K,) float64."""
+    if not xs:
+        return origin.new_empty(0, dtype=torch.float64)
+    return torch.stack([(x - origin).square().sum(dtype=torch.float64) for x in xs])
 
 
 def weighted_mean_int8_reference(

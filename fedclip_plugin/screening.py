@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from . import ops
 from .update import ClientUpdate, State
 
 _log = logging.getLogger("fedclip")
@@ -35,16 +36,18 @@ def screen(
     distance.  A bad update never stops the round.
     """
     sound: list[tuple[ClientUpdate, float]] = []
-    bad = []
+    bad, fitting = [], []
     for update in updates:
         reason = _fault(update, expected)
-        distance = _distance(update.state, expected) if reason is None else math.nan
-        if reason is None and not math.isfinite(distance):
-            reason = _not_finite(update.state)
         if reason is None:
-            sound.append((update, distance))
+            fitting.append(update)
         else:
             bad.append(Quarantined(update.client, reason))
+    for update, distance in zip(fitting, _distances(fitting, expected)):
+        if math.isfinite(distance):
+            sound.append((update, distance))
+        else:
+            bad.append(Quarantined(update.client, _not_finite(update.state)))
     near, far = _by_distance(sound, max_norm_ratio)
     for found in (*bad, *far):
         _log.warning("update of client %s left out: %s", found.client, found.reason)
@@ -66,10 +69,13 @@ def _fault(update: ClientUpdate, expected: State) -> str | None:
     return None
 
 
-def _distance(state: State, expected: State) -> float:
-    """L2 distance over all tensors; NaN or infinite where a value is."""
-    parts = [float(torch.dist(state[key], want)) for key, want in expected.items()]
-    return math.hypot(*parts) if parts else 0.0
+def _distances(updates: Sequence[ClientUpdate], expected: State) -> list[float]:
+    """L2 distances over all tensors; NaN or infinite where a value is."""
+    total = torch.zeros(len(updates), dtype=torch.float64)
+    for key, origin in expected.items():
+        total += ops.squared_distances([u.state[key] for u in updates], origin).cpu()
+    found: list[float] = total.sqrt().tolist()
+    return found
 
 
 def _not_finite(state: State) -> str:

@@ -63,7 +63,7 @@ def make_client(dim: int, rows: int, classes: int, seed: int = 0) -> Client:
     )
 
 
-def epoch(op, client: Client, batch_size: int) -> Tensor:  # type: ignore[no-untyped-def]
+def epoch(op, client: Client, batch_size: int, *precision: object) -> Tensor:  # type: ignore[no-untyped-def]
     """Runs `op`, a `local_epoch`, in place; the losses."""
     c = client
     return op(
@@ -78,10 +78,13 @@ def epoch(op, client: Client, batch_size: int) -> Tensor:  # type: ignore[no-unt
         c.step,
         *ADAM,
         SCALE,
+        *precision,
     )
 
 
-def whole_round(op, clients: list[Client], batch_size: int) -> list[Tensor]:  # type: ignore[no-untyped-def]
+def whole_round(  # type: ignore[no-untyped-def]
+    op, clients: list[Client], batch_size: int, *precision: object
+) -> list[Tensor]:
     """Runs `op`, a `local_round`, in place; the losses of each client."""
     losses = op(
         [c.x for c in clients],
@@ -95,6 +98,7 @@ def whole_round(op, clients: list[Client], batch_size: int) -> list[Tensor]:  # 
         [c.step for c in clients],
         *ADAM,
         SCALE,
+        *precision,
     )
     sizes = [
         len(c.perm) // batch_size + (len(c.perm) % batch_size > 1) for c in clients

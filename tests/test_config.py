@@ -37,6 +37,7 @@ def test_defaults_are_the_papers():
     assert (t.rounds, t.local_epochs, t.batch_size, t.lr) == (200, 1, 32, 5e-5)
     assert (t.beta1, t.beta2, t.eps, t.weight_decay) == (0.9, 0.98, 1e-6, 0.2)
     assert (t.weighting, t.participation) == ("uniform", 1.0)
+    assert t.precision == "fp32"
 
 
 @given(
@@ -68,6 +69,7 @@ def test_toml_round_trip(tmp_path_factory, seeds, lr, targets, shots):
         ("[train]\nlr = nan", r"train\.lr = nan"),
         ("[train]\nbatch_size = 1", "batch_size"),
         ("[train]\nparticipation = 0", "participation"),
+        ("[train]\nprecision = 'fp16'", r"train\.precision = 'fp16': .*fp32, bf16"),
         ("[data]\nprompts = ['no place']", "one of paper, ensemble"),
         ("[data]\npartition = 'iid'", "--clients"),
         ("[data]\nclients = 4", "--partition"),
@@ -118,6 +120,11 @@ def test_default_model_depends_on_the_data():
     assert (parse().model_name, parse().pretrained) == ("fedclip-tiny", "fedclip-tiny")
     pacs = parse("--dataset", "pacs")
     assert (pacs.model_name, pacs.pretrained) == ("ViT-B/32", "openai")
+
+
+def test_the_precisions_of_encoding_and_of_training_are_apart():
+    config = parse("--precision", "fp32", "--train-precision", "bf16")
+    assert (config.model.precision, config.train.precision) == ("fp32", "bf16")
 
 
 def test_features_directory_names_the_data_set(tmp_path):

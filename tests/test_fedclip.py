@@ -121,6 +121,17 @@ def test_local_round_is_local_train_client_by_client():
         assert all(torch.equal(alone.state[k], update.state[k]) for k in KEYS)
 
 
+def test_training_in_bfloat16_is_near_but_not_the_same():
+    client, task = make_client(40, 16, 5), make_task(16, 5, lr=1e-3)
+    rounded = replace(task, train=replace(task.train, precision="bf16"))
+    state = FedClip().init(task)
+    exact = FedClip().local_train(state, client, task, 1).state
+    near = FedClip().local_train(state, client, rounded, 1).state
+    for k in KEYS:
+        assert not torch.equal(near[k], exact[k])
+        assert (near[k] - exact[k]).norm() < 0.3 * (exact[k] - state[k]).norm()
+
+
 def test_state_that_was_sent_is_not_touched():
     client, task = make_client(40, 16, 5), make_task(16, 5)
     state = FedClip().init(task)

@@ -20,13 +20,13 @@ catalog prompts dataset images digits folders parquet data partition hub
 source recipe loading weights encoder
 digests store features cache
 whole_clip
-wire server algorithms evaluation checkpoint
+wire screening robust server algorithms evaluation checkpoint
 federation
 records averages svg plots class_plots tables merged html_style html_tables html report
 personalization outputs experiment machine bundle export doctor dryrun
 options
 registry
-console commands host_commands cli __main__
+console bench commands host_commands cli __main__
 """
 RANK = {
     name: rank

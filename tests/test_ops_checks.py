@@ -52,6 +52,21 @@ def test_opcheck(name):
     torch.library.opcheck(getattr(OPS, name).default, samples()[name])
 
 
+@pytest.mark.parametrize("name", ["local_epoch", "local_round"])
+def test_opcheck_in_bfloat16(name):
+    torch.library.opcheck(getattr(OPS, name).default, (*samples()[name], True))
+
+
+def test_an_unknown_precision_is_named():
+    client = make_client(9, 12, 3)
+    with pytest.raises(ValueError, match=r"^precision: expected one of fp32, bf16"):
+        epoch(ops.local_epoch, client, 4, "fp16")
+    with pytest.raises(ValueError, match=r"^precision: .*got 'tf32'"):
+        ops.local_round(
+            [], [], client.text, [], 4, [], [], [], [], *ADAM, SCALE, "tf32"
+        )
+
+
 def spoil_x(c):
     c.x = torch.randn(12)
 

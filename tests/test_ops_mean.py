@@ -9,7 +9,7 @@ from fedclip_plugin import ops
 
 OPS = torch.ops.fedclip
 COUNTS = (1, 2, 4, 7, 8, 9, 16, 17, 100)
-SHAPES = ((5,), (), (3, 7), (64, 33), (9001,), (0, 4))
+SHAPES = ((5,), (), (3, 7), (64, 33), (36_001,), (0, 4))  # more than two blocks
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -26,7 +26,8 @@ def test_weighted_mean(count, shape):
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize(
-    "shape", [(5,), (3, 7), (64, 33), (2, 9001), (0, 4), (4, 2, 3)]
+    "shape",
+    [(5,), (3, 7), (1500, 33), (2, 36_001), (0, 4), (4, 2, 3), (3000,)],
 )
 def test_weighted_mean_int8(count, shape):
     torch.manual_seed(count)

@@ -45,7 +45,7 @@ def capabilities_with(**env: str) -> dict[str, object]:
 
 def registered_kernels() -> list[str]:
     """Operators that the C++ sources register a CPU kernel for."""
-    text = "".join(p.read_text(encoding="utf-8") for p in ROOT.glob("csrc/*.cpp"))
+    text = "".join(p.read_text(encoding="utf-8") for p in ROOT.glob("csrc/*.*"))
     return sorted(set(re.findall(r'\bm\.impl\(\s*"(\w+)"', text)))
 
 

@@ -1,9 +1,9 @@
 // The operators `adapter` and `adapter_backward`.
 #include <algorithm>
 
-#include "cpu/tensors.h"
 #include "cpu/workspace.h"
 #include "ops.h"
+#include "tensors.h"
 
 namespace fedclip {
 namespace {
@@ -19,10 +19,6 @@ void forward(const Batch& batch, bool parallel) {
     run(k.fp32.hidden, batch, features, parallel);
     run(k.fp32.scores, batch, features, parallel);
     run(k.gate, batch, rows, parallel);
-}
-
-void expect_square(const std::string& name, const Tensor& weight, std::int64_t dim) {
-    expect(name, weight, ScalarType::Float, {dim, dim});
 }
 
 Parameter output(const Tensor& tensor) {

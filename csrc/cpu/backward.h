@@ -92,8 +92,8 @@ void pack_weights(const Batch& batch, std::int64_t unit) {
     if constexpr (numbers_in<T> == 2) {
         for (std::int64_t i = 0; i < batch.dim; i += width) {
             const Part part{begin, i, end - begin, least(width, batch.dim - i)};
-            pair_weights<V>(batch, 0, part);
-            pair_weights<V>(batch, 1, part);
+            pair_weights<V, false>(batch, 0, part);
+            pair_weights<V, false>(batch, 1, part);
         }
         return;
     }

@@ -2,7 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/kernels.h"
-#include "cpu/tensors.h"
+#include "tensors.h"
 
 namespace fedclip {
 namespace {

@@ -170,9 +170,9 @@ INLINE void for_tiles(std::int64_t begin, std::int64_t end, const F& tile) {
 }
 
 template <class V, int R, int N, class A, class T, class Sink>
-INLINE void product_tile(const A& a, const T* b, std::int64_t b_row,
-                         std::int64_t depth, std::int64_t row, bool ahead,
-                         const Sink& sink, std::int64_t chunk) {
+INLINE void product_tile(const A& a, const T* b, std::int64_t b_row, std::int64_t depth,
+                         std::int64_t row, bool ahead, const Sink& sink,
+                         std::int64_t chunk) {
     typename V::Reg acc[R][N];
     sink.template start<V>(acc, row);
     a.template run<V>(acc, row, b, b_row, depth, ahead);

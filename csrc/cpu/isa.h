@@ -1,11 +1,11 @@
 // Which vector instructions the kernels may use.
 //
-// Files named *_avx2.cpp, *_avx512.cpp and *_avx512bf16.cpp are compiled for that instruction set (see
-// setup.py), and only on x86-64.  Such a file must include no header that defines
-// inline functions (the standard library, torch): the linker keeps one copy of an
-// inline function for the whole module, and it could be the one with instructions
-// that this processor lacks.  Declare plain functions on pointers and sizes there, and
-// call them from a file without a suffix, behind `isa()`.
+// Files named *_avx2.cpp, *_avx512.cpp and *_avx512bf16.cpp are compiled for that
+// instruction set (see setup.py), and only on x86-64.  Such a file must include no
+// header that defines inline functions (the standard library, torch): the linker keeps
+// one copy of an inline function for the whole module, and it could be the one with
+// instructions that this processor lacks.  Declare plain functions on pointers and
+// sizes there, and call them from a file without a suffix, behind `isa()`.
 #pragma once
 
 namespace fedclip {

@@ -41,13 +41,12 @@ struct Layer {
     Parameter weight, bias;
 };
 
-// torch.optim.Adam with its bias corrections folded in.
+// torch.optim.Adam with its bias corrections folded in, c = sqrt(1 - beta2^t).
 struct Adam {
-    float rate;       // lr / (1 - beta1^t)
-    float root;       // 1 / sqrt(1 - beta2^t)
-    float one_beta1;  // 1 - beta1
-    float beta2, one_beta2;
-    float eps, weight_decay;
+    float rate;  // lr c / (1 - beta1^t)
+    float one_beta1, one_beta2;
+    float eps;  // eps c
+    float weight_decay;
 };
 
 // What the five products of a training step read, as T: float or Pair.
@@ -117,17 +116,20 @@ struct Kernels {
     // kMeanBlock.
     void (*mean)(const float* const* xs, const float* shares, std::int64_t clients,
                  std::int64_t begin, std::int64_t count, float* out);
-    // The same of int8 for rows * columns elements, row r with factors[r * clients +
-    // i].
+    // The same of int8 for rows * columns elements, row r with factors[i * rows + r].
     void (*mean_int8)(const signed char* const* qs, const float* factors,
                       std::int64_t clients, std::int64_t rows, std::int64_t columns,
                       std::int64_t begin, float* out);
+    // |x - origin|^2 over `count` elements.
+    double (*squared_distance)(const float* x, const float* origin, std::int64_t count);
     // Benchmarks: rounds * kPeakFmas FMAs of a register, and a plain read.
     float (*fma_peak)(std::int64_t rounds);
     float (*read)(const float* data, std::int64_t count);
 };
 
-constexpr std::int64_t kMeanBlock = 4096;  // elements: 32 KB of float64 sums in L1
+// Elements of a mean summed at a time.  Long stretches of each client's memory matter
+// more than float64 sums in L1: 16 pages a client, 128 KB of sums in L2.
+constexpr std::int64_t kMeanBlock = 16384;
 constexpr int kPeakFmas = 120;
 
 extern const Kernels kernels_generic, kernels_avx2, kernels_avx512, kernels_avx512bf16;

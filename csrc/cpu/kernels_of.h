@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/backward.h"
+#include "cpu/distance.h"
 #include "cpu/forward.h"
 #include "cpu/loss.h"
 #include "cpu/mean.h"
@@ -37,6 +38,7 @@ constexpr Kernels kernels_of() {
     k.grad_weights = grad_weights<V>;
     k.mean = mean<V>;
     k.mean_int8 = mean_int8<V>;
+    k.squared_distance = squared_distance<V>;
     k.fma_peak = fma_peak<V>;
     k.read = read<V>;
     return k;

@@ -8,56 +8,37 @@
 #include <memory>
 #include <numeric>
 
-#include "cpu/tensors.h"
+#include "clients.h"
 #include "cpu/workspace.h"
 #include "ops.h"
 
 namespace fedclip {
 namespace {
 
-struct Settings {
-    std::int64_t batch_size, classes, dim;
-    const float* text;  // (classes, dim)
-    double lr, beta1, beta2, eps, weight_decay, logit_scale;
-    bool bf16;
-};
-
 const Products& products(const Settings& settings) {
     return settings.bf16 ? kernels().bf16 : kernels().fp32;
 }
 
-// One client's arguments, checked and row-major.
-struct Client {
-    Tensor x, y, perm;
-    float* losses = nullptr;
-    std::vector<InPlace> parameters;  // params, exp_avg, exp_avg_sq: four each
-    std::int64_t step = 0;            // Adam steps already taken
-
-    std::int64_t steps(std::int64_t batch_size) const {
-        const std::int64_t rows = perm.numel();  // a trailing batch of 1 is skipped
-        return batch_size < 2 ? 0 : rows / batch_size + (rows % batch_size > 1);
-    }
-    Parameter parameter(int i) const {
-        return {parameters[i].data(), parameters[i + 4].data(),
-                parameters[i + 8].data()};
-    }
-};
+Parameter parameter(const TrainingClient& client, int i) {
+    const auto& all = client.parameters;
+    return {all[i].data(), all[i + 4].data(), all[i + 8].data()};
+}
 
 // An epoch in progress, in a workspace of its own.
 class Epoch {
   public:
-    Epoch(const Settings& settings, const Client& client, Workspace& workspace)
+    Epoch(const Settings& settings, const TrainingClient& client, Workspace& workspace)
         : settings_(settings),
           client_(client),
           workspace_(workspace),
-          steps_(client.steps(settings.batch_size)),
+          steps_(client.steps),
           slot_(settings.classes, -1),
           column_(std::min(settings.batch_size, client.perm.numel())) {
         batch_ = workspace.batch(0);
         batch_.x = floats(client.x);
         batch_.x_row = settings.dim;
         for (int i = 0; i < 2; ++i) {
-            batch_.layer[i] = {client.parameter(2 * i), client.parameter(2 * i + 1)};
+            batch_.layer[i] = {parameter(client, 2 * i), parameter(client, 2 * i + 1)};
         }
     }
 
@@ -80,12 +61,10 @@ class Epoch {
 
   private:
     Adam adam(std::int64_t t) const {
-        const double first = 1 - std::pow(settings_.beta1, double(t));
-        const double second = 1 - std::pow(settings_.beta2, double(t));
-        return {float(settings_.lr / first),  float(1 / std::sqrt(second)),
-                float(1 - settings_.beta1),   float(settings_.beta2),
-                float(1 - settings_.beta2),   float(settings_.eps),
-                float(settings_.weight_decay)};
+        const Settings& s = settings_;
+        const AdamStep now = adam_step(s.lr, s.beta1, s.beta2, s.eps, t);
+        return {now.rate, float(1 - s.beta1), float(1 - s.beta2), now.eps,
+                float(s.weight_decay)};
     }
 
     // The classes of the batch, in order of appearance: their text, count and rows.
@@ -114,7 +93,7 @@ class Epoch {
     }
 
     const Settings& settings_;
-    const Client& client_;
+    const TrainingClient& client_;
     Workspace& workspace_;
     std::int64_t steps_;
     std::vector<std::int64_t> slot_;  // of a class in this batch, or -1
@@ -187,11 +166,11 @@ void run_together(std::vector<std::unique_ptr<Epoch>>& epochs,
     }
 }
 
-void train(const Settings& settings, std::vector<Client>& clients) {
+void train(const Settings& settings, std::vector<TrainingClient>& clients) {
     std::vector<std::int64_t> steps, order;
     std::int64_t rows = 0;  // of the largest batch
-    for (const Client& client : clients) {
-        steps.push_back(client.steps(settings.batch_size));
+    for (const TrainingClient& client : clients) {
+        steps.push_back(client.steps);
         if (steps.back()) order.push_back(std::int64_t(steps.size()) - 1);
         rows = std::max(rows, std::min(settings.batch_size, client.perm.numel()));
     }
@@ -224,22 +203,13 @@ void train(const Settings& settings, std::vector<Client>& clients) {
     });
 }
 
-void take_parameters(const std::string& name, const Tensors& tensors, std::size_t first,
-                     std::int64_t dim, Client& client) {
-    for (std::size_t i = 0; i < 4; ++i) {
-        const std::string entry = name + "[" + std::to_string(first + i) + "]";
-        const Tensor& tensor = tensors[first + i];
-        if (i % 2 == 0) {
-            expect(entry, tensor, ScalarType::Float, {dim, dim});
-        } else {
-            expect(entry, tensor, ScalarType::Float, {dim});
-        }
-        client.parameters.emplace_back(tensor);
+void check_values(const char* name, std::size_t client, const Tensor& indices,
+                  std::int64_t below) {
+    const std::int64_t* data = indices.const_data_ptr<std::int64_t>();
+    for (std::int64_t i = 0; i < indices.numel(); ++i) {
+        if (data[i] >= 0 && data[i] < below) continue;
+        refuse_index(name, client, below, data[i], i);
     }
-}
-
-void expect_count(const char* name, std::size_t got, std::size_t wanted) {
-    check(got == wanted, name, ": expected ", wanted, " entries, got ", got);
 }
 
 }  // namespace
@@ -249,47 +219,19 @@ Tensor local_round(Tensors x, Tensors y, Tensor text, Tensors perm,
                    Tensors exp_avg_sq, std::vector<std::int64_t> step, double lr,
                    double beta1, double beta2, double eps, double weight_decay,
                    double logit_scale, bool bf16) {
-    const std::size_t count = x.size();
-    check(batch_size >= 1, "batch_size: expected at least 1, got ", batch_size);
-    expect_count("y", y.size(), count);
-    expect_count("perm", perm.size(), count);
-    expect_count("step", step.size(), count);
-    expect_count("params", params.size(), 4 * count);
-    expect_count("exp_avg", exp_avg.size(), 4 * count);
-    expect_count("exp_avg_sq", exp_avg_sq.size(), 4 * count);
-    if (count) expect("x[0]", x[0], ScalarType::Float, {-1, -1});
-    expect("text", text, ScalarType::Float, {-1, count ? x[0].size(1) : -1});
+    auto clients =
+        take_clients(x, y, text, perm, batch_size, params, exp_avg, exp_avg_sq, step);
     const std::int64_t classes = text.size(0), dim = text.size(1);
     text = row_major(text);
-    const Settings settings{batch_size, classes, dim, floats(text), lr,
-                            beta1,      beta2,   eps, weight_decay, logit_scale,
-                            bf16};
-    std::vector<Client> clients(count);
-    std::int64_t steps = 0;
-    for (std::size_t i = 0; i < count; ++i) {
-        Client& client = clients[i];
-        const std::string where = "[" + std::to_string(i) + "]";
-        expect("x" + where, x[i], ScalarType::Float, {-1, dim});
-        client.x = row_major(x[i]);
-        client.y = indices("y" + where, y[i], x[i].size(0), classes);
-        client.perm = indices("perm" + where, perm[i], -1, x[i].size(0));
-        check(step[i] >= 0, "step", where, ": expected at least 0, got ", step[i]);
-        client.step = step[i];
-        take_parameters("params", params, 4 * i, dim, client);
-        take_parameters("exp_avg", exp_avg, 4 * i, dim, client);
-        take_parameters("exp_avg_sq", exp_avg_sq, 4 * i, dim, client);
-        steps += client.steps(batch_size);
+    const Settings settings{batch_size, classes, dim,          floats(text), lr,  beta1,
+                            beta2,      eps,     weight_decay, logit_scale,  bf16};
+    for (std::size_t i = 0; i < clients.size(); ++i) {
+        check_values("y", i, clients[i].y, classes);
+        check_values("perm", i, clients[i].perm, clients[i].x.size(0));
     }
-    Tensor losses = torch::stable::new_empty(text, {steps});
-    float* next = losses.mutable_data_ptr<float>();
-    for (Client& client : clients) {
-        client.losses = next;
-        next += client.steps(batch_size);
-    }
+    Tensor losses = make_losses(text, clients);
     train(settings, clients);
-    for (Client& client : clients) {
-        for (InPlace& parameter : client.parameters) parameter.write_back();
-    }
+    write_back(clients);
     return losses;
 }
 
@@ -299,8 +241,7 @@ Tensor local_epoch(Tensor x, Tensor y, Tensor text, Tensor perm,
                    double beta2, double eps, double weight_decay, double logit_scale,
                    bool bf16) {
     return local_round({x}, {y}, text, {perm}, batch_size, params, exp_avg, exp_avg_sq,
-                       {step}, lr, beta1, beta2, eps, weight_decay, logit_scale,
-                       bf16);
+                       {step}, lr, beta1, beta2, eps, weight_decay, logit_scale, bf16);
 }
 
 }  // namespace fedclip

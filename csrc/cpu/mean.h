@@ -52,15 +52,16 @@ INLINE void sum_vectors(const T* const* xs, const T* const* ahead,
     }
 }
 
-// out or total[k] (+)= sum_g shares[g] xs[g][k], k < count.
+// out or total[k] (+)= sum_g shares[g * stride] xs[g][k], k < count.
 template <class V, int G, Then then, class T>
 INLINE void group_sum(const T* const* xs, const T* const* ahead, const float* shares,
-                      std::int64_t count, double* total, float* out) {
+                      std::int64_t stride, std::int64_t count, double* total,
+                      float* out) {
     // Runs of four vectors suit the memory.  Prefetching the next clients slows floats
     // down (the processor does it better), and speeds the short runs of int8 up.
     constexpr int wide = 4;
     typename V::Reg share[G];
-    UNROLL for (int g = 0; g < G; ++g) share[g] = V::set(shares[g]);
+    UNROLL for (int g = 0; g < G; ++g) share[g] = V::set(shares[g * stride]);
     std::int64_t k = 0;
     for (; k + wide * V::lanes <= count; k += wide * V::lanes) {
         sum_vectors<V, G, wide, then>(xs, ahead, share, k, total, out);
@@ -70,7 +71,7 @@ INLINE void group_sum(const T* const* xs, const T* const* ahead, const float* sh
     }
     for (; k < count; ++k) {
         float sum = 0;
-        for (int g = 0; g < G; ++g) sum += shares[g] * float(xs[g][k]);
+        for (int g = 0; g < G; ++g) sum += shares[g * stride] * float(xs[g][k]);
         if (then == Then::write) out[k] = sum;
         if (then == Then::begin_total) total[k] = sum;
         if (then == Then::add_total) total[k] += sum;
@@ -78,21 +79,22 @@ INLINE void group_sum(const T* const* xs, const T* const* ahead, const float* sh
 }
 
 template <class V, Then then, int G = kGroup, class T>
-INLINE void last_group_sum(const T* const* xs, const float* shares,
+INLINE void last_group_sum(const T* const* xs, const float* shares, std::int64_t stride,
                            std::int64_t clients, std::int64_t count, double* total,
                            float* out) {
     if constexpr (G > 0) {
         if (clients == G) {
-            group_sum<V, G, then>(xs, xs, shares, count, total, out);
+            group_sum<V, G, then>(xs, xs, shares, stride, count, total, out);
         } else {
-            last_group_sum<V, then, G - 1>(xs, shares, clients, count, total, out);
+            last_group_sum<V, then, G - 1>(xs, shares, stride, clients, count, total,
+                                           out);
         }
     }
 }
 
-// All clients over `rows` rows of `columns` elements that start at `begin`; the shares
-// of row r start at shares[r * clients].  The clients pass once over all rows: a long
-// stretch of each client's memory at a time.
+// All clients over `rows` rows of `columns` elements that start at `begin`; client i
+// has the share shares[i * rows + r] of row r.  The clients pass once over all rows: a
+// long stretch of each client's memory at a time.
 template <class V, class T>
 INLINE void mean_rows(const T* const* xs, const float* shares, std::int64_t clients,
                       std::int64_t rows, std::int64_t columns, std::int64_t begin,
@@ -104,22 +106,22 @@ INLINE void mean_rows(const T* const* xs, const float* shares, std::int64_t clie
         const bool more = i + 2 * kGroup <= clients;
         for (std::int64_t r = 0; r < rows; ++r) {
             const std::int64_t at = r * columns;
-            const float* share = shares + r * clients + i;
+            const float* share = shares + i * rows + r;
             for (std::int64_t g = 0; g < size; ++g) {
                 now[g] = xs[i + g] + begin + at;
                 ahead[g] = more ? xs[i + kGroup + g] + begin + at : now[g];
             }
             if (clients <= kGroup) {
-                last_group_sum<V, Then::write>(now, share, size, columns, total + at,
-                                               out + at);
+                last_group_sum<V, Then::write>(now, share, rows, size, columns,
+                                               total + at, out + at);
             } else if (size < kGroup) {
-                last_group_sum<V, Then::add_total>(now, share, size, columns,
+                last_group_sum<V, Then::add_total>(now, share, rows, size, columns,
                                                    total + at, out + at);
             } else if (i == 0) {
-                group_sum<V, kGroup, Then::begin_total>(now, ahead, share, columns,
-                                                        total + at, out + at);
+                group_sum<V, kGroup, Then::begin_total>(now, ahead, share, rows,
+                                                        columns, total + at, out + at);
             } else {
-                group_sum<V, kGroup, Then::add_total>(now, ahead, share, columns,
+                group_sum<V, kGroup, Then::add_total>(now, ahead, share, rows, columns,
                                                       total + at, out + at);
             }
         }
@@ -153,8 +155,14 @@ INLINE void mean_narrow(const T* const* xs, const float* shares, std::int64_t cl
         for (std::int64_t k = 0; k < count; ++k) sum[k] = 0;
         for (std::int64_t i = first; i < least(first + kGroup, clients); ++i) {
             const T* x = xs[i] + begin;
-            for (std::int64_t r = 0; r < rows; ++r) {
-                const float share = shares[r * clients + i];
+            std::int64_t whole = 0;  // rows done in vectors: those of one element
+            for (; columns == 1 && whole + V::lanes <= rows; whole += V::lanes) {
+                const typename V::Reg share = V::load(shares + i * rows + whole);
+                const typename V::Reg old = V::load(sum + whole);
+                V::store(sum + whole, V::fma(share, load_as_float<V>(x + whole), old));
+            }
+            for (std::int64_t r = whole; r < rows; ++r) {
+                const float share = shares[i * rows + r];
                 for (std::int64_t c = 0; c < columns; ++c) {
                     sum[r * columns + c] += share * float(x[r * columns + c]);
                 }

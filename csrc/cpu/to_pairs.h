@@ -59,29 +59,32 @@ struct Part {
 };
 
 // Layer `l`: its rows with two inputs a pair; of the second layer the panels as well,
-// with two outputs a pair.  `part.row` is even.
-template <class V>
+// with two outputs a pair.  `part.row` is even.  Whole: tile_rows by a panel's width.
+template <class V, bool Whole>
 INLINE void pair_weights(const Batch& batch, int l, const Part& part) {
+    constexpr std::int64_t width = panel_width<V>;
     const Factors<Pair>& pairs = batch.pairs;
+    const std::int64_t rows = Whole ? V::tile_rows : part.rows;
+    const std::int64_t columns = Whole ? width : part.columns;
     const float* weight =
         batch.layer[l].weight.value + part.row * batch.dim + part.column;
-    Pair* by_row =
-        pairs.weight[l] + part.row * pairs.weight_row + part.column / 2;
+    Pair* by_row = pairs.weight[l] + part.row * pairs.weight_row + part.column / 2;
     const std::int64_t depth = elements<Pair>(batch.dim);
-    Pair* panel = pairs.w2_panels +
-                  (part.column / panel_width<V> * depth + part.row / 2) * panel_width<V>;
-    for (std::int64_t r = 0; r < part.rows; r += 2) {
-        const bool both = r + 1 < part.rows;
-        for (std::int64_t i = 0; i < part.columns; i += V::lanes) {
-            const int count = int(least(V::lanes, part.columns - i));
-            const float* from = weight + r * batch.dim + i;
-            const typename V::Reg low = V::load_first(from, count);
-            const typename V::Reg high =
-                both ? V::load_first(from + batch.dim, count) : V::zero();
+    Pair* panel =
+        pairs.w2_panels + (part.column / width * depth + part.row / 2) * width;
+    const auto load = [&](std::int64_t r, std::int64_t i) {
+        const float* from = weight + r * batch.dim + i;
+        if constexpr (Whole) return V::load(from);
+        if (r == rows) return V::zero();
+        return V::load_first(from, int(least(V::lanes, columns - i)));
+    };
+    for (std::int64_t r = 0; r < rows; r += 2) {
+        UNROLL for (std::int64_t i = 0; i < columns; i += V::lanes) {
+            const typename V::Reg low = load(r, i), high = load(r + 1, i);
             Pair* to = by_row + r * pairs.weight_row + i / 2;
             V::store_halves(to, low);
-            if (both) V::store_halves(to + pairs.weight_row, high);
-            if (l == 1) V::store(panel + r / 2 * panel_width<V> + i, V::pair(low, high));
+            if (Whole || r + 1 < rows) V::store_halves(to + pairs.weight_row, high);
+            if (l == 1) V::store(panel + r / 2 * width + i, V::pair(low, high));
         }
     }
 }

@@ -12,13 +12,11 @@ namespace fedclip {
 
 template <class V>
 struct AdamRegs {
-    typename V::Reg rate, root, one_beta1, beta2, one_beta2, eps, weight_decay;
+    typename V::Reg rate, one_beta1, one_beta2, eps, weight_decay;
 
     INLINE explicit AdamRegs(const Adam& a)
         : rate(V::set(a.rate)),
-          root(V::set(a.root)),
           one_beta1(V::set(a.one_beta1)),
-          beta2(V::set(a.beta2)),
           one_beta2(V::set(a.one_beta2)),
           eps(V::set(a.eps)),
           weight_decay(V::set(a.weight_decay)) {}
@@ -31,13 +29,12 @@ struct AdamVector {
 
     INLINE void begin(const AdamRegs<V>& adam, typename V::Reg grad) {
         grad = V::fma(adam.weight_decay, value, grad);
-        exp_avg_sq =
-            V::fma(V::mul(grad, grad), adam.one_beta2, V::mul(exp_avg_sq, adam.beta2));
+        exp_avg_sq = V::fma(adam.one_beta2, V::fms(grad, grad, exp_avg_sq), exp_avg_sq);
         root = V::sqrt(exp_avg_sq);
         exp_avg = V::fma(adam.one_beta1, V::sub(grad, exp_avg), exp_avg);
     }
     INLINE void end(const AdamRegs<V>& adam) {
-        const typename V::Reg denominator = V::fma(root, adam.root, adam.eps);
+        const typename V::Reg denominator = V::add(root, adam.eps);
         value = V::fnma(adam.rate, V::div(exp_avg, denominator), value);
     }
 };
@@ -137,7 +134,7 @@ template <class V, class T>
 INLINE void finish_tile(const Batch& batch, int l, const AdamRegs<V>& adam,
                         const Tile& tile) {
     adam_tile<V>(adam, batch.layer[l].weight, batch.dim, tile);
-    if constexpr (numbers_in<T> == 2) pair_weights<V>(batch, l, tile);
+    if constexpr (numbers_in<T> == 2) pair_weights<V, false>(batch, l, tile);
 }
 
 // Rows begin..end of layer `l`: q are its inputs in panels, d the gradient of its
@@ -164,10 +161,12 @@ INLINE void update_weight(const Batch& batch, int l, const T* d_chunks,
                 overlap = batch.rows >= width && waiting.rows == R &&
                           waiting.columns == width;
                 if (overlap) {
-                    first_rows_and_adam<V>(
-                        acc, d_chunks + row * width / numbers_in<T>, panel, adam,
-                        batch.layer[l].weight, dim, waiting, row * dim + i);
-                    if constexpr (numbers_in<T> == 2) pair_weights<V>(batch, l, waiting);
+                    first_rows_and_adam<V>(acc, d_chunks + row * width / numbers_in<T>,
+                                           panel, adam, batch.layer[l].weight, dim,
+                                           waiting, row * dim + i);
+                    if constexpr (numbers_in<T> == 2) {
+                        pair_weights<V, true>(batch, l, waiting);
+                    }
                 }
             }
             if (!overlap && waiting.rows) finish_tile<V, T>(batch, l, adam, waiting);

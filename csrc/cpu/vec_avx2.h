@@ -35,6 +35,7 @@ struct Avx2 {
     INLINE static Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
     INLINE static Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
     INLINE static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+    INLINE static Reg fms(Reg a, Reg b, Reg c) { return _mm256_fmsub_ps(a, b, c); }
     INLINE static Reg fnma(Reg a, Reg b, Reg c) { return _mm256_fnmadd_ps(a, b, c); }
     INLINE static Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }
     INLINE static Reg min(Reg a, Reg b) { return _mm256_min_ps(a, b); }
@@ -90,8 +91,8 @@ struct Avx2 {
         const __m256i bits = _mm256_castps_si256(a);
         const __m256i odd =
             _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-        const __m256i near = _mm256_add_epi32(
-            _mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff));
+        const __m256i near =
+            _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff));
         const __m256i nan = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
         return _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(near),
                                                     _mm256_castsi256_ps(nan),

@@ -38,6 +38,7 @@ struct Avx512 {
     INLINE static Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
     INLINE static Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
     INLINE static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+    INLINE static Reg fms(Reg a, Reg b, Reg c) { return _mm512_fmsub_ps(a, b, c); }
     INLINE static Reg fnma(Reg a, Reg b, Reg c) { return _mm512_fnmadd_ps(a, b, c); }
     INLINE static Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
     INLINE static Reg min(Reg a, Reg b) { return _mm512_min_ps(a, b); }
@@ -70,8 +71,8 @@ struct Avx512 {
         const __m512i bits = _mm512_castps_si512(a);
         const __m512i odd =
             _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-        const __m512i near = _mm512_add_epi32(
-            _mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
+        const __m512i near =
+            _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
         return _mm512_mask_or_epi32(near, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), bits,
                                     _mm512_set1_epi32(0x00400000));
     }

@@ -48,10 +48,12 @@ struct Generic {
     INLINE static Reg div(Reg a, Reg b) { return a / b; }
 #if defined(__aarch64__)
     INLINE static Reg fma(Reg a, Reg b, Reg c) { return vfmaq_f32(c, a, b); }
+    INLINE static Reg fms(Reg a, Reg b, Reg c) { return vfmaq_f32(-c, a, b); }
     INLINE static Reg fnma(Reg a, Reg b, Reg c) { return vfmsq_f32(c, a, b); }
     INLINE static Reg sqrt(Reg a) { return vsqrtq_f32(a); }
 #else
     INLINE static Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
+    INLINE static Reg fms(Reg a, Reg b, Reg c) { return a * b - c; }
     INLINE static Reg fnma(Reg a, Reg b, Reg c) { return c - a * b; }  // c - a b
     INLINE static Reg sqrt(Reg a) {
         UNROLL for (int i = 0; i < lanes; ++i) a[i] = __builtin_sqrtf(a[i]);

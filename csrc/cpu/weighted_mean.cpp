@@ -4,41 +4,18 @@
 #include <algorithm>
 
 #include "cpu/kernels.h"
-#include "cpu/tensors.h"
 #include "ops.h"
+#include "tensors.h"
 
 namespace fedclip {
 namespace {
-
-template <typename T>
-std::vector<const T*> pointers(Tensors& tensors) {
-    std::vector<const T*> data;
-    data.reserve(tensors.size());
-    for (Tensor& tensor : tensors) {
-        tensor = row_major(tensor);
-        data.push_back(tensor.const_data_ptr<T>());
-    }
-    return data;
-}
-
-void expect_like_first(const char* name, const Tensors& tensors, ScalarType dtype) {
-    check(!tensors.empty(), name, ": expected at least one tensor, got none");
-    const auto wanted = tensors[0].sizes();
-    for (std::size_t i = 0; i < tensors.size(); ++i) {
-        const auto sizes = tensors[i].sizes();
-        check(tensors[i].is_cpu() && tensors[i].scalar_type() == dtype &&
-                  sizes.size() == wanted.size() &&
-                  std::equal(sizes.begin(), sizes.end(), wanted.begin()),
-              name, "[", i, "]: expected the type and shape of ", name, "[0], ",
-              describe(tensors[0]), ", got ", describe(tensors[i]));
-    }
-}
 
 std::int64_t parts_of(std::int64_t size, std::int64_t part) {
     return (size + part - 1) / part;
 }
 
-constexpr std::int64_t kGrain = 4;  // blocks worth a thread
+constexpr std::int64_t kGrain = 1;    // blocks worth a thread
+constexpr std::int64_t kRows = 1024;  // of a block of int8: bounds the table of factors
 
 }  // namespace
 
@@ -64,16 +41,8 @@ Tensor weighted_mean(Tensors xs, Tensor weights) {
 }
 
 Tensor weighted_mean_int8(Tensors qs, Tensors scales, Tensor weights) {
-    expect_like_first("qs", qs, ScalarType::Char);
-    check(qs[0].dim() >= 1, "qs[0]: expected at least one dimension, got ",
-          describe(qs[0]));
-    check(scales.size() == qs.size(), "scales: expected ", qs.size(), " entries, got ",
-          scales.size());
+    expect_scaled(qs, scales);
     const std::int64_t clients = std::int64_t(qs.size()), rows = qs[0].size(0);
-    for (std::size_t i = 0; i < scales.size(); ++i) {
-        expect("scales[" + std::to_string(i) + "]", scales[i], ScalarType::Float,
-               {rows});
-    }
     const std::vector<double> shares = shares_of(weights, qs.size());
     const auto data = pointers<signed char>(qs);
     const auto scale = pointers<float>(scales);
@@ -83,15 +52,16 @@ Tensor weighted_mean_int8(Tensors qs, Tensors scales, Tensor weights) {
 
     // A block is some whole rows, or a part of one row.
     const std::int64_t columns = mean.numel() / rows;
-    const std::int64_t height = std::max<std::int64_t>(1, kMeanBlock / columns);
+    const std::int64_t height =
+        std::clamp<std::int64_t>(kMeanBlock / columns, 1, kRows);
     const std::int64_t width = std::min(columns, kMeanBlock);
     const std::int64_t across = parts_of(columns, width), down = parts_of(rows, height);
     const auto block = [&](std::int64_t index, std::vector<float>& factors) {
         const std::int64_t top = index / across * height, left = index % across * width;
         const std::int64_t count = std::min(height, rows - top);
-        for (std::int64_t r = 0; r < count; ++r) {
-            for (std::int64_t i = 0; i < clients; ++i) {
-                factors[r * clients + i] = float(shares[i] * scale[i][top + r]);
+        for (std::int64_t i = 0; i < clients; ++i) {
+            for (std::int64_t r = 0; r < count; ++r) {
+                factors[i * count + r] = float(shares[i] * scale[i][top + r]);
             }
         }
         kernels().mean_int8(data.data(), factors.data(), clients, count,

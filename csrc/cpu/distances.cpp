@@ -1,0 +1,30 @@
+// The operator `squared_distances`: how far each client's tensor is from one origin. On
+// GPUs the PyTorch reference serves.
+#include "cpu/kernels.h"
+#include "register.h"
+#include "tensors.h"
+
+namespace fedclip {
+namespace {
+
+// (K,) float64.
+Tensor squared_distances(Tensors xs, Tensor origin) {
+    xs.push_back(origin);  // of the same type and shape
+    expect_like_first("xs", xs, ScalarType::Float);
+    const auto data = pointers<float>(xs);
+    const std::int64_t clients = std::int64_t(xs.size()) - 1, size = origin.numel();
+    Tensor found = torch::stable::new_empty(origin, {clients}, ScalarType::Double);
+    double* out = found.mutable_data_ptr<double>();
+    torch::stable::parallel_for(
+        0, clients, 1, [&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t i = begin; i < end; ++i) {
+                out[i] = kernels().squared_distance(data[i], data[clients], size);
+            }
+        });
+    return found;
+}
+
+}  // namespace
+}  // namespace fedclip
+
+STABLE_TORCH_LIBRARY_IMPL(fedclip, CPU, m) { FEDCLIP_IMPL(m, squared_distances, true); }

@@ -1,0 +1,235 @@
+// The operators `local_epoch` and `local_round`: all clients in one kernel, round.cuh.
+#include <cstdlib>
+
+#include "clients.h"
+#include "launch.h"
+#include "ops.h"
+#include "prepare.cuh"
+
+namespace fedclip {
+namespace {
+
+constexpr const char* kOp = "local_round";
+using Clients = std::vector<TrainingClient>;
+
+// FEDCLIP_CUDA_GROUP, the blocks that train one client; 0: by the rule of choose_shape.
+int group_asked() {
+    const char* text = std::getenv("FEDCLIP_CUDA_GROUP");
+    if (!text || !*text) return 0;
+    char* end = nullptr;
+    const long value = std::strtol(text, &end, 10);
+    check(*end == 0 && value >= 1 && value <= 4096, "FEDCLIP_CUDA_GROUP=", text,
+          ": expected a number of blocks, 1 to 4096");
+    return int(value);
+}
+
+// The grid for some clients: groups of blocks that are all resident at once.
+struct Grid {
+    const void* kernel;
+    Shape shape;
+    int groups;
+    std::size_t shared_bytes;
+};
+
+Grid choose_grid(const Launch& launch, const Settings& settings, std::int64_t active) {
+    const void* kernel = settings.bf16
+                             ? reinterpret_cast<const void*>(train_round<true>)
+                             : reinterpret_cast<const void*>(train_round<false>);
+    const int blocks = launch.attribute(cudaDevAttrMultiProcessorCount);
+    const int shared = launch.attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    check(launch.attribute(cudaDevAttrCooperativeLaunch) != 0, kOp,
+          ": this GPU has no cooperative launch");
+    const Shape shape = choose_shape(int(settings.dim), blocks,
+                                     shared / int(sizeof(float)), group_asked());
+    const std::size_t bytes = std::size_t(shape.shared_floats()) * sizeof(float);
+    check(bytes <= std::size_t(shared), kOp, ": ", settings.dim,
+          " features take more shared memory than the ", shared, " bytes of this GPU");
+    launch.check(cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
+    int resident = 0;
+    launch.check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel,
+                                                               kThreads, bytes));
+    const std::int64_t groups = std::int64_t(resident) * blocks / shape.group;
+    check(groups > 0, kOp, ": no room for ", shape.group,
+          " blocks at once on this GPU");
+    return {kernel, shape, int(std::min(groups, active)), bytes};
+}
+
+// The clients and their steps, for the kernels.
+struct Plan {
+    std::vector<Client> clients;
+    std::vector<AdamStep> adam;            // of every step
+    std::vector<int> client_of;            // of every step
+    std::vector<std::int64_t> steps;       // of every client
+    std::int64_t samples = 0, active = 0;  // active: clients with steps
+    std::int64_t rows = 1;                 // of the largest batch
+
+    Plan(const Settings& settings, const Clients& all) {
+        for (const TrainingClient& from : all) add(settings, from);
+    }
+
+  private:
+    void add(const Settings& s, const TrainingClient& from) {
+        Client to{};
+        to.x = floats(from.x);
+        to.y = from.y.const_data_ptr<std::int64_t>();
+        to.perm = from.perm.const_data_ptr<std::int64_t>();
+        for (int i = 0; i < 12; ++i) to.state[i] = from.parameters[i].data();
+        to.losses = from.losses;
+        to.rows = from.x.size(0);
+        to.samples = from.perm.numel();
+        to.steps = from.steps;
+        to.first_sample = samples;
+        to.first_step = std::int64_t(adam.size());
+        to.vectors = s.dim % 4 == 0 && reinterpret_cast<std::uintptr_t>(to.x) % 16 == 0;
+        for (std::int64_t step = 0; step < from.steps; ++step) {
+            client_of.push_back(int(clients.size()));
+            adam.push_back(
+                adam_step(s.lr, s.beta1, s.beta2, s.eps, from.step + step + 1));
+        }
+        samples += to.samples;
+        active += to.steps > 0;
+        rows = std::max(rows, std::min(s.batch_size, to.samples));
+        steps.push_back(to.steps);
+        clients.push_back(to);
+    }
+};
+
+// One call on its way through the device.
+class Training {
+  public:
+    Training(const Launch& launch, const Settings& settings, const Tensor& text,
+             const Clients& clients)
+        : launch_(launch), settings_(settings), text_(text), plan_(settings, clients) {}
+
+    void start() {
+        if (plan_.active) {
+            grid_ = choose_grid(launch_, settings_, plan_.active);
+            schedule_ = share_out_clients(plan_.steps, grid_.groups);
+        }
+        of_clients_ = tables_.add(plan_.clients);
+        of_client_ = tables_.add(plan_.client_of);
+        of_adam_ = tables_.add(plan_.adam);
+        of_order_ = tables_.add(schedule_.order);
+        of_begin_ = tables_.add(schedule_.begin);
+        tables_.send(launch_, text_);
+        prepare();
+        if (plan_.active) train();
+    }
+
+    // Waits for the device; raises for the first index out of range, if any.
+    void finish(const Clients& clients) const {
+        unsigned long long code = kNoError;
+        launch_.check(cudaMemcpyAsync(&code, error(), sizeof code,
+                                      cudaMemcpyDeviceToHost, launch_.stream()));
+        launch_.check(cudaStreamSynchronize(launch_.stream()));
+        if (code == kNoError) return;
+        const IndexError wrong = IndexError::from(code);
+        const TrainingClient& client = clients[wrong.client];
+        const Tensor& indices = wrong.of_perm ? client.perm : client.y;
+        const std::int64_t* at = indices.const_data_ptr<std::int64_t>() + wrong.at;
+        std::int64_t value = 0;
+        launch_.check(cudaMemcpy(&value, at, sizeof value, cudaMemcpyDeviceToHost));
+        refuse_index(wrong.of_perm ? "perm" : "y", std::size_t(wrong.client),
+                     wrong.of_perm ? client.x.size(0) : settings_.classes, value,
+                     wrong.at);
+    }
+
+  private:
+    unsigned long long* error() const {
+        return static_cast<unsigned long long*>(error_.mutable_data_ptr());
+    }
+
+    void prepare() {
+        const std::int64_t samples = plan_.samples;
+        const std::int64_t steps = std::int64_t(plan_.adam.size());
+        indices_ = launch_.bytes(text_, (4 * samples + steps + 1) * sizeof(int));
+        error_ = launch_.filled(text_, sizeof(kNoError), 0xff);
+        int* start = static_cast<int*>(indices_.mutable_data_ptr());
+        table_ = {start, start + samples, start + 2 * samples, start + 3 * samples,
+                  start + 4 * samples};
+        const unsigned blocks = unsigned(steps + std::int64_t(plan_.clients.size()));
+        prepare_round<<<blocks, kThreads, kThreads * sizeof(int), launch_.stream()>>>(
+            tables_.at<Client>(of_clients_), tables_.at<int>(of_client_), steps,
+            settings_.batch_size, settings_.classes, table_, error());
+        launch_.launched();
+    }
+
+    void train() {
+        const Space space(grid_.shape, plan_.rows,
+                          std::min(plan_.rows, settings_.classes));
+        workspace_ = torch::stable::new_empty(text_, {grid_.groups * space.size});
+        barriers_ =
+            launch_.filled(text_, grid_.groups * kBarrierPitch * sizeof(unsigned), 0);
+        Round round{tables_.at<Client>(of_clients_),
+                    tables_.at<int>(of_order_),
+                    tables_.at<int>(of_begin_),
+                    tables_.at<AdamStep>(of_adam_),
+                    table_,
+                    settings_.text,
+                    workspace_.mutable_data_ptr<float>(),
+                    static_cast<unsigned*>(barriers_.mutable_data_ptr()),
+                    error(),
+                    grid_.shape,
+                    space,
+                    settings_.batch_size,
+                    float(1 - settings_.beta1),
+                    float(settings_.beta2),
+                    float(1 - settings_.beta2),
+                    float(settings_.weight_decay),
+                    float(settings_.logit_scale)};
+        void* arguments[] = {&round};
+        const dim3 blocks(unsigned(grid_.groups * grid_.shape.group));
+        launch_.check(cudaLaunchCooperativeKernel(grid_.kernel, blocks, dim3(kThreads),
+                                                  arguments, grid_.shared_bytes,
+                                                  launch_.stream()));
+    }
+
+    const Launch& launch_;
+    const Settings& settings_;
+    const Tensor& text_;
+    Plan plan_;
+    Grid grid_{};
+    Schedule schedule_;
+    Tables tables_;
+    std::size_t of_clients_ = 0, of_client_ = 0, of_adam_ = 0, of_order_ = 0,
+                of_begin_ = 0;
+    ClassTable table_{};
+    Tensor indices_, error_, workspace_, barriers_;
+};
+
+}  // namespace
+
+Tensor local_round(Tensors x, Tensors y, Tensor text, Tensors perm,
+                   std::int64_t batch_size, Tensors params, Tensors exp_avg,
+                   Tensors exp_avg_sq, std::vector<std::int64_t> step, double lr,
+                   double beta1, double beta2, double eps, double weight_decay,
+                   double logit_scale, bool bf16) {
+    const Launch launch(kOp, x.empty() ? text : x[0]);
+    auto clients =
+        take_clients(x, y, text, perm, batch_size, params, exp_avg, exp_avg_sq, step);
+    const std::int64_t classes = text.size(0), dim = text.size(1);
+    text = row_major(text);
+    const Settings settings{batch_size, classes, dim,          floats(text), lr,  beta1,
+                            beta2,      eps,     weight_decay, logit_scale,  bf16};
+    const Tensor losses = make_losses(text, clients);
+    if (clients.empty()) return losses;
+    check(dim >= 1, "x[0]: expected at least one column, got ", describe(x[0]));
+    launch.refuse_capture();  // it waits for the device
+    Training training(launch, settings, text, clients);
+    training.start();
+    training.finish(clients);
+    write_back(clients);
+    return losses;
+}
+
+Tensor local_epoch(Tensor x, Tensor y, Tensor text, Tensor perm,
+                   std::int64_t batch_size, Tensors params, Tensors exp_avg,
+                   Tensors exp_avg_sq, std::int64_t step, double lr, double beta1,
+                   double beta2, double eps, double weight_decay, double logit_scale,
+                   bool bf16) {
+    return local_round({x}, {y}, text, {perm}, batch_size, params, exp_avg, exp_avg_sq,
+                       {step}, lr, beta1, beta2, eps, weight_decay, logit_scale, bf16);
+}
+
+}  // namespace fedclip

@@ -1,0 +1,458 @@
+// Local training of all clients in one kernel.
+//
+// The blocks form groups; a group trains one client at a time, through a whole epoch.
+// Block r of a group owns some features: their rows of both weights with Adam's moments
+// stay in shared memory as far as they fit.  What the blocks of a group exchange goes
+// through global memory, that is the L2 cache.  A step:
+//
+//   hidden   h = tanh(x w1' + b1)              own features, all rows      | barrier
+//   scores   u = h w2' + b2; e = exp(u - own max) x; its part of |e|^2 and of e t'
+//                                                                          | barrier
+//   combine  the parts -> 1 / |e| and the logits; by every block for itself if they are
+//            few, else by some rows each                                   | barrier
+//   grad     dL; du = z (dz - z <z, dz>)       own features                | barrier
+//   update   dh = du w2, da = dh (1 - h^2)     own features
+//            dw2 = du' h, dw1 = da' x, Adam    own rows
+//
+// All blocks of a launch are resident (a cooperative launch), so that a barrier may
+// wait.  Every sum has a fixed order: the bits depend on the group's size alone.
+#pragma once
+
+#include "loss.cuh"
+#include "product.cuh"
+#include "update.cuh"
+
+namespace fedclip {
+
+enum { kW1, kB1, kW2, kB2 };
+
+struct Client {
+    const float* x;            // (N, D)
+    const std::int64_t* y;     // (N,)
+    const std::int64_t* perm;  // (samples,)
+    float* state[12];          // w1, b1, w2, b2; exp_avg of these; exp_avg_sq of these
+    float* losses;             // (steps,)
+    std::int64_t rows, samples, steps;
+    std::int64_t first_sample, first_step;  // in the tables of all clients
+    bool vectors;                           // rows of x are 16-byte aligned
+};
+
+// The classes of every batch, in order of appearance; at first_sample + s * batch_size
+// for batch s of a client.
+struct ClassTable {
+    int* column;   // (samples,) class of a row within its batch
+    int* first;    // (samples,) scratch
+    int* label;    // of a batch's c-th class
+    int* count;    // its rows in the batch
+    int* classes;  // (steps,) of a batch
+};
+
+struct Round {
+    const Client* clients;
+    const int *order, *begin;  // see Schedule
+    const AdamStep* adam;      // (steps,) of all clients
+    ClassTable table;
+    const float* text;  // (C, D)
+    float* workspace;
+    unsigned* barriers;  // kBarrierPitch apart, one a group, zero at the start
+    const unsigned long long* error;  // kNoError, or nothing is done
+    Shape shape;
+    Space space;
+    std::int64_t batch_size;
+    float one_beta1, beta2, one_beta2, weight_decay, logit_scale;
+};
+
+constexpr int kBarrierPitch = 64;  // a counter has its cache line for itself
+constexpr unsigned long long kNoError = ~0ull;
+
+// One block's view of its group.
+struct Block {
+    const Round& round;
+    const Shape& shape;
+    const Space& space;
+    int rank, first, features;  // own features: first..first + features
+    float *group, *slab_start, *stage, *gate, *small, *stats;
+    unsigned* barrier;
+    unsigned goal = 0;
+    int turn = 0;  // steps so far; exchanged copies alternate
+
+    __device__ explicit Block(const Round& r)
+        : round(r), shape(r.shape), space(r.space) {
+        const int number = int(blockIdx.x) / shape.group;
+        rank = int(blockIdx.x) % shape.group;
+        first = rank * shape.features;
+        features = min(shape.features, shape.dim - first);
+        group = r.workspace + number * space.size;
+        slab_start = group + space.slabs + rank * space.block_slabs;
+        stage = dynamic_shared() + shape.resident * shape.slab;
+        gate = stage + kStage;
+        small = gate + kRows * (shape.features + 1);
+        stats = group + space.stats + rank * space.block_stats;
+        barrier = r.barriers + number * kBarrierPitch;
+    }
+
+    // All blocks of the group come here; what they wrote before can be read after.
+    __device__ void wait() {
+        goal += unsigned(shape.group);
+        __syncthreads();
+        if (shape.group == 1) return;
+        if (threadIdx.x == 0) {
+            arrive(barrier);
+            while (int(arrived(barrier) - goal) < 0) {
+            }
+        }
+        __syncthreads();
+    }
+
+    // Slab 0, 1: w1, w2; 2, 3: exp_avg of w1, exp_avg_sq of w1; 4, 5: those of w2.
+    __device__ float* slab(int i) const {
+        return i < shape.resident ? dynamic_shared() + i * shape.slab
+                                  : slab_start + (i - shape.resident) * shape.slab;
+    }
+    __device__ Layer layer(int l) const {
+        return {slab(l), slab(2 + 2 * l), slab(3 + 2 * l)};
+    }
+    __device__ float* state(const Client& client, int i, int kind) const {
+        constexpr int of_slab[kSlabs] = {kW1, kW2, 4 + kW1, 8 + kW1, 4 + kW2, 8 + kW2};
+        return client.state[of_slab[i] + kind];  // kind: 0 weight, 1 bias
+    }
+
+    __device__ float* hidden() const {
+        return group + space.h + turn % 2 * space.hidden;
+    }
+    __device__ float* weights_copy(int when) const {
+        return group + space.w2 + when % 2 * std::int64_t(shape.dim) * shape.pitch;
+    }
+    __device__ float* du() const { return group + space.du; }
+    __device__ float* e() const { return group + space.e; }  // later da; own features
+
+    // (rows, D) of the group, and the own features of these.
+    __device__ Rows all(const float* data, int rows) const {
+        return {data, shape.pitch, nullptr, rows, shape.dim, true};
+    }
+    __device__ Rows own(const float* data, int rows) const {
+        return {data + first, shape.pitch, nullptr, rows, features, true};
+    }
+    // A layer's weights as they are now, rows of own features.
+    __device__ Weights weights(int l) const {
+        Weights w{nullptr, {}, false, shape.pitch, features};
+        if (l < shape.resident) {
+            w.shared = dynamic_shared() + l * shape.slab;
+        } else {
+            w.rows = {slab(l), shape.pitch, nullptr, features, shape.dim, true};
+        }
+        return w;
+    }
+    // The second layer's, columns of own features.
+    __device__ Weights weights_transposed() const {
+        const Rows copy{weights_copy(turn) + first,
+                        shape.pitch,
+                        nullptr,
+                        shape.dim,
+                        features,
+                        true};
+        return {nullptr, copy, true, 0, features};
+    }
+    __device__ float bias(int l, int f) const {
+        return slab(l)[f * std::int64_t(shape.pitch) + shape.pitch - 1];
+    }
+};
+
+// One batch of the client in training.
+struct Batch {
+    const Client* client;
+    const std::int64_t* index;  // (rows,) of x
+    int rows, classes;
+    const int *column, *label, *count;
+    bool small;  // the loss fits into shared memory
+    float *logits, *top, *inverse, *row_lse, *column_lse;
+
+    __device__ Batch(const Block& block, const Client& c, std::int64_t step)
+        : client(&c) {
+        const Round& round = block.round;
+        const std::int64_t start = step * round.batch_size;
+        const std::int64_t at = c.first_sample + start;
+        index = c.perm + start;
+        rows = int(min(round.batch_size, c.samples - start));
+        classes = round.table.classes[c.first_step + step];
+        column = round.table.column + at;
+        label = round.table.label + at;
+        count = round.table.count + at;
+        small = rows <= kSmallRows && rows * classes <= kSmallLogits;
+        if (small) {
+            logits = block.small;
+            top = logits + kSmallLogits;
+            inverse = top + kSmallRows;
+            row_lse = inverse + kSmallRows;
+            column_lse = row_lse + kSmallRows;
+        } else {
+            logits = block.group + block.space.logits;
+            top = block.group + block.space.top;
+            inverse = block.group + block.space.inverse;
+            row_lse = block.stats;
+            column_lse = row_lse + rows;
+        }
+    }
+    __device__ const float* x(const Block& block, int row) const {
+        return client->x + index[row] * block.shape.dim;
+    }
+    __device__ Rows inputs(const Block& block) const {
+        return {client->x, block.shape.dim, index,
+                rows,      block.shape.dim, client->vectors};
+    }
+    __device__ Loss loss() const {
+        return {rows, classes, logits, column, count, row_lse, column_lse};
+    }
+};
+
+__device__ inline void load_state(const Block& block, const Client& client) {
+    const int dim = block.shape.dim, pitch = block.shape.pitch;
+    for (int i = 0; i < kSlabs; ++i) {
+        float* slab = block.slab(i);
+        const float *weight = block.state(client, i, 0),
+                    *bias = block.state(client, i, 1);
+        for (int f = 0; f < block.features; ++f) {
+            const std::int64_t row = block.first + f;
+            for (int k = threadIdx.x; k < pitch; k += kThreads) {
+                float value = k < dim ? weight[row * dim + k] : 0.f;
+                if (k == pitch - 1) value = bias[row];
+                slab[f * std::int64_t(pitch) + k] = value;
+                if (i == 1) {
+                    block.weights_copy(block.turn)[row * pitch + k] = value;
+                }
+            }
+        }
+    }
+    __syncthreads();
+}
+
+__device__ inline void store_state(const Block& block, const Client& client) {
+    const int dim = block.shape.dim, pitch = block.shape.pitch;
+    __syncthreads();
+    for (int i = 0; i < kSlabs; ++i) {
+        const float* slab = block.slab(i);
+        float *weight = block.state(client, i, 0), *bias = block.state(client, i, 1);
+        for (int f = 0; f < block.features; ++f) {
+            const std::int64_t row = block.first + f;
+            for (int k = threadIdx.x; k < dim; k += kThreads) {
+                weight[row * dim + k] = slab[f * std::int64_t(pitch) + k];
+            }
+            if (threadIdx.x == 0) {
+                bias[row] = slab[f * std::int64_t(pitch) + pitch - 1];
+            }
+        }
+    }
+    __syncthreads();
+}
+
+template <bool Bf16>
+__device__ inline void hidden_phase(const Block& block, const Batch& batch) {
+    const Shape& shape = block.shape;
+    float* h = block.hidden() + block.first;
+    for (int row = 0; row < batch.rows; row += kRows) {
+        for (int feature = 0; feature < block.features; feature += kFeatures) {
+            product<Bf16>(block.stage, batch.inputs(block), row, block.weights(0),
+                          feature, shape.dim, [&](int r, int f, float sum) {
+                              if (row + r >= batch.rows) return;
+                              if (feature + f >= block.features) return;
+                              const float a = sum + block.bias(0, feature + f);
+                              h[std::int64_t(row + r) * shape.pitch + feature + f] =
+                                  tanhf(a);
+                          });
+        }
+    }
+}
+
+// Scores of a tile of rows in `gate` -> e, and this block's part of the row's norm.
+__device__ inline void gate_rows(const Block& block, const Batch& batch, int row) {
+    const Shape& shape = block.shape;
+    const int lane = threadIdx.x % 32, group = shape.group;
+    for (int r = threadIdx.x / 32; r < min(kRows, batch.rows - row); r += kWarps) {
+        const int b = row + r;
+        float* gate = block.gate + r * (shape.features + 1);
+        const float* x = batch.x(block, b) + block.first;
+        float* e = block.e() + std::int64_t(b) * shape.pitch + block.first;
+        float top = kLowest, square = 0;
+        for (int f = lane; f < block.features; f += 32) top = fmaxf(top, gate[f]);
+        top = warp_max(top);
+        for (int f = lane; f < block.features; f += 32) {
+            const float value = expf(gate[f] - top) * x[f];
+            gate[f] = e[f] = value;
+            square = fmaf(value, value, square);
+        }
+        square = warp_sum(square);
+        if (lane) continue;
+        const std::int64_t at = std::int64_t(b) * group + block.rank;
+        block.group[block.space.block_top + at] = top;
+        block.group[block.space.block_square + at] = square;
+    }
+}
+
+template <bool Bf16>
+__device__ inline void scores_phase(const Block& block, const Batch& batch) {
+    const Shape& shape = block.shape;
+    const int pitch = shape.features + 1, classes = batch.classes;
+    float* logits = block.group + block.space.block_logits +
+                    block.rank * std::int64_t(batch.rows) * classes;
+    const Rows h = block.all(block.hidden(), batch.rows);
+    for (int row = 0; row < batch.rows; row += kRows) {
+        for (int feature = 0; feature < block.features; feature += kFeatures) {
+            product<Bf16>(block.stage, h, row, block.weights(1), feature, shape.dim,
+                          [&](int r, int f, float sum) {
+                              if (feature + f >= block.features) return;
+                              block.gate[r * pitch + feature + f] =
+                                  sum + block.bias(1, feature + f);
+                          });
+        }
+        __syncthreads();
+        gate_rows(block, batch, row);
+        __syncthreads();
+        const int rows = min(kRows, batch.rows - row);
+        for (int at = threadIdx.x; at < rows * classes; at += kThreads) {
+            const float* gate = block.gate + at / classes * pitch;
+            const float* text = block.round.text +
+                                std::int64_t(batch.label[at % classes]) * shape.dim +
+                                block.first;
+            float sum = 0;
+#pragma unroll 4
+            for (int f = 0; f < block.features; ++f) sum = fmaf(gate[f], text[f], sum);
+            logits[std::int64_t(row) * classes + at] = sum;
+        }
+        __syncthreads();
+    }
+}
+
+// The blocks' parts of some rows -> their largest score, 1 / norm and logits.
+__device__ inline void combine_phase(const Block& block, const Batch& batch) {
+    const int group = block.shape.group, classes = batch.classes;
+    const int first = batch.small ? 0 : block.rank;
+    const int stride = batch.small ? 1 : group;
+    const float* tops = block.group + block.space.block_top;
+    const float* squares = block.group + block.space.block_square;
+    const float* parts = block.group + block.space.block_logits;
+    const int rows = (batch.rows - first + stride - 1) / stride;
+    const int lane = threadIdx.x % 32;
+    for (int r = threadIdx.x / 32; r < rows; r += kWarps) {
+        const int b = first + r * stride;
+        const std::int64_t at = std::int64_t(b) * group;
+        float top = kLowest, square = 0;
+        for (int g = lane; g < group; g += 32) top = fmaxf(top, tops[at + g]);
+        top = warp_max(top);
+        for (int g = lane; g < group; g += 32) {
+            const float scale = expf(tops[at + g] - top);
+            square = fmaf(squares[at + g], scale * scale, square);
+        }
+        square = warp_sum(square);
+        if (lane) continue;
+        batch.top[b] = top;
+        // not fmaxf, which would turn NaN into the floor
+        const float norm = sqrtf(square);
+        batch.inverse[b] = 1.f / (norm < kNormFloor ? kNormFloor : norm);
+    }
+    __syncthreads();
+    for (std::int64_t at = threadIdx.x; at < std::int64_t(rows) * classes;
+         at += kThreads) {
+        const int b = first + int(at / classes) * stride, c = int(at % classes);
+        const std::int64_t to = std::int64_t(b) * classes + c;
+        const std::int64_t size = std::int64_t(batch.rows) * classes;
+        float sum = 0;
+#pragma unroll 4
+        for (int g = 0; g < group; ++g) {
+            const float scale = expf(tops[std::int64_t(b) * group + g] - batch.top[b]);
+            sum = fmaf(parts[g * size + to], scale, sum);
+        }
+        batch.logits[to] = block.round.logit_scale * (sum * batch.inverse[b]);
+    }
+}
+
+// du of own features, and the loss.
+__device__ inline void grad_phase(const Block& block, const Batch& batch, float* out) {
+    const Shape& shape = block.shape;
+    const Loss loss = batch.loss();
+    find_row_lse(loss);
+    find_column_lse(loss, block.stage);
+    __syncthreads();
+    if (block.rank == 0) write_loss(loss, out);
+    const float* tops = block.group + block.space.block_top + block.rank;
+    const float* text = block.round.text + block.first;
+    const float scale = block.round.logit_scale;
+    loss_gradient(
+        loss, block.features, block.stage,
+        [&](int c, int f) {
+            return text[std::int64_t(batch.label[c]) * shape.dim + f];
+        },
+        [&](int b, int f, float sum, float dot) {
+            const std::int64_t at = std::int64_t(b) * shape.pitch + block.first + f;
+            const float part = expf(tops[std::int64_t(b) * shape.group] - batch.top[b]);
+            const float z = block.e()[at] * part * batch.inverse[b];
+            block.du()[at] = z * (scale * sum - z * dot);
+        });
+}
+
+template <bool Bf16>
+__device__ inline void update_phase(const Block& block, const Batch& batch,
+                                    const AdamStep& step) {
+    const Shape& shape = block.shape;
+    const Round& round = block.round;
+    const float* h = block.hidden();
+    float* da = block.e();
+    const Rows du = block.all(block.du(), batch.rows);
+    for (int row = 0; row < batch.rows; row += kRows) {
+        for (int feature = 0; feature < block.features; feature += kFeatures) {
+            product<Bf16>(block.stage, du, row, block.weights_transposed(), feature,
+                          shape.dim, [&](int r, int f, float sum) {
+                              if (row + r >= batch.rows) return;
+                              if (feature + f >= block.features) return;
+                              const std::int64_t at =
+                                  std::int64_t(row + r) * shape.pitch + block.first +
+                                  feature + f;
+                              da[at] = sum * (1 - h[at] * h[at]);
+                          });
+        }
+    }
+    __syncthreads();
+    const Adam adam{step, round.one_beta1, round.beta2, round.one_beta2,
+                    round.weight_decay};
+    float* copy =
+        block.weights_copy(block.turn + 1) + block.first * std::int64_t(shape.pitch);
+    update_layer<Bf16>(block.stage, block.own(block.du(), batch.rows), block.features,
+                       block.all(h, batch.rows), shape.pitch, block.layer(1), adam,
+                       copy);
+    update_layer<Bf16>(block.stage, block.own(da, batch.rows), block.features,
+                       batch.inputs(block), shape.pitch, block.layer(0), adam, nullptr);
+    __syncthreads();
+}
+
+template <bool Bf16>
+__device__ inline void train_client(Block& block, const Client& client) {
+    load_state(block, client);
+    for (std::int64_t s = 0; s < client.steps; ++s, ++block.turn) {
+        const Batch batch(block, client, s);
+        hidden_phase<Bf16>(block, batch);
+        block.wait();
+        scores_phase<Bf16>(block, batch);
+        block.wait();
+        combine_phase(block, batch);
+        if (batch.small) {
+            __syncthreads();
+        } else {
+            block.wait();
+        }
+        grad_phase(block, batch, client.losses + s);
+        block.wait();
+        update_phase<Bf16>(block, batch, block.round.adam[client.first_step + s]);
+    }
+    store_state(block, client);
+}
+
+template <bool Bf16>
+__global__ void __launch_bounds__(kThreads, 1) train_round(const Round round) {
+    if (*round.error != kNoError) return;
+    Block block(round);
+    const int group = int(blockIdx.x) / round.shape.group;
+    for (int i = round.begin[group]; i < round.begin[group + 1]; ++i) {
+        train_client<Bf16>(block, round.clients[round.order[i]]);
+    }
+}
+
+}  // namespace fedclip

@@ -1,0 +1,195 @@
+// Checks of tensors: they guard every access to memory, also where torch.ops.fedclip is
+// called directly.  A message names the argument, what is wanted and what came.
+//
+// The CPU and the CUDA module have these functions each for their own device.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace fedclip {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+
+// Raises RuntimeError with the parts as its message.  (STD_TORCH_CHECK would put a
+// function, a file and a line before them.)
+template <class... Parts>
+void check(bool holds, const Parts&... parts) {
+    if (holds) return;
+    std::ostringstream message;
+    (message << ... << parts);
+    throw std::runtime_error(message.str());
+}
+
+#ifdef USE_CUDA
+// On the current device: an operator's guard has made it that of its first tensor.
+inline bool is_here(const Tensor& tensor) {
+    return tensor.is_cuda() && tensor.get_device_index() ==
+                                   torch::stable::accelerator::getCurrentDeviceIndex();
+}
+inline std::string here() {
+    return "cuda:" +
+           std::to_string(torch::stable::accelerator::getCurrentDeviceIndex());
+}
+#else
+inline bool is_here(const Tensor& tensor) { return tensor.is_cpu(); }
+inline std::string here() { return "the CPU"; }
+#endif
+
+inline std::string shape_text(const std::int64_t* sizes, std::size_t dims) {
+    std::string text = "(";
+    for (std::size_t d = 0; d < dims; ++d) {
+        text += sizes[d] < 0 ? "any" : std::to_string(sizes[d]);
+        text += d + 1 < dims ? ", " : dims == 1 ? "," : "";
+    }
+    return text + ")";
+}
+
+inline const char* dtype_text(ScalarType dtype) {
+    switch (dtype) {
+        case ScalarType::Float:
+            return "float32";
+        case ScalarType::Double:
+            return "float64";
+        case ScalarType::Long:
+            return "int64";
+        case ScalarType::Char:
+            return "int8";
+        default:
+            return torch::headeronly::toString(dtype);
+    }
+}
+
+inline std::string describe(const Tensor& tensor) {
+    const auto sizes = tensor.sizes();
+    std::string text = dtype_text(tensor.scalar_type());
+    text.append(" ").append(shape_text(sizes.data(), sizes.size()));
+    return is_here(tensor) ? text : text + " on another device";
+}
+
+// Raises unless `tensor` is here and of this type and shape; -1 is any size.
+inline void expect(const std::string& name, const Tensor& tensor, ScalarType dtype,
+                   std::initializer_list<std::int64_t> shape) {
+    bool fits = is_here(tensor) && tensor.scalar_type() == dtype &&
+                tensor.dim() == static_cast<std::int64_t>(shape.size());
+    std::int64_t d = 0;
+    for (const std::int64_t size : shape) {
+        fits = fits && (size < 0 || tensor.size(d) == size);
+        ++d;
+    }
+    if (fits) return;
+    check(false, name, ": expected ", dtype_text(dtype), " ",
+          shape_text(shape.begin(), shape.size()), " on ", here(), ", got ",
+          describe(tensor));
+}
+
+inline void expect_square(const std::string& name, const Tensor& weight,
+                          std::int64_t dim) {
+    expect(name, weight, ScalarType::Float, {dim, dim});
+}
+
+// The same data in row-major order: the tensor itself, or a copy.
+inline Tensor row_major(const Tensor& tensor) {
+    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline const float* floats(const Tensor& contiguous) {
+    return contiguous.const_data_ptr<float>();
+}
+
+// A tensor to be changed in place: row-major while the guard lives, through a copy that
+// is written back if need be.
+class InPlace {
+  public:
+    explicit InPlace(const Tensor& tensor)
+        : tensor_(tensor), work_(row_major(tensor)) {}
+    InPlace(InPlace&&) = default;
+    float* data() const { return work_.mutable_data_ptr<float>(); }
+    void write_back() {
+        if (work_.get() != tensor_.get()) torch::stable::copy_(tensor_, work_);
+    }
+
+  private:
+    Tensor tensor_, work_;
+};
+
+// The data of tensors, which become row-major.
+template <typename T>
+std::vector<const T*> pointers(Tensors& tensors) {
+    std::vector<const T*> data;
+    data.reserve(tensors.size());
+    for (Tensor& tensor : tensors) {
+        tensor = row_major(tensor);
+        data.push_back(tensor.const_data_ptr<T>());
+    }
+    return data;
+}
+
+inline void expect_like_first(const char* name, const Tensors& tensors,
+                              ScalarType dtype) {
+    check(!tensors.empty(), name, ": expected at least one tensor, got none");
+    const auto wanted = tensors[0].sizes();
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+        const auto sizes = tensors[i].sizes();
+        if (is_here(tensors[i]) && tensors[i].scalar_type() == dtype &&
+            sizes.size() == wanted.size() &&
+            std::equal(sizes.begin(), sizes.end(), wanted.begin())) {
+            continue;
+        }
+        check(false, name, "[", i, "]: expected the type and shape of ", name, "[0], ",
+              describe(tensors[0]), ", got ", describe(tensors[i]));
+    }
+}
+
+// Int8 tensors of one shape, each with a scale for every row.
+inline void expect_scaled(const Tensors& qs, const Tensors& scales) {
+    expect_like_first("qs", qs, ScalarType::Char);
+    check(qs[0].dim() >= 1, "qs[0]: expected at least one dimension, got ",
+          describe(qs[0]));
+    check(scales.size() == qs.size(), "scales: expected ", qs.size(), " entries, got ",
+          scales.size());
+    for (std::size_t i = 0; i < scales.size(); ++i) {
+        expect("scales[" + std::to_string(i) + "]", scales[i], ScalarType::Float,
+               {qs[0].size(0)});
+    }
+}
+
+template <typename T>
+std::vector<double> to_doubles(const Tensor& tensor) {
+    const T* data = tensor.const_data_ptr<T>();
+    return std::vector<double>(data, data + tensor.numel());
+}
+
+// weights / sum(weights): one a client, float32 or float64, on any device.
+inline std::vector<double> shares_of(const Tensor& weights, std::size_t clients) {
+    const bool doubles = weights.scalar_type() == ScalarType::Double;
+    const std::int64_t count = static_cast<std::int64_t>(clients);
+    if ((!doubles && weights.scalar_type() != ScalarType::Float) ||
+        weights.dim() != 1 || weights.size(0) != count) {
+        check(false, "weights: expected float32 or float64 ", shape_text(&count, 1),
+              ", got ", describe(weights));
+    }
+    Tensor values = weights;
+    if (!values.is_cpu()) {
+        values = torch::stable::to(
+            values, torch::stable::Device(torch::headeronly::DeviceType::CPU));
+    }
+    values = row_major(values);
+    auto shares = doubles ? to_doubles<double>(values) : to_doubles<float>(values);
+    double total = 0;
+    for (const double share : shares) total += share;
+    for (double& share : shares) share /= total;
+    return shares;
+}
+
+}  // namespace fedclip
