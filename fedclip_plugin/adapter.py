@@ -72,8 +72,8 @@ class ResidualAdapter(AttentionAdapter):
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
-        nn.init.zeros_(self[2].weight)
-        nn.init.zeros_(self[2].bias)
+        for parameter in self[2].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised mix of features and gated features (N, D)."""

@@ -49,7 +49,7 @@ def train_local(
                 continue
             loss = loss_of(rows)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             losses.append(loss.detach())
     return losses

@@ -79,12 +79,14 @@ def _scores(context: Tensor, x: Tensor, task: Task) -> Tensor:
         own = context.expand(len(embedded), -1, -1)
         return torch.cat([embedded[:, :1], own, embedded[:, 1 + count :]], dim=1)
 
-    hook = _token_embedding(clip.model).register_forward_hook(put)
+    model: Any = clip.model
+    hook = _token_embedding(model).register_forward_hook(put)
     try:
-        text = clip.model.encode_text(clip.tokens, normalize=True)
+        text = model.encode_text(clip.tokens, normalize=True)
     finally:
         hook.remove()
-    return task.logit_scale * F.normalize(x, dim=1) @ text.t()
+    scores: Tensor = task.logit_scale * F.normalize(x, dim=1) @ text.t()
+    return scores
 
 
 def _token_embedding(model: Any) -> Any:
