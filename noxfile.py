@@ -78,7 +78,7 @@ def sanitize(session: nox.Session) -> None:
     session.chdir(tree)
     flags = "-fsanitize=address,undefined"
     build = {
-        "CFLAGS": f"{flags} -fno-sanitize-recover=undefined -O1 -g",
+        "FEDCLIP_CXX_FLAGS": f"{flags} -fno-sanitize-recover=undefined -O1 -g",
         "LDFLAGS": flags,
         "FEDCLIP_CUDA": "0",
     }

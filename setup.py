@@ -10,6 +10,7 @@ Environment, read while building:
 ``FEDCLIP_PURE_PYTHON=1``  compile nothing
 ``FEDCLIP_CUDA=0|1|auto``  CUDA kernels: never, always, or (default) where nvcc fits
                            torch; a failed build is then a warning
+``FEDCLIP_CXX_FLAGS``      more compiler flags, after our own
 ``TORCH_CUDA_ARCH_LIST``   GPU architectures
 ``MAX_JOBS``               parallel compilers
 """
@@ -35,7 +36,7 @@ PATHS = f"-ffile-prefix-map={os.getcwd()}/="
 # -ffp-contract=off: an FMA only where the source says so, or an element's bits would
 # depend on how the compiler split the loop around it.
 CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-ffp-contract=off"]
-CXX_FLAGS += [PATHS, *STABLE_ABI]
+CXX_FLAGS += [PATHS, *STABLE_ABI, *os.environ.get("FEDCLIP_CXX_FLAGS", "").split()]
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 # Files named *_<isa>.cpp are compiled for that instruction set, on x86-64 only; the
 # dispatch in csrc/cpu/isa.cpp decides at run time whether they may be called.

@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--features", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", type=int, nargs="+", help="numbers of settings")
     parser.add_argument("--out", type=Path, default=RESULTS, help="without ending")
     args = parser.parse_args(argv)
     features = load_features(args.features)
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "zero_shot": _zero_shot(features),
         "settings": [],
     }
-    for change in SETTINGS:
+    for change in [SETTINGS[i] for i in args.only or range(len(SETTINGS))]:
         found["settings"].append(_setting(features, change, args))
         args.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
         args.out.with_suffix(".md").write_text(_markdown(found))

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .capabilities import load_kernels
 
+_PARAMS = ("w1", "b1", "w2", "b2")
+
 
 def check(condition: bool, message: str) -> None:
     """Raise ValueError with ``message`` unless ``condition`` holds."""
@@ -25,23 +27,25 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 
 def check_matrix(name: str, value: Tensor, columns: int | None = None) -> None:
     """Two dimensions, and ``columns`` of them if given."""
-    check(
-        value.dim() == 2 and (columns is None or value.shape[1] == columns),
-        f"{name}: expected shape (rows, {columns or 'D'}), got {tuple(value.shape)}",
-    )
+    if value.dim() != 2 or (columns is not None and value.shape[1] != columns):
+        raise ValueError(
+            f"{name}: expected shape (rows, {columns or 'D'}), got {tuple(value.shape)}"
+        )
 
 
 def check_adapter(prefix: str, x: Tensor, params: Sequence[Tensor]) -> None:
     """Four tensors ``w1, b1, w2, b2`` that fit ``x`` (N, D)."""
-    check(len(params) == 4, f"{prefix}: expected [w1, b1, w2, b2], got {len(params)}")
-    dim = x.shape[1]
-    shapes = ((dim, dim), (dim,), (dim, dim), (dim,))
-    for name, value, shape in zip(("w1", "b1", "w2", "b2"), params, shapes):
-        check(
-            tuple(value.shape) == shape,
-            f"{prefix}{name}: expected shape {shape}, got {tuple(value.shape)}",
-        )
-        check_same(f"{prefix}{name}", value, x)
+    if len(params) != 4:
+        raise ValueError(f"{prefix}: expected [w1, b1, w2, b2], got {len(params)}")
+    dim, dtype, device = x.shape[1], x.dtype, x.device
+    matrix, vector = (dim, dim), (dim,)
+    for name, value, shape in zip(_PARAMS, params, (matrix, vector, matrix, vector)):
+        if value.shape != shape:
+            raise ValueError(
+                f"{prefix}{name}: expected shape {shape}, got {tuple(value.shape)}"
+            )
+        if value.dtype != dtype or value.device != device:
+            check_same(f"{prefix}{name}", value, x)
 
 
 def check_same(name: str, value: Tensor, x: Tensor) -> None:

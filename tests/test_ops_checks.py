@@ -40,6 +40,7 @@ def samples():
         "local_round": (*one, *ADAM, SCALE),
         "weighted_mean": ([torch.randn(4, 5) for _ in range(3)], weights),
         "weighted_mean_int8": (qs, scales, weights),
+        "squared_distances": ([torch.randn(4, 5) for _ in range(3)], torch.randn(4, 5)),
     }
 
 

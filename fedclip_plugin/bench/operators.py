@@ -120,15 +120,16 @@ def forward(dim: int, rows: int, rounds: int, compiled: bool) -> Row:
     adapter = rivals.make_adapter(dim).requires_grad_(False)
     x = c["x"][:rows]
     candidates: dict[str, rivals.Run] = {
-        OURS: lambda: torch.ops.fedclip.adapter(x, *c["params"]),
+        OURS: lambda: ops.adapter(x, *c["params"]),
         "eager": lambda: rivals.gate(adapter, x),
     }
     if compiled:
         gate = rivals.compile_for_one_shape(rivals.gate)
         candidates["compile"] = lambda: gate(adapter, x)
-    share, times = _peak_percent(
-        4 * dim * dim * rows, lambda: interleave(candidates, rounds)
-    )
+    with torch.no_grad():
+        share, times = _peak_percent(
+            4 * dim * dim * rows, lambda: interleave(candidates, rounds)
+        )
     return make_row("adapter forward", times, dim=dim, batch=rows, peak_percent=share)
 
 
