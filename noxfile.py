@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import nox
@@ -115,8 +116,13 @@ def _in_host_environment(session: nox.Session, extra: str, *more: str) -> None:
     host = sorted((ROOT / "tests").glob(f"test_{extra}_*.py"))
     names = [f"tests/{name}.py" for name in (*(p.stem for p in host), *CORE_TESTS)]
     options = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder)]
-    # waiting threads that spin starve the many processes of a host
-    env = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+    env = {
+        # waiting threads that spin starve the many processes of a host
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "OMP_NUM_THREADS": "1",
+        # create_tmp() has moved it into the environment, where ray refuses to work
+        "TMPDIR": tempfile.gettempdir(),
+    }
     session.run("python", "-m", "pytest", *options, *names, env=env)
     session.run("pip", "check")
 
