@@ -209,10 +209,10 @@ def run(
     except FedClipError:
         raise
     except Exception:
-        if mode != "MPI":
-            raise
-        traceback.print_exc()
-        args.comm.Abort(1)  # the other processes would wait for this one for ever
+        if mode == "MPI":  # the other processes would wait for this one for ever
+            traceback.print_exc()
+            args.comm.Abort(1)
+        raise
 
 
 def _bind_quietly(args: Any) -> None:

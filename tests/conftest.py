@@ -31,5 +31,21 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A feature directory; the working directory has no fedclip.toml."""
+    from tests.toy import write_toy
+
+    monkeypatch.chdir(tmp_path)
+    return write_toy(tmp_path / "toy")
+
+
+@pytest.fixture
+def features(toy, tmp_path, monkeypatch):
+    """The same, and a home directory of the test's own."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return toy
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(_CACHE, ignore_errors=True)

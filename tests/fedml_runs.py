@@ -19,8 +19,8 @@ import safetensors.torch
 import yaml
 
 from fedclip_plugin.federation import Standing, federate
-from fedclip_plugin.registry.core import open_setup
-from fedclip_plugin.registry.fedml_settings import read_settings
+from fedclip_plugin.registry.core import HostRun, open_setup
+from fedclip_plugin.registry.fedml_settings import bind, read_settings
 from fedclip_plugin.update import State
 
 FEDCLIP = [sys.executable, "-m", "fedclip_plugin.cli"]
@@ -165,3 +165,16 @@ def mpirun() -> str | None:
 
 def close(a: State, b: State) -> bool:
     return distance(a, b) <= 1e-6
+
+
+def replay(args: Any, voters: list[list[str]]) -> HostRun:
+    """The rounds of a run in which only ``voters`` have a say."""
+    setup = bind(args).setup
+    run, fed = HostRun(setup), setup.fed
+    for number, names in enumerate(voters, 1):
+        updates = [
+            fed.algorithm.local_train(run.state, setup.client(n), fed.task, number)
+            for n in names
+        ]
+        run.record(*run.aggregate(updates, names))
+    return run

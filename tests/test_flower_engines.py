@@ -43,12 +43,6 @@ TRAINING = "local-epochs=3 lr=0.01 weight-decay=0.2"
 ROWS = 100
 
 
-@pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)  # no fedclip.toml there
-    return write_toy(tmp_path / "toy")
-
-
 @pytest.fixture(scope="module")
 def deploy() -> ModuleType:
     """The example's script, as a module."""

@@ -30,14 +30,7 @@ from tests.flower_grid import (
     with_arrays,
     without,
 )
-from tests.toy import toy_features, write_toy
-
-
-@pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)  # no fedclip.toml there
-    return write_toy(tmp_path / "toy")
-
+from tests.toy import toy_features
 
 # ------------------------------------------------------------------------------- faults
 

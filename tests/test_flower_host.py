@@ -32,13 +32,6 @@ from tests.flower_grid import (
 )
 from tests.toy import DOMAINS, write_toy
 
-
-@pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)  # no fedclip.toml there
-    return write_toy(tmp_path / "toy")
-
-
 # ------------------------------------------------------------------------- import paths
 
 
