@@ -152,6 +152,20 @@ def tally(
     return Tally(list(participants), sound, bad, up, down)
 
 
+def train_clients(
+    fed: Federation, state: State, clients: Sequence[Client], round_number: int
+) -> list[ClientUpdate]:
+    """The clients' side of a round: what each of ``clients`` sends back."""
+    return fed.algorithm.local_round(state, clients, fed.task, round_number)
+
+
+def next_state(
+    fed: Federation, counted: Tally, state: State, round_number: int
+) -> State:
+    """The server's side of a round, after screening: the state that follows."""
+    return fed.algorithm.aggregate(counted.sound, state, fed.task)
+
+
 def score_state(fed: Federation, state: State) -> tuple[Scores, float | None]:
     """Accuracies of all clients, and of the held-out target if there is one."""
     clients = score_clients(fed.algorithm, state, fed.clients, fed.task)
@@ -189,10 +203,10 @@ def run_round(
     start = time.perf_counter()
     config, seed = fed.task.train, fed.task.seed
     chosen = participants(fed.clients, config.participation, seed, round_number)
-    updates = fed.algorithm.local_round(state, chosen, fed.task, round_number)
+    updates = train_clients(fed, state, chosen, round_number)
     names = [c.name for c in chosen]
     counted = tally(fed.algorithm, state, updates, names, config.max_norm_ratio)
-    after = fed.algorithm.aggregate(counted.sound, state, fed.task)
+    after = next_state(fed, counted, state, round_number)
     trained = time.perf_counter()
     clients, target = score_state(fed, after)
     seconds = {"train": trained - start, "evaluate": time.perf_counter() - trained}

@@ -32,6 +32,7 @@ from ..federation import (
     advance,
     as_dict,
     build_federation,
+    next_state,
     round_result,
     score_state,
     tally,
@@ -149,7 +150,8 @@ class HostRun:
         fed = self.setup.fed
         ratio = fed.task.train.max_norm_ratio
         counted = tally(fed.algorithm, self.state, updates, participants, ratio)
-        return fed.algorithm.aggregate(counted.sound, self.state, fed.task), counted
+        number = self.standing.progress.round + 1
+        return next_state(fed, counted, self.state, number), counted
 
     def record(
         self, state: State, counted: Tally, clients: Scores | None = None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..evaluation import accuracy, predict_labels
+from ..federation import train_clients
 from ..update import State
 from .fedml_data import ClientLoader, client_of, parameters
 from .fedml_log import forward
@@ -77,7 +78,7 @@ class FedCLIPTrainer(ClientTrainer):  # type: ignore[misc]
         client, fed = client_of(train_data), self.binding.setup.fed
         number = getattr(args, "round_idx", 0) + 1
         state = device_state(self.binding, self.model)
-        update = fed.algorithm.local_train(state, client, fed.task, number)
+        (update,) = train_clients(fed, state, [client], number)
         self.set_model_params(OrderedDict(update.state))
         told = ", ".join(f"{k} {v:.4f}" for k, v in update.metrics.items())
         logging.info(f"FedCLIP client {client.name} trained, round {number}: {told}")

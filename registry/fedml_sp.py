@@ -16,6 +16,7 @@ from fedml.simulation.sp.fedavg.fedavg_api import FedAvgAPI
 from torch import nn
 
 from ..algorithms import Client
+from ..federation import train_clients
 from ..update import ClientUpdate
 from .fedml_data import client_of, parameters
 from .fedml_roles import FedCLIPTrainer
@@ -88,7 +89,7 @@ class FedCLIPAPI(FedAvgAPI):  # type: ignore[misc]
             fed = trainer.binding.setup.fed
             device = fed.task.text.device
             state = {k: v.to(device) for k, v in self.model.state_dict().items()}
-            return fed.algorithm.local_round(state, clients, fed.task, number)
+            return train_clients(fed, state, clients, number)
         sent = parameters(self.model)
         return [
             self._one_by_one(client, loader, sent)

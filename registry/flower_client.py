@@ -22,6 +22,7 @@ from flwr.common.constant import ErrorCode
 from ..algorithms import Client
 from ..errors import ConfigError, FedClipError
 from ..evaluation import score_clients
+from ..federation import train_clients
 from . import flower_records as records
 from .core import Setup, open_setup
 from .flower_options import client_settings, has_own_data
@@ -63,7 +64,7 @@ def train(party: Party, message: Message) -> RecordDict:
     """Local training from the adapter in the message; the new adapter and its loss."""
     fed = party.setup.fed
     state = records.to_state(message.content, fed.algorithm.init(fed.task))
-    update = fed.algorithm.local_train(state, party.client, fed.task, party.round)
+    (update,) = train_clients(fed, state, [party.client], party.round)
     metrics = MetricRecord({records.ROWS: update.num_examples, **update.metrics})
     return RecordDict(
         {records.ARRAYS: records.to_arrays(update.state), records.METRICS: metrics}
