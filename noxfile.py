@@ -20,6 +20,7 @@ PYTHON = [sys.executable, "-m"]
 ROOT = Path(__file__).parent
 CORE_TESTS = (
     "test_baselines",
+    "test_codecs",
     "test_config",
     "test_evaluation",
     "test_experiment",
@@ -29,6 +30,7 @@ CORE_TESTS = (
     "test_ops",
     "test_personalization",
     "test_plugins",
+    "test_privacy",
     "test_registry_core",
     "test_robust",
     "test_screening",
@@ -107,7 +109,7 @@ def sanitize(session: nox.Session) -> None:
 def _in_host_environment(session: nox.Session, extra: str, *more: str) -> None:
     """The host's own tests, and what computes, beside its pinned dependencies."""
     session.install("torch", "torchvision", "setuptools<81", "ninja")
-    session.install(f".[{extra}]", "pytest", "hypothesis", *more)
+    session.install(f".[{extra},privacy]", "pytest", "hypothesis", *more)
     folder = Path(session.create_tmp()).resolve()
     tests = folder / "tests"
     if not tests.exists():

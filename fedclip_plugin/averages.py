@@ -17,6 +17,12 @@ from .records import NO_TARGET, Summary, target_name
 
 VISIBLE = 5e-5  # of a fraction: half the last digit that is shown
 KINDS = ("target", "clients", "mean")
+METRICS = {
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "calibration_error": "calibration error",
+}
+"""Class metrics of ``evaluation.json`` and what they are called."""
 
 _NAMES = {
     "fedavg": "FedAVG",
@@ -55,6 +61,13 @@ def scores(summary: Summary, which: str) -> dict[str, float | None]:
     return {"target": target, "clients": mean(clients.values()), "mean": overall}
 
 
+def metrics_of(summary: Summary, which: str) -> dict[str, float | None]:
+    """The ``METRICS`` of ``zero_shot`` or ``result`` of a leaf; None for older runs."""
+    name = which if which == "zero_shot" else summary["algorithm"]
+    found = (summary.get("metrics") or {}).get(name) or {}
+    return {key: found.get(key) for key in METRICS}
+
+
 def aggregate(summaries: Sequence[Summary]) -> dict[str, Any]:
     """The ``summary.json`` above several leaves; see ``docs/report.md``.
 
@@ -75,6 +88,7 @@ def aggregate(summaries: Sequence[Summary]) -> dict[str, Any]:
             for which in ("zero_shot", "result")
         },
         "ci95": _ci_over_seeds(by_target),
+        "metrics": _over_metrics([row["metrics"] for row in rows.values()]),
         "by_target": rows,
         "seconds": {
             stage: sum(s["seconds"].get(stage) or 0.0 for s in summaries)
@@ -83,8 +97,25 @@ def aggregate(summaries: Sequence[Summary]) -> dict[str, Any]:
     }
 
 
+def cost_of(group: Sequence[Summary]) -> tuple[float, float]:
+    """Bytes sent up and down, and seconds of training, of a run on average."""
+    sent = [
+        sum(s["communication"].get(f"bytes_{way}") or 0 for way in ("up", "down"))
+        for s in group
+    ]
+    spent = [s["seconds"].get("train") or 0.0 for s in group]
+    return mean(sent) or 0.0, mean(spent) or 0.0
+
+
 def _over(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
     return {key: mean(row[key] for row in rows) for key in KINDS}
+
+
+def _over_metrics(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        which: {key: mean(each[which][key] for each in found) for key in METRICS}
+        for which in ("zero_shot", "result")
+    }
 
 
 def _target_row(group: Sequence[Summary]) -> dict[str, Any]:
@@ -95,6 +126,9 @@ def _target_row(group: Sequence[Summary]) -> dict[str, Any]:
         "zero_shot": _over([scores(s, "zero_shot") for s in group]),
         "result": _over(results),
         "ci95": {k: ci95(r[k] for r in results) for k in KINDS},
+        "metrics": _over_metrics(
+            [{w: metrics_of(s, w) for w in ("zero_shot", "result")} for s in group]
+        ),
         "clients": {
             name: {
                 which: mean(s[which]["clients"].get(name) for s in group)
@@ -173,6 +207,13 @@ def human_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def promise(group: Sequence[Summary]) -> str:
+    """What the run with the highest epsilon promises its clients; empty without."""
+    found = [p for s in group if (p := s.get("privacy"))]
+    worst = max(found, key=lambda p: float(p["epsilon"]), default={"promise": ""})
+    return str(worst["promise"])
+
+
 def groups(summaries: Sequence[Summary]) -> list[list[Summary]]:
     """Runs that may be averaged: the same algorithm and settings, data and model."""
     keys = ("algorithm", "variant", "dataset", "model", "pretrained")
@@ -190,16 +231,23 @@ def client_names(by_target: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def fell_short(row: Mapping[str, Any]) -> list[str]:
+    """Of ``target`` and ``clients``, those that training worsened."""
+    found = []
+    for kind in ("target", "clients"):
+        more = lift(row["result"][kind], row["zero_shot"][kind])
+        if more is not None and more < -VISIBLE:
+            found.append(kind)
+    return found
+
+
 def below_zero_shot(by_target: Mapping[str, Any]) -> list[str]:
     """A clause for every held-out domain, and clients' mean, that training worsened."""
+    text = {"target": "held-out {}", "clients": "clients with {} out"}
     clauses = []
     for name, row in by_target.items():
-        for kind, text in (
-            ("target", "held-out {}"),
-            ("clients", "clients with {} out"),
-        ):
+        for kind in fell_short(row):
+            where = text[kind].format(name) if name != NO_TARGET else "clients"
             got, base = row["result"][kind], row["zero_shot"][kind]
-            if got is not None and base is not None and got < base - VISIBLE:
-                where = text.format(name) if name != NO_TARGET else "clients"
-                clauses.append(f"{where} ({percent(got)} < {percent(base)})")
+            clauses.append(f"{where} ({percent(got)} < {percent(base)})")
     return clauses

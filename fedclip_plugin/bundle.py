@@ -12,6 +12,7 @@ from .encoder import EncoderSpec, FrozenClip
 from .errors import RunError, WeightsError
 from .export import export_classifier
 from .prompts import captions
+from .shapes import several, text
 from .storage import DamagedFileError, read_tensors
 
 
@@ -29,21 +30,26 @@ def export_run(
         state, meta = read_tensors(path)
         classes = json.loads(meta["classes"])
         prompts = json.loads(meta["prompts"])
+        for names in (classes, prompts):
+            if wrong := several(text)(names):
+                raise ValueError(wrong)
+        width = state["0.weight"].shape[0]
     except FileNotFoundError as error:
         leaves = sorted(
             p.parent for p in directory.glob("*/seed-*/adapter.safetensors")
         )
         hint = f"name one of its runs, e.g. {leaves[0]}" if leaves else "no run there"
         raise RunError(f"{directory} has no adapter.safetensors: {hint}") from error
-    except (DamagedFileError, KeyError, ValueError) as error:
+    except (
+        *(DamagedFileError, KeyError, ValueError, IndexError, RecursionError),
+    ) as error:
         raise RunError(f"{path} is no adapter of a fedclip run: {error}") from error
     spec = replace(EncoderSpec.from_config(config), precision="fp32")
     encoder = FrozenClip.load(spec)
-    width = state["0.weight"].shape[0]
     if encoder.embed_dim != width:
         raise WeightsError(
             f"{path} was trained on {meta['model']} (width {width}), but --model "
             f"{spec.model} has width {encoder.embed_dim}; name that model and weights"
         )
-    text = encode_captions(encoder, [captions(classes, prompt) for prompt in prompts])
-    return export_classifier(encoder, state, text, classes, to, formats)
+    told = encode_captions(encoder, [captions(classes, prompt) for prompt in prompts])
+    return export_classifier(encoder, state, told, classes, to, formats)

@@ -96,6 +96,7 @@ def encode_once(
     found = store.load(wanted)
     if wanted - found.keys():
         with store.lock():
+            store.sweep()
             found = store.load(wanted)  # another process may have encoded them
             found.update(_encode_missing(job, store, digests, found, encoder, progress))
     stats.encoded = encoder.images
@@ -132,18 +133,28 @@ def _encode_missing(
     encoder: _Lazy,
     progress: Progress,
 ) -> dict[str, Tensor]:
-    missing: dict[str, tuple[ImageDomain, int]] = {}
+    images: dict[str, tuple[ImageDomain, int]] = {}
     for domain, keys in zip(job.dataset.domains, digests):
         for i, key in enumerate(keys):
-            if key and key not in found:
-                missing.setdefault(key, (domain, i))
+            if key:
+                images.setdefault(key, (domain, i))
+    missing = dict.fromkeys(key for key in images if key not in found)
     clip, new = encoder.get(), ShardWriter(store)
+    size = CUDA_BATCH if clip.device.type == "cuda" else CPU_BATCH
+    # Chosen among all images: a run that was broken off must decide alike.
+    step = max(1, len(images) // SAMPLE)
+    sample = list(images)[::step][:SAMPLE] if clip.precision == "auto" else []
     done: dict[str, Tensor] = {}
     try:
-        for keys, pixels in _decode(job, clip, missing):
-            if not done:
+        batches = _batches(sample, list(missing), size)
+        for number, (keys, pixels) in enumerate(_decode(job, clip, images, batches)):
+            if not number:
                 store.precision = clip.resolve_precision(pixels)
-            features = clip.encode_images(pixels).float().cpu()
+            rows = [i for i, key in enumerate(keys) if key in missing]
+            if not rows:
+                continue  # a sample of which all is there
+            keys = [keys[i] for i in rows]
+            features = _encode(clip, pixels[rows], size)
             new.extend(keys, features)
             done.update(zip(keys, features))
             encoder.images += len(keys)
@@ -153,17 +164,32 @@ def _encode_missing(
     return done
 
 
+def _encode(clip: Encoder, pixels: Tensor, size: int) -> Tensor:
+    """Features (N, D) float32 of pixels (N, 3, S, S), by batches of exactly ``size``.
+
+    Matrix products round by the number of rows: so an image has the same bits whatever
+    is encoded with it, and however often a run was broken off.
+    """
+    features = []
+    for part in pixels.split(size):  # (B, 3, S, S), B <= size
+        more = part[-1:].expand(size - len(part), *part.shape[1:])
+        encoded = clip.encode_images(torch.cat([part, more]))  # (size, D)
+        features.append(encoded[: len(part)].float().cpu())
+    return torch.cat(features)
+
+
 def _decode(
     job: EncodingJob,
     clip: Encoder,
-    missing: dict[str, tuple[ImageDomain, int]],
+    images: dict[str, tuple[ImageDomain, int]],
+    batches: Iterator[list[str]],
 ) -> Iterator[tuple[list[str], Tensor]]:
     """Batches of pixels (B, 3, S, S), decoded ahead of the encoder in a thread."""
 
     def batch(keys: list[str]) -> tuple[list[str], list[Tensor]]:
         kept, pixels = [], []
         for key in keys:
-            domain, i = missing[key]
+            domain, i = images[key]
             try:
                 image = decode_image(domain.read(i), domain.files[i])
             except DataError as error:
@@ -175,23 +201,21 @@ def _decode(
             pixels.append(clip.preprocess(image))
         return kept, pixels
 
-    size = CUDA_BATCH if clip.device.type == "cuda" else CPU_BATCH
-    todo = _batches(list(missing), size)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        ahead = [pool.submit(batch, keys) for keys in islice(todo, 4)]
+        ahead = [pool.submit(batch, keys) for keys in islice(batches, 4)]
         while ahead:
             kept, pixels = ahead.pop(0).result()
-            ahead.extend(pool.submit(batch, keys) for keys in islice(todo, 1))
+            ahead.extend(pool.submit(batch, keys) for keys in islice(batches, 1))
             if kept:
                 yield kept, torch.stack(pixels)
 
 
-def _batches(keys: list[str], size: int) -> Iterator[list[str]]:
+def _batches(sample: list[str], keys: list[str], size: int) -> Iterator[list[str]]:
     """First a sample of all domains, which decides the precision, then the rest."""
-    sample = keys[:: max(1, len(keys) // SAMPLE)][:SAMPLE]
     first = set(sample)
     rest = (key for key in keys if key not in first)
-    yield sample
+    if sample:
+        yield sample
     while batch := list(islice(rest, size)):
         yield batch
 

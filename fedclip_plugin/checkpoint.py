@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .errors import RunError
-from .storage import DamagedFileError, read_tensors, write_tensors
+from .shapes import count, fields, number, several
+from .storage import DamagedFileError, read_tensors, sweep, write_tensors
 from .update import State
 
 DURABLE_SECONDS = 5.0  # power loss may cost this much; kill -9 costs nothing
@@ -19,7 +20,10 @@ DURABLE_SECONDS = 5.0  # power loss may cost this much; kill -9 costs nothing
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands after ``round``; totals over all rounds so far."""
+    """Where a run stands after ``round``; totals over all rounds so far.
+
+    ``releases`` is what privacy is accounted for, see ``privacy.py``.
+    """
 
     round: int = 0
     best_round: int = 0
@@ -29,6 +33,18 @@ class Progress:
     quarantined: int = 0
     train_seconds: float = 0.0
     evaluate_seconds: float = 0.0
+    releases: tuple[tuple[int, int, int], ...] = ()
+    epsilon: float | None = None
+
+
+_PROGRESS = fields(
+    dict.fromkeys(("round", "best_round", "bytes_up", "bytes_down"), count),
+    {
+        **dict.fromkeys(("best_score", "train_seconds", "evaluate_seconds"), number),
+        "quarantined": count,
+        "releases": several(several(count)),
+    },
+)
 
 
 class Checkpoint:
@@ -63,12 +79,20 @@ class Checkpoint:
 
         Raises RunError for a damaged file or one of another run.
         """
+        for directory in self.path.parents[:2]:
+            sweep(directory)
         try:
             tensors, meta = read_tensors(self.path)
-            progress = Progress(**json.loads(meta["progress"]))
+            told = json.loads(meta["progress"])
+            if wrong := _PROGRESS(told):
+                raise ValueError(wrong)
+            told["releases"] = tuple(map(tuple, told.get("releases", ())))
+            progress = Progress(**told)
         except FileNotFoundError:
             return None
-        except (DamagedFileError, KeyError, TypeError, ValueError) as error:
+        except (
+            *(DamagedFileError, KeyError, TypeError, ValueError, RecursionError),
+        ) as error:
             raise RunError(
                 f"checkpoint {self.path} is damaged ({error}); delete it to start again"
             ) from error

@@ -1,4 +1,4 @@
-"""The figures that go by class: confusion matrices and what every client holds.
+"""The confusion matrices of the report.
 
 As in ``plots``: one function a figure, ``None`` where there is no data.
 """
@@ -6,23 +6,19 @@ As in ``plots``: one function a figure, ``None`` where there is no data.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
-from .averages import method_label
+from .averages import method_name
 from .records import NO_TARGET, RunRecord
 from .svg import (
     WIDTH,
     Chart,
-    Key,
     clean,
     colour,
-    label_axes,
     new_axes,
     text_inches,
     to_svg,
@@ -30,12 +26,10 @@ from .svg import (
 
 MAX_COUNTED = 20  # classes; beyond, a confusion matrix without numbers
 MAX_CELLS = 30  # classes; beyond, the matrix is one image
-MAX_STACKED = 10  # classes; beyond, a heat map
-MAX_CLIENTS = 20  # beyond, a histogram of client sizes
 _TICKS = 32  # class names along an axis
 
 # The page's blue, from clear to full: it reads on a light and on a dark ground alike.
-_CLEAR_TO_BLUE = LinearSegmentedColormap.from_list(
+CLEAR_TO_BLUE = LinearSegmentedColormap.from_list(
     "clear_to_blue", [(0.11, 0.47, 0.77, 0.0), (0.11, 0.47, 0.77, 1.0)]
 )
 
@@ -56,7 +50,7 @@ def zero_shot_confusion(run: RunRecord, key: str) -> Chart | None:
 
 def method_confusion(run: RunRecord, key: str) -> Chart | None:
     """Confusion matrix of the best round."""
-    return _confusion(run, key, "result", method_label(run.summary))
+    return _confusion(run, key, "result", method_name(run.summary["algorithm"]))
 
 
 def most_confused(run: RunRecord, limit: int = 8) -> list[tuple[str, str, int, int]]:
@@ -65,7 +59,7 @@ def most_confused(run: RunRecord, limit: int = 8) -> list[tuple[str, str, int, i
     if result is None:
         return []
     base = result if base is None or base.shape != result.shape else base
-    classes = _class_names(run, len(result))
+    classes = class_names(run, len(result))
     wrong = result * (1 - np.eye(len(result), dtype=np.int64))
     order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
     pairs = [divmod(int(i), len(result)) for i in order]
@@ -76,7 +70,8 @@ def most_confused(run: RunRecord, limit: int = 8) -> list[tuple[str, str, int, i
     ]
 
 
-def _class_names(run: RunRecord, count: int) -> list[str]:
+def class_names(run: RunRecord, count: int) -> list[str]:
+    """The first ``count`` classes of a run; numbers where it left no names."""
     names = [str(name) for name in run.evaluation.get("classes") or []]
     return (names + [str(i) for i in range(len(names), count)])[:count]
 
@@ -86,7 +81,7 @@ def _confusion(run: RunRecord, key: str, which: str, method: str) -> Chart | Non
     if matrix is None:
         return None
     count = len(matrix)
-    names = [clean(name, 14) for name in _class_names(run, count)]
+    names = [clean(name, 14) for name in class_names(run, count)]
     size = 6.0 if count > 10 else 7.0
     margin = 0.3 + text_inches(names, size)
     side = WIDTH - margin - 0.1
@@ -96,7 +91,7 @@ def _confusion(run: RunRecord, key: str, which: str, method: str) -> Chart | Non
     )
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     if count > MAX_CELLS:
-        axes.imshow(share, cmap=_CLEAR_TO_BLUE, vmin=0, vmax=1, interpolation="none")
+        axes.imshow(share, cmap=CLEAR_TO_BLUE, vmin=0, vmax=1, interpolation="none")
     else:
         _cells(axes, matrix, share)
     _frame(axes, names, size)
@@ -142,94 +137,3 @@ def _frame(axes: Axes, names: Sequence[str], size: float) -> None:
         spine.set_color(colour("grid"))
     axes.set_xlabel("predicted", color=colour("muted"), labelpad=2)
     axes.set_ylabel("true", color=colour("muted"), labelpad=2)
-
-
-# -- what the clients hold ------------------------------------------------------------
-
-
-def client_sizes(run: RunRecord, key: str) -> Chart | None:
-    """Training images of every client by class."""
-    clients = run.evaluation.get("clients") or {}
-    rows = [(str(n), list(c.get("train_per_class") or ())) for n, c in clients.items()]
-    counts = [row for _, row in rows]
-    if not counts or not counts[0] or len({len(row) for row in counts}) > 1:
-        return None
-    if len(rows) > MAX_CLIENTS:
-        return _size_histogram([sum(row) for row in counts], key)
-    names = [clean(name) for name, _ in rows]
-    classes = _class_names(run, len(counts[0]))
-    table = np.array(counts, dtype=np.int64)
-    draw = _stacked if len(classes) <= MAX_STACKED else _heat_map
-    return draw(names, classes, table, key)
-
-
-def _left(names: Sequence[str]) -> float:
-    return 0.15 + text_inches(list(names))
-
-
-def _named_rows(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), list(names))
-    axes.tick_params(axis="y", colors=colour("ink"))
-    axes.set_ylim(len(names) - 0.5, -0.5)
-
-
-def _stacked(
-    names: Sequence[str], classes: Sequence[str], table: np.ndarray, key: str
-) -> Chart:
-    height = 0.36 * len(names) + 0.5
-    figure, axes = new_axes(height, left=_left(names), bottom=0.36, grid="x")
-    start = np.zeros(len(names), dtype=np.int64)
-    for k in range(len(classes)):
-        edge: dict[str, Any] = {"edgecolor": colour("surface"), "linewidth": 0.6}
-        axes.barh(
-            range(len(names)),
-            table[:, k],
-            left=start,
-            height=0.62,
-            color=colour(f"k{k}"),
-            **edge,
-        )
-        start = start + table[:, k]
-    for i, total in enumerate(start):
-        place = (total + 0.01 * max(start), i)
-        axes.text(*place, f"{total:,}", va="center", color=colour("ink"))
-    axes.set_xlim(0, 1.14 * max(int(start.max()), 1))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    _named_rows(axes, names)
-    label_axes(axes, "training images")
-    legend = tuple(Key(f"k{k}", name) for k, name in enumerate(classes))
-    return Chart(_SIZES, to_svg(figure, key=key, label=_told(names, table)), legend)
-
-
-_SIZES = "Training images per client and class"
-
-
-def _told(names: Sequence[str], table: np.ndarray) -> str:
-    totals = zip(names, table.sum(axis=1))
-    return "Training images: " + ", ".join(f"{name} {n}" for name, n in totals)
-
-
-def _heat_map(
-    names: Sequence[str], classes: Sequence[str], table: np.ndarray, key: str
-) -> Chart:
-    height = 0.26 * len(names) + 0.5
-    left = _left(names)
-    figure, axes = new_axes(height, left=left, bottom=0.36, top=0.1, grid="")
-    style: dict[str, Any] = {"cmap": _CLEAR_TO_BLUE, "interpolation": "none"}
-    axes.imshow(table, aspect="auto", vmin=0, vmax=max(int(table.max()), 1), **style)
-    _named_rows(axes, names)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    label_axes(
-        axes, f"class, 0 = {clean(classes[0], 14)} (darkest: {table.max():,} images)"
-    )
-    return Chart(_SIZES, to_svg(figure, key=key, label=_told(names, table)))
-
-
-def _size_histogram(totals: Sequence[int], key: str) -> Chart:
-    figure, axes = new_axes(2.4, top=0.26)
-    axes.hist(list(totals), bins=20, color=colour("clients"))
-    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    label_axes(axes, "training images of a client", "clients")
-    title = f"Training images of the {len(totals)} clients"
-    label = f"{title}: {min(totals)} to {max(totals)}"
-    return Chart(title, to_svg(figure, key=key, label=label), note=label)

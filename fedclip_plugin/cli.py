@@ -1,12 +1,14 @@
 """``fedclip``: federate CLIP from the command line.
 
 Exit codes: 0 done, 2 usage or bad input (one line that names it and the remedy),
-1 a fault of ours, 130 interrupted (with the command that goes on).
+1 a fault of ours, 130 or 143 ended by Ctrl-C or SIGTERM (with the command that goes
+on).
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +17,7 @@ from pathlib import Path
 from . import __version__, options
 from .console import Display, print_error
 from .errors import FedClipError
+from .interrupts import Stops
 
 EPILOG = """examples:
   fedclip run                                   the embedded data, under a minute
@@ -116,8 +119,11 @@ def _add_report(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--format", choices=("table", "markdown", "latex", "csv", "html"),
         default="table",
-        help="html writes report.html anew in every RUN",
+        help="html writes report.html anew in every RUN, or with --to one page of all",
     )  # fmt: skip
+    parser.add_argument(
+        "--to", metavar="FILE", type=Path, help="write there what --format says"
+    )
 
 
 def _add_export(commands: _Commands[argparse.ArgumentParser]) -> None:
@@ -191,6 +197,10 @@ def _add_fedml(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--offline", action="store_true", help="ask no server for configuration"
     )
+    parser.add_argument(
+        "--resume", action="store_true",
+        help="go on with the run in fedclip_out; it begins where there is none",
+    )  # fmt: skip
 
 
 def _add_bench(commands: _Commands[argparse.ArgumentParser]) -> None:
@@ -221,37 +231,49 @@ def _add_doctor(commands: _Commands[argparse.ArgumentParser]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = build_parser().parse_args(words)
     # Before torch is loaded: threads that spin while they wait make a run ten times
     # slower as soon as another process uses one of the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with Stops(args, words) as stops:
+        try:
+            return _run(args)
+        except KeyboardInterrupt:
+            stops.tell()
+            return stops.code
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         with Display(args.quiet) as display:
             code: int = args.run(args, display)
+            sys.stdout.flush()
             return code
     except FedClipError as error:
         print_error(str(error))
         return 2
-    except KeyboardInterrupt:
-        print_error(f"interrupted; nothing is lost{_how_to_resume(args)}")
-        return 130
     except BrokenPipeError:  # `fedclip report ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 0
     except OSError as error:
-        if error.filename is None:
+        if error.filename is not None:
+            print_error(
+                f"{error.filename}: {error.strerror}; check the path and its disk"
+            )
+            return 2
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return _fault(error)
-        print_error(f"{error.filename}: {error.strerror}; check the path and its disk")
+        print_error(f"cannot write the output: {error.strerror}; free some space")
+        _drop_stdout()
         return 2
     except Exception as error:
         return _fault(error)
 
 
-def _how_to_resume(args: argparse.Namespace) -> str:
-    out = getattr(args, "out", None)
-    if args.command != "run":
-        return "; the same command goes on"
-    return "; go on with: fedclip run --resume" + (f" --out {out}" if out else "")
+def _drop_stdout() -> None:
+    """Python would fail once more when it writes out the rest at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fault(error: Exception) -> int:

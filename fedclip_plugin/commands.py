@@ -24,11 +24,14 @@ def run(args: argparse.Namespace, display: Display) -> int:
     from . import experiment
     from .algorithms import get_algorithm
     from .device import resolve_device
+    from .privacy import accountant
 
     earlier = args.out / "config.toml" if args.resume and args.out else None
     config = read_config(args, earlier)
     get_algorithm(config.algorithm)  # what is unknown fails before any work
     resolve_device(config.model.device)
+    if config.train.private:
+        accountant()
     if args.dry_run:
         return _dry_run(config, display)
     name = f"{config.algorithm}-{config.data.dataset}"
@@ -128,16 +131,24 @@ def report(args: argparse.Namespace, display: Display) -> int:
     from .merged import merge
     from .records import load_runs
     from .report import write_html
+    from .storage import write_bytes
     from .tables import print_table
 
-    records = load_runs(*args.runs)
+    if args.to is not None and args.format == "table":
+        raise ConfigError("--to FILE needs --format markdown, latex, csv or html")
     if args.format == "html":
-        for directory in args.runs:
-            display.say(f"written: {write_html(directory)}")
-    elif args.format == "table":
+        pages = [args.runs] if args.to else [[run] for run in args.runs]
+        for runs in pages:
+            display.say(f"written: {write_html(*runs, to=args.to)}")
+        return 0
+    records = load_runs(*args.runs)
+    if args.format == "table":
         print_table(display.out, [r.summary for r in records])
+    elif args.to is None:
+        print(merge(records, args.format), end="")
     else:
-        print(merge(records, args.format))
+        write_bytes(args.to, merge(records, args.format).encode(), durable=False)
+        display.say(f"written: {args.to}")
     return 0
 
 

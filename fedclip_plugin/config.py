@@ -42,6 +42,7 @@ AGGREGATIONS = (
     "geometric-median",
     "clipped-mean",
 )
+COMPRESSIONS = ("none", "fp16", "int8", "int4", "topk")
 EMBEDDED_DATASET = "digits"
 EMBEDDED_MODEL = "fedclip-tiny"
 
@@ -147,15 +148,25 @@ class TrainConfig:
     byzantine: float = 0.3  # share of attackers that a robust rule reckons with
     max_norm_ratio: float = 100.0  # to the round's median update; 0 allows any
     participation: float = 1.0  # share of the clients that train in a round
+    compress: str = "none"  # the updates on their way up; see codecs.py
+    topk_share: float = 0.05  # of the values that travel, with compress topk
+    error_feedback: str = "on"  # clients keep what compression lost for the next round
+    eval_every: int = 1  # rounds from one scoring of all clients to the next
     mu: float = 0.01  # FedProx: weight of the distance from the round's start
     personalize: str = "none"  # what each client does after the last round
     precision: str = "fp32"  # of the matrix products; see ops.local_epoch
+    dp_noise_multiplier: float = 0.0  # client-level privacy; 0 = off, see privacy.py
+    dp_clip: float = 0.0  # longest update, L2; needed where there is noise
+    dp_delta: float = 1e-5
+    dp_epsilon_budget: float | None = None  # the last round within it ends the run
+    dp_seed: str = "auto"  # of the noise: run or secret; auto: secret in hosts
 
     def __post_init__(self) -> None:
         _at_least("train", "rounds", self.rounds, 1)
         if self.patience is not None:
             _at_least("train", "patience", self.patience, 1)
         _at_least("train", "local_epochs", self.local_epochs, 1)
+        _at_least("train", "eval_every", self.eval_every, 1)
         _at_least("train", "batch_size", self.batch_size, 2)
         _at_least("train", "lr", self.lr, 0)
         _at_least("train", "eps", self.eps, 0)
@@ -185,6 +196,60 @@ class TrainConfig:
             raise ConfigError(
                 f"train.participation = {self.participation}: "
                 "expected a share in (0, 1]"
+            )
+        _choice("train", "compress", self.compress, COMPRESSIONS)
+        _choice("train", "error_feedback", self.error_feedback, ("on", "off"))
+        if not 0 < self.topk_share <= 1:
+            raise ConfigError(
+                f"train.topk_share = {self.topk_share}: expected a share in (0, 1]"
+            )
+        _check_privacy(self)
+
+    @property
+    def private(self) -> bool:
+        """Whether updates are clipped and noise is added, see ``privacy.py``."""
+        return self.dp_noise_multiplier > 0
+
+    @property
+    def distance_limit(self) -> float:
+        """``max_norm_ratio``; 0 with privacy: an update's fate must be its own."""
+        return 0.0 if self.private else self.max_norm_ratio
+
+
+def _check_privacy(t: TrainConfig) -> None:
+    for name in ("dp_noise_multiplier", "dp_clip"):
+        _at_least("train", name, getattr(t, name), 0)
+    if not 0 < t.dp_delta < 1:
+        raise ConfigError(f"train.dp_delta = {t.dp_delta}: expected a number in (0, 1)")
+    _choice("train", "dp_seed", t.dp_seed, ("auto", "run", "secret"))
+    if t.dp_epsilon_budget is not None:
+        _at_least("train", "dp_epsilon_budget", t.dp_epsilon_budget, 1e-6)
+    if not t.private:
+        if t.dp_clip or t.dp_epsilon_budget is not None:
+            raise ConfigError(
+                "--dp-clip and --dp-epsilon-budget do nothing without noise: "
+                "add --dp-noise-multiplier Z"
+            )
+        return
+    if not t.dp_clip:
+        raise ConfigError(
+            "--dp-noise-multiplier needs --dp-clip C, the longest update that counts"
+        )
+    needed: dict[str, tuple[Any, ...]] = {
+        "aggregation": ("mean",),
+        "weighting": ("uniform",),
+        "optimizer-state": ("reset",),
+        "patience": (None,),
+        "max-norm-ratio": (0.0, 100.0),  # the default is off by itself
+    }
+    if t.compress != "none":
+        needed["error-feedback"] = ("off",)
+    for flag, allowed in needed.items():
+        got = getattr(t, flag.replace("-", "_"))
+        if got not in allowed:
+            raise ConfigError(
+                f"--{flag} {got} does not go with --dp-noise-multiplier "
+                f"(docs/privacy.md tells why): expected {allowed[0]}"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -91,7 +92,7 @@ class Display:
     def round(self, leaf: Leaf, standing: Standing) -> None:
         """``experiment.OnRound``: accuracy after each round."""
         note, result = "", standing.result
-        if result is not None:
+        if result is not None and result.mean_val is not None:
             note = f"val {100 * result.mean_val:.1f}"
             if result.target is not None:
                 note += f", {leaf.target} {100 * result.target:.1f}"
@@ -117,5 +118,6 @@ class Display:
 
 
 def print_error(message: str) -> None:
-    """One line on stderr."""
-    print(f"fedclip: error: {' '.join(message.split())}", file=sys.stderr)
+    """One line on stderr, if it can be written to."""
+    with contextlib.suppress(OSError):
+        print(f"fedclip: error: {' '.join(message.split())}", file=sys.stderr)

@@ -20,6 +20,7 @@ from .encoder import EncoderSpec, FrozenClip
 from .features import FeatureSet, load_features
 from .federation import build_federation, participants, run_round
 from .partition import resolve_targets
+from .privacy import planned
 from .source import cached_file
 
 
@@ -115,6 +116,7 @@ def _training(
     run_round(fed, state, 2)
     seconds = time.perf_counter() - start
     sent = first.bytes_up + first.bytes_down
+    private = planned(train, len(fed.clients), chosen) if train.private else None
     return [
         Cost(
             "clients",
@@ -131,4 +133,5 @@ def _training(
             f"{human_seconds(seconds * train.rounds)} a run, "
             f"{human_seconds(seconds * train.rounds * runs)} in all",
         ),
+        *([Cost("privacy", private)] if private else []),
     ]

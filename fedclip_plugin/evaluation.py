@@ -2,27 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .algorithms.base import Algorithm, Client, Samples, Task
+from .algorithms.zeroshot import ZeroShot
 from .means import mean
 from .update import State
+
+Judged = tuple[State, Samples]
+"""A state, and the rows that it judges."""
+_ZERO_SHOT = ZeroShot()
+
+
+def predict_parts(
+    algorithm: Algorithm, judged: Iterable[Judged], task: Task
+) -> Iterator[Tensor]:
+    """Class scores (n, C) of the rows of many parts, in order, batch after batch.
+
+    Neighbours with one and the same state share batches of up to ``rows_at_once``
+    rows: ten thousand small clients cost what one large one does.
+    """
+    for state, rows in _batches(judged, algorithm.rows_at_once):
+        yield algorithm.predict(state, algorithm.inputs(rows, task), task)
+
+
+def _batches(judged: Iterable[Judged], size: int) -> Iterator[Judged]:
+    held: list[Samples] = []
+    count, last = 0, State()
+    for state, part in judged:
+        for rows in _pieces(part, size):
+            if held and (state is not last or count + len(rows) > size):
+                yield last, _joined(held)
+                held, count = [], 0
+            held.append(rows)
+            count, last = count + len(rows), state
+    if held:
+        yield last, _joined(held)
+
+
+def _pieces(part: Samples, size: int) -> list[Samples]:
+    if 0 < len(part) <= size:
+        return [part]
+    return [part[i : i + size] for i in range(0, len(part), size)]
+
+
+def _joined(parts: Sequence[Samples]) -> Samples:
+    if len(parts) == 1:
+        return parts[0]
+    rows = [p.rows for p in parts if p.rows is not None]
+    return Samples(
+        torch.cat([p.x for p in parts]),
+        torch.cat([p.y for p in parts]),
+        torch.cat(rows) if len(rows) == len(parts) else None,
+    )
+
+
+def all_scores(algorithm: Algorithm, judged: Iterable[Judged], task: Task) -> Tensor:
+    """Class scores (N, C) float32 of the rows of many parts, before the softmax."""
+    found = list(predict_parts(algorithm, judged, task))
+    return torch.cat(found) if found else task.text.new_zeros(0, task.text.shape[0])
 
 
 def predict_scores(
     algorithm: Algorithm, state: State, samples: Samples, task: Task
 ) -> Tensor:
     """Class scores (N, C) float32, before the softmax."""
-    step = algorithm.rows_at_once
-    parts = [samples[i : i + step] for i in range(0, len(samples), step)]
-    found = [
-        algorithm.predict(state, algorithm.inputs(part, task), task) for part in parts
-    ]
-    return torch.cat(found) if found else task.text.new_zeros(0, task.text.shape[0])
+    return all_scores(algorithm, [(state, samples)], task)
 
 
 def predict_labels(
@@ -34,7 +83,7 @@ def predict_labels(
 
 def zero_shot_scores(samples: Samples, task: Task) -> Tensor:
     """What the frozen CLIP says alone: s normalize(x) . text_c, (N, C)."""
-    return task.logit_scale * F.normalize(samples.x, dim=1) @ task.text.t()
+    return _ZERO_SHOT.predict({}, samples.x, task)
 
 
 def zero_shot_labels(samples: Samples, task: Task) -> Tensor:
@@ -86,18 +135,37 @@ def calibration_error(scores: Tensor, truth: Tensor, bins: int = 15) -> float:
     return float(gap.abs().sum() / len(truth))
 
 
+def score_parts(
+    algorithm: Algorithm, judged: Sequence[Judged], task: Task
+) -> list[float | None]:
+    """Accuracy of every part, by its own state; None for a part without rows.
+
+    The numbers are those of part after part, unless two classes tie within rounding.
+    """
+    if not judged:
+        return []
+    truth = torch.cat([part.y for _, part in judged])
+    right = all_scores(algorithm, judged, task).argmax(dim=1) == truth
+    sizes = torch.tensor([len(part) for _, part in judged])
+    hits = F.pad(right.cumsum(dim=0), (1, 0)).cpu()  # (N + 1,)
+    ends = sizes.cumsum(dim=0)
+    found = zip((hits[ends] - hits[ends - sizes]).tolist(), sizes.tolist())
+    return [hit / size if size else None for hit, size in found]
+
+
 def score_clients(
     algorithm: Algorithm, state: State, clients: Sequence[Client], task: Task
 ) -> dict[str, dict[str, float | None]]:
     """Validation and test accuracy of every client: ``{name: {"val", "test"}}``."""
-    scores: dict[str, dict[str, float | None]] = {}
+    judged = []
     for c in clients:
         own = algorithm.client_state(state, c.name)
-        scores[c.name] = {
-            split: accuracy(predict_labels(algorithm, own, part, task), part.y)
-            for split, part in (("val", c.val), ("test", c.test))
-        }
-    return scores
+        judged += [(own, c.val), (own, c.test)]
+    found = score_parts(algorithm, judged, task)
+    return {
+        c.name: {"val": val, "test": test}
+        for c, val, test in zip(clients, found[::2], found[1::2])
+    }
 
 
 def score_target(
@@ -116,13 +184,10 @@ def score_zero_shot(
     clients: Sequence[Client], target: Samples | None, task: Task
 ) -> dict[str, object]:
     """Zero-shot accuracy: ``{"target", "clients": {name: acc}, "mean"}``."""
-    own = {c.name: accuracy(zero_shot_labels(c.test, task), c.test.y) for c in clients}
-    held_out = (
-        accuracy(zero_shot_labels(target, task), target.y)
-        if target is not None
-        else None
-    )
-    return summary_scores(held_out, own)
+    state: State = {}
+    tests = score_parts(_ZERO_SHOT, [(state, c.test) for c in clients], task)
+    held_out = score_target(_ZERO_SHOT, state, target, task)
+    return summary_scores(held_out, {c.name: a for c, a in zip(clients, tests)})
 
 
 def summary_scores(

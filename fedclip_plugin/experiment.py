@@ -38,7 +38,9 @@ from .federation import (
 from .outputs import Leaf
 from .partition import resolve_targets
 from .personalization import personalize
+from .shapes import SUMMARY
 from .storage import cannot_write, write_bytes, write_json, write_tensors
+from .update import State
 from .weights import cache_dir
 from .whole_clip import WholeClip, open_whole_clip
 
@@ -106,18 +108,23 @@ def drop_if_empty(out: Path) -> None:
 
 
 def _default_out(base: Path, resume: bool) -> Path:
-    taken = [
-        p for p in (base, *sorted(base.parent.glob(f"{base.name}-*"))) if p.exists()
-    ]
+    """The next number, or with ``resume`` the last: clocks go back, numbers do not."""
+    taken = {1: base} if base.exists() else {}
+    for path in base.parent.glob(f"{base.name}-*"):
+        word = path.name.removeprefix(f"{base.name}-")
+        if word.isdecimal():
+            taken[int(word)] = path
     if resume:
-        runs = [p for p in taken if (p / "config.toml").is_file()]
-        return max(
-            runs, key=lambda p: (p / "config.toml").stat().st_mtime, default=base
-        )
-    number, path = 2, base
-    while not _claim(path):
-        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+        runs = {n: p for n, p in taken.items() if (p / "config.toml").is_file()}
+        return runs[max(runs)] if runs else base
+    number = max(taken, default=0) + 1
+    while not _claim(path := _numbered(base, number)):
+        number += 1
     return path
+
+
+def _numbered(base: Path, number: int) -> Path:
+    return base if number == 1 else base.with_name(f"{base.name}-{number}")
 
 
 def _claim(path: Path) -> bool:
@@ -207,8 +214,10 @@ def _finished(leaf: Leaf, train: TrainConfig) -> dict[str, Any] | None:
         summary: dict[str, Any] = json.loads(
             (leaf.directory / "summary.json").read_text()
         )
+        if SUMMARY(summary):  # of another hand: the leaf is run again
+            return None
         reached = checkpoints.Progress(summary["rounds"], summary["best_round"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, RecursionError):
         return None
     over = reached.round <= train.rounds and finished(reached, train)
     return summary if over else None
@@ -243,12 +252,16 @@ def run_leaf(
     write_json(leaf.directory / "evaluation.json", evaluation)
     scores = outputs.final_scores(fed, standing.best)
     summary = outputs.summary(config, features, leaf, standing, scores, feature_seconds)
+    summary["metrics"] = evaluation["metrics"]
     if config.train.personalize != "none":
-        found, states = personalize(fed, standing.best, config.train.personalize)
-        summary["personalization"] = found
-        for name, state in states.items():
+        metadata = outputs.adapter_metadata(leaf, features)
+
+        def keep(name: str, state: State) -> None:
             path = leaf.directory / "personal" / f"{name}.safetensors"
-            write_tensors(path, state, outputs.adapter_metadata(leaf, features))
+            write_tensors(path, state, metadata)
+
+        method = config.train.personalize
+        summary["personalization"] = personalize(fed, standing.best, method, keep)
     write_results(leaf, features, standing, summary)
     return summary
 

@@ -22,6 +22,7 @@ from .errors import FeaturesError
 from .storage import DamagedFileError, read_tensors, write_json, write_tensors
 
 FORMAT = 1
+_ROWS_AT_ONCE = 1 << 14  # copied; bounds memory
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "model": str,
     "pretrained": str,
@@ -61,25 +62,31 @@ class FeatureSet:
         """Normalised text features (C, D)."""
         return F.normalize(self.text, dim=1)
 
-    def domain_order(self, index: Tensor) -> Tensor:
-        """Rows counted over all domains, put domain after domain as they came."""
-        sizes = torch.tensor([len(self.label[domain]) for domain in self.domains])
-        domain = torch.bucketize(index, sizes.cumsum(0), right=True)
-        return index[torch.argsort(domain, stable=True)]
+    def domain_order(self, index: Tensor, group: Tensor | int = 0) -> Tensor:
+        """Rows counted over all domains, put domain after domain as they came.
+
+        ``group`` (N,) int64, ascending: the rows of a group stay together.
+        """
+        domain = torch.bucketize(index, self._ends(), right=True)
+        return index[torch.argsort(domain + len(self.domains) * group, stable=True)]
 
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and labels of rows, in :meth:`domain_order`."""
-        images, labels, start = [], [], 0
-        for domain in self.domains:
-            count = len(self.label[domain])
-            inside = index[(index >= start) & (index < start + count)] - start
-            if len(inside):
-                images.append(self.image[domain][inside])
-                labels.append(self.label[domain][inside])
-            start += count
-        if not images:
-            return torch.empty(0, self.embed_dim), torch.empty(0, dtype=torch.int64)
-        return torch.cat(images), torch.cat(labels)
+        """Features (N, D) and labels (N,) of rows, in the order of ``index``."""
+        x = torch.empty(len(index), self.embed_dim)
+        y = torch.empty(len(index), dtype=torch.int64)
+        for start in range(0, len(index), _ROWS_AT_ONCE):
+            part = index[start : start + _ROWS_AT_ONCE]
+            domains = torch.bucketize(part, self._ends(), right=True)
+            for i, domain in enumerate(self.domains):
+                (place,) = (domains == i).nonzero(as_tuple=True)
+                row = part[place] - (self._ends()[i] - len(self.label[domain]))
+                x[start + place] = self.image[domain][row]
+                y[start + place] = self.label[domain][row]
+        return x, y
+
+    def _ends(self) -> Tensor:
+        sizes = [len(self.label[domain]) for domain in self.domains]
+        return torch.tensor(sizes).cumsum(0)
 
 
 def save_features(features: FeatureSet, directory: Path) -> None:

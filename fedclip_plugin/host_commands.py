@@ -53,6 +53,7 @@ def fedml(args: argparse.Namespace, display: Display) -> int:
     from .registry import fedml_host
 
     fedml_host.run(
-        args.cf, args.rank, args.role, args.offline, args.algorithm, args.run_id
-    )
+        args.cf, args.rank, args.role, args.offline, args.algorithm, args.run_id,
+        resume=args.resume,
+    )  # fmt: skip
     return 0

@@ -15,15 +15,18 @@ from .averages import (
     aggregate,
     groups,
     method_label,
+    method_name,
+    metrics_of,
     percent,
     scores,
 )
 from .class_plots import (
-    client_sizes,
     method_confusion,
     most_confused,
     zero_shot_confusion,
 )
+from .cost_plots import accuracy_by_bytes, accuracy_by_seconds
+from .html_compare import comparison, comparison_charts, personal_of_run, same_task
 from .html_style import STYLE
 from .html_tables import (
     cards,
@@ -33,14 +36,15 @@ from .html_tables import (
     esc,
     facts,
     lead,
+    privacy_note,
     results,
     table,
     warning,
 )
+from .partition_plots import client_sizes
 from .plots import (
     MAX_BARS,
     accuracy_curve,
-    bytes_curve,
     domain_bars,
     loss_curve,
     pair_bars,
@@ -58,10 +62,11 @@ _CHARTS = (
     domain_bars,
     zero_shot_confusion,
     method_confusion,
-    loss_curve,
-    bytes_curve,
-    stage_bars,
+    accuracy_by_bytes,
+    accuracy_by_seconds,
     client_sizes,
+    loss_curve,
+    stage_bars,
 )
 
 
@@ -72,7 +77,10 @@ def render_page(runs: Sequence[RunRecord], title: str) -> str:
     data = dict.fromkeys(str(group[0]["dataset"]) for group in found)
     headline = f"{', '.join(names)} on {', '.join(data)}"
     with figure_style():
-        body = [_group(group, f"g{i}") for i, group in enumerate(found)]
+        body = [_compared(task, f"c{i}") for i, task in enumerate(same_task(runs))]
+        for i, group in enumerate(found):
+            head = f"<h2>{esc(method_label(group[0]))}</h2>" if len(found) > 1 else ""
+            body.append(head + _group(group, f"g{i}"))
         body.append(_sections(runs))
     body += [_left_out(runs), _reproduce(runs)]
     return _PAGE.format(
@@ -114,14 +122,20 @@ trained on, scored whole; clients: the test split of each.</footer>
 # -- what was run, and how it went ----------------------------------------------------
 
 
+def _compared(methods: Sequence[Sequence[RunRecord]], key: str) -> str:
+    return comparison(methods) + _grid(comparison_charts(methods, key))
+
+
 def _group(group: Sequence[Summary], key: str) -> str:
     """Facts, headline figures and the tables of runs that may be averaged."""
     total = aggregate(group)
-    method = method_label(group[0])
-    parts = [lead(total, method), warning(total, method), facts(group)]
+    label, method = method_label(group[0]), method_name(group[0]["algorithm"])
+    parts = [lead(total, label), warning(total, label), facts(group)]
+    parts.append(privacy_note(group))
     parts += [cards(group, total, method), "<h2>Results</h2>"]
     parts.append(results(total, method))
     if len(group) > 1:
+        parts.append(class_metrics(total["metrics"], "mean over the held-out domains"))
         parts.append(_grid(_overview(total, method, key)))
         parts.append(client_matrix(total, method))
     return "\n".join(part for part in parts if part)
@@ -191,7 +205,10 @@ def _run_title(run: RunRecord) -> str:
 
 def _run(run: RunRecord, key: str) -> str:
     charts = [make(run, f"{key}{i}") for i, make in enumerate(_CHARTS)]
-    parts = [clients_of_run(run), class_metrics(run), _grid(charts), _confused(run)]
+    where = "all clients" if run.target == NO_TARGET else run.target
+    metrics = {w: metrics_of(run.summary, w) for w in ("zero_shot", "result")}
+    parts = [clients_of_run(run), personal_of_run(run), class_metrics(metrics, where)]
+    parts += [_grid(charts), _confused(run)]
     return "\n".join(part for part in parts if part)
 
 
@@ -199,7 +216,7 @@ def _confused(run: RunRecord) -> str:
     rows = most_confused(run)
     if not rows:
         return ""
-    method = method_label(run.summary)
+    method = method_name(run.summary["algorithm"])
     head = ("true class", "taken for", f"{method}, images", "zero-shot, images")
     body = [(esc(t), esc(p), str(n), str(z)) for t, p, n, z in rows]
     listed = table(head, body)

@@ -48,7 +48,8 @@ border-bottom:1px solid var(--grid)}
 tr:last-child>*{border-bottom:0}
 thead th{font-size:.82rem;color:var(--muted);font-weight:600;vertical-align:bottom;
 white-space:normal;min-width:6em}
-tbody th{font-weight:500}
+tbody th{font-weight:500;white-space:normal;overflow-wrap:break-word;
+min-width:6.5em;max-width:16em}
 th:first-child,td:first-child,td.name{text-align:left}
 tbody th:first-child{position:sticky;left:0;background:var(--surface)}
 tr.total>*{font-weight:650;border-top:2px solid var(--grid)}

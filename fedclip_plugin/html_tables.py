@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .averages import (
+    METRICS,
     below_zero_shot,
     client_names,
     human_bytes,
@@ -14,6 +15,7 @@ from .averages import (
     lift,
     percent,
     points,
+    promise,
     scores,
 )
 from .records import NO_TARGET, RunRecord, Summary
@@ -49,17 +51,26 @@ def table(
     )
 
 
-def _gain(result: float | None, base: float | None) -> str:
-    gain = lift(result, base)
-    if gain is None:
+def gain(result: float | None, base: float | None) -> str:
+    """The difference in points, coloured by its sign."""
+    more = lift(result, base)
+    if more is None:
         return "-"
-    return f'<span class="{"up" if gain >= 0 else "down"}">{points(gain)}</span>'
+    return f'<span class="{"up" if more >= 0 else "down"}">{points(more)}</span>'
 
 
-def _with_half(value: float | None, half: float | None) -> str:
+def with_half(value: float | None, half: float | None) -> str:
+    """Per cent, with the half-width of its interval in small type."""
     if half is None:
         return percent(value)
     return f'{percent(value)} <span class="sub">± {100 * half:.2f}</span>'
+
+
+def fold(shown: str, rows: int, label: str) -> str:
+    """A long table behind its ``label``."""
+    if rows <= MAX_OPEN_ROWS:
+        return shown
+    return f"<details><summary>{esc(label)}</summary>{shown}</details>"
 
 
 # -- what was run, and how it went ----------------------------------------------------
@@ -91,6 +102,12 @@ def warning(total: Mapping[str, Any], method: str) -> str:
     more = f" and {len(clauses) - 6} more" if len(clauses) > 6 else ""
     told = esc("; ".join(clauses[:6])) + more
     return f'<p class="warn">{esc(method)} is below zero-shot: {told}.</p>'
+
+
+def privacy_note(group: Sequence[Summary]) -> str:
+    """What the clients are promised; empty without privacy."""
+    found = promise(group)
+    return f'<p class="privacy">{esc(found)}</p>' if found else ""
 
 
 def facts(group: Sequence[Summary]) -> str:
@@ -197,10 +214,10 @@ def _result_row(
     for kind in kinds:
         cells += [
             percent(base[kind]),
-            _with_half(got[kind], half[kind]),
-            _gain(got[kind], base[kind]),
+            with_half(got[kind], half[kind]),
+            gain(got[kind], base[kind]),
         ]
-    return [*cells, _with_half(got["mean"], half["mean"])]
+    return [*cells, with_half(got["mean"], half["mean"])]
 
 
 def client_matrix(total: Mapping[str, Any], method: str) -> str:
@@ -233,7 +250,7 @@ def clients_of_run(run: RunRecord) -> str:
         rows.append(
             [held, "-", "-", "all", *_scores(base.get("target"), got.get("target"))]
         )
-    for name, value in list(got["clients"].items())[:MAX_ROWS]:
+    for name, value in _listed(got["clients"]).items():
         found = sizes.get(name) or {}
         counts = [_count(found.get(split)) for split in ("train", "val", "test")]
         rows.append([esc(name), *counts, *_scores(base["clients"].get(name), value)])
@@ -241,33 +258,39 @@ def clients_of_run(run: RunRecord) -> str:
     rows.append(["mean", "", "", "", *_scores(zero["mean"], result["mean"])])
     head = ("domain", "train", "validation", "test", "zero-shot", "trained", "lift")
     more = len(got["clients"]) - MAX_ROWS
-    note = f'<p class="muted">and {more} more clients</p>' if more > 0 else ""
+    told = f"the lowest and the highest; {more:,} clients between them are not listed"
+    note = f'<p class="muted">{told}</p>' if more > 0 else ""
     shown = table(head, rows, total=True) + note
-    if len(rows) <= MAX_OPEN_ROWS:
-        return shown
-    label = f"Table of the {len(got['clients'])} clients"
-    return f"<details><summary>{label}</summary>{shown}</details>"
+    return fold(shown, len(rows), f"Table of the {len(got['clients'])} clients")
 
 
-def class_metrics(run: RunRecord) -> str:
-    """Balanced accuracy, macro F1 and calibration error; empty for older runs."""
-    found = run.evaluation.get("metrics") or {}
-    names = {
-        "balanced_accuracy": "balanced accuracy",
-        "macro_f1": "macro F1",
-        "calibration_error": "calibration error (lower is better)",
-    }
-    base, got = found.get("zero_shot"), found.get(run.summary["algorithm"])
-    if not base or not got:
+def _listed(clients: Mapping[str, float | None]) -> Mapping[str, float | None]:
+    """All clients; of more than MAX_ROWS the lowest and the highest."""
+    if len(clients) <= MAX_ROWS:
+        return clients
+    known = {name: value for name, value in clients.items() if value is not None}
+    names = sorted(known, key=lambda name: known[name])
+    half = MAX_ROWS // 2
+    return {name: known[name] for name in names[:half] + names[-half:]}
+
+
+def class_metrics(found: Mapping[str, Any], where: str) -> str:
+    """Balanced accuracy, macro F1 and calibration error; empty for older runs.
+
+    ``found`` holds ``METRICS`` of ``zero_shot`` and ``result``; ``where`` tells whose.
+    """
+    base, got = found["zero_shot"], found["result"]
+    if got["balanced_accuracy"] is None:
         return ""
-    rows = [[text, percent(base[k]), percent(got[k])] for k, text in names.items()]
-    where = "all clients" if run.target == NO_TARGET else esc(run.target)
+    rows = [[text, percent(base[k]), percent(got[k])] for k, text in METRICS.items()]
     shown = table(("", "zero-shot", "trained"), rows)
-    return f'<h3>Over classes, {where}</h3><div class="narrow">{shown}</div>'
+    note = '<p class="muted">For the calibration error, lower is better.</p>'
+    head = f"<h3>Over classes, {esc(where)}</h3>"
+    return f'{head}<div class="narrow">{shown}</div>{note}'
 
 
 def _scores(base: float | None, got: float | None) -> list[str]:
-    return [percent(base), percent(got), _gain(got, base)]
+    return [percent(base), percent(got), gain(got, base)]
 
 
 def _count(value: Any) -> str:

@@ -19,6 +19,10 @@ from .errors import DataError
 MAX_PIXELS = 178_956_970
 """Larger images are refused: where Pillow's own default turns to an error."""
 
+_FREE_PIXELS = 1 << 24
+_PIXELS_A_BYTE = 1000
+"""Beyond the free ones; a blank JPEG has 170, a picture a few."""
+
 _ORIENTATION = 0x0112  # EXIF tag
 _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 
@@ -27,14 +31,18 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     """Decode one image (JPEG, PNG, WebP, BMP, TIFF, PPM, ...) to mode RGB.
 
     `name` is what the error calls the image.  Raises DataError on data that is empty,
-    truncated, corrupt, not an image, or larger than `MAX_PIXELS`.
+    truncated, corrupt, not an image, larger than `MAX_PIXELS`, or far larger than its
+    bytes can hold.
     """
     if not data:
         raise _bad(name, "it is empty")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:
                 raise _bad(name, f"{image.width} x {image.height} pixels are too many")
+            if pixels > _FREE_PIXELS + _PIXELS_A_BYTE * len(data):
+                raise _bad(name, f"{pixels} pixels of {len(data)} bytes: a bomb")
             image.load()
             return _to_rgb(_upright(image))
     except (DataError, MemoryError):

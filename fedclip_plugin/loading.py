@@ -82,6 +82,7 @@ def _from_openai(source: ModelSource, file: Path) -> nn.Module:
             f"--pretrained {file} is an OpenAI checkpoint and does not fit --model "
             f"{source.name}; use the model it was made for, such as --model ViT-B/32"
         )
+    _refuse_programs(file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated; OpenAI's is not
         archive: Any = torch.jit.load(str(file), map_location="cpu")
@@ -92,6 +93,17 @@ def _from_openai(source: ModelSource, file: Path) -> nn.Module:
     model.load_state_dict(state)
     open_clip.model.set_model_preprocess_cfg(model, dict(source.preprocess))
     return model
+
+
+def _refuse_programs(file: Path) -> None:
+    """Of a TorchScript archive only ``__setstate__`` would run while it is loaded."""
+    with zipfile.ZipFile(file) as archive:
+        for name in archive.namelist():
+            if name.endswith(".py") and b"__setstate__" in archive.read(name):
+                raise WeightsError(
+                    f"{file} holds a program that would run ({name}), which OpenAI's "
+                    "files do not, and is refused; save its state_dict as .safetensors"
+                )
 
 
 def _refuse_other_sizes(source: ModelSource, file: Path, model: nn.Module) -> None:

@@ -8,10 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .averages import (
+    METRICS,
     aggregate,
+    cost_of,
+    fell_short,
     groups,
+    human_bytes,
+    human_seconds,
     lift,
     method_label,
+    metrics_of,
     percent,
     points,
     with_half,
@@ -31,7 +37,8 @@ def merge(records: Sequence[RunRecord], style: str = "markdown") -> str:
         return _csv(records)
     summaries = [record.summary for record in records]
     if style == "markdown":
-        lines = [_markdown_row(_HEAD), _markdown_row(["---"] * 5 + ["---:"] * 6)]
+        rule = ["---"] * 5 + ["---:"] * (len(_HEAD) - 6) + ["---"]
+        lines = [_markdown_row(_HEAD), _markdown_row(rule)]
         return "\n".join([*lines, *map(_markdown_row, _rows(summaries))]) + "\n"
     if style == "latex":
         return _latex(_rows(summaries))
@@ -50,6 +57,10 @@ _HEAD = (
     "clients zero-shot",
     "clients",
     "overall",
+    *METRICS.values(),
+    "sent a run",
+    "training a run",
+    "below zero-shot",
 )
 
 
@@ -58,15 +69,14 @@ def _rows(summaries: Sequence[Summary]) -> list[list[str]]:
     found = []
     for group in groups(summaries):
         total = aggregate(group)
-        rows = {
-            name: (row, len(row["seeds"])) for name, row in total["by_target"].items()
-        }
-        if len(rows) > 1:
-            rows["mean"] = ({**total["mean"], "ci95": total["ci95"]}, len(group))
         first = group[0]
         about = (method_label(first), first["dataset"], first["model"])
-        for name, (row, runs) in rows.items():
-            found.append([*about, name, str(runs), *_numbers(row)])
+        for name, row in total["by_target"].items():
+            runs = [s for s in group if target_name(s) == name]
+            found.append([*about, name, str(len(runs)), *_numbers(row, runs)])
+        if len(total["by_target"]) > 1:
+            row = {**total, **total["mean"]}
+            found.append([*about, "mean", str(len(group)), *_numbers(row, group)])
     return found
 
 
@@ -88,7 +98,7 @@ def _latex(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         [
             "% needs \\usepackage{booktabs}",
-            r"\begin{tabular}{lllllrrrrrr}",
+            rf"\begin{{tabular}}{{lllll{'r' * (len(_HEAD) - 6)}l}}",
             r"  \toprule",
             line(_HEAD),
             r"  \midrule",
@@ -100,8 +110,11 @@ def _latex(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _numbers(row: Mapping[str, Any]) -> list[str]:
+def _numbers(row: Mapping[str, Any], runs: Sequence[Summary]) -> list[str]:
     base, got, half = row["zero_shot"], row["result"], row["ci95"]
+    metrics = row["metrics"]["result"]
+    sent, spent = cost_of(runs)
+    short = {"target": "held-out", "clients": "clients"}
     return [
         percent(base["target"]),
         with_half(got["target"], half["target"], " ± "),
@@ -109,6 +122,10 @@ def _numbers(row: Mapping[str, Any]) -> list[str]:
         percent(base["clients"]),
         with_half(got["clients"], half["clients"], " ± "),
         with_half(got["mean"], half["mean"], " ± "),
+        *(percent(metrics[key]) for key in METRICS),
+        human_bytes(sent),
+        human_seconds(spent),
+        " and ".join(short[kind] for kind in fell_short(row)) or "-",
     ]
 
 
@@ -121,15 +138,28 @@ def _csv(records: Sequence[RunRecord]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     shared = ("algorithm", "dataset", "model", "pretrained", "seed")
-    writer.writerow(
-        ["run", *shared, "held_out", "role", "domain", "zero_shot", "result"]
-    )
+    found = ["held_out", "role", "domain", "zero_shot", "result", "below_zero_shot"]
+    writer.writerow(["run", *shared, *found, *METRICS, *_COSTS])
     for record in records:
         s = record.summary
         about = [str(record.path), *(s.get(key) for key in shared), record.target]
         for role, domain, base, got in _csv_rows(s):
-            writer.writerow([*about, role, domain, base, got])
+            more = lift(got, base)
+            short = None if more is None else int(more < 0)
+            metrics = metrics_of(s, "result") if role == "target" else {}
+            values = [metrics.get(key) for key in METRICS]
+            row = [role, domain, base, got, short, *values, *_costs(s)]
+            writer.writerow([*about, *row])
     return out.getvalue()
+
+
+_COSTS = ("rounds", "best_round", "bytes_up", "bytes_down", "train_seconds")
+
+
+def _costs(s: Summary) -> list[Any]:
+    """What the whole run cost, with the names of ``_COSTS``."""
+    sent = (s["communication"].get(f"bytes_{way}") for way in ("up", "down"))
+    return [s["rounds"], s.get("best_round"), *sent, s["seconds"].get("train")]
 
 
 def _csv_rows(s: Summary) -> list[tuple[str, str, float | None, float | None]]:

@@ -107,6 +107,18 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "(default: 100; 0 = never)")  # fmt: skip
     add("--participation", dest="train.participation", metavar="SHARE", type=float,
         help="share of the clients that train in a round (default: 1)")  # fmt: skip
+    add("--compress", dest="train.compress", metavar="C",
+        help="how updates travel up: none (default, fp32), fp16, int8, int4 or topk; "
+        "the state goes down in fp32")  # fmt: skip
+    add("--topk-share", dest="train.topk_share", metavar="SHARE", type=float,
+        help="of an update's values, those that topk sends (default: 0.05)",
+        )  # fmt: skip
+    add("--error-feedback", dest="train.error_feedback", metavar="on|off",
+        help="clients keep what compression lost and add it to their next update "
+        "(default: on)")  # fmt: skip
+    add("--eval-every", dest="train.eval_every", metavar="N", type=int,
+        help="score all clients every N rounds and after the last (default: 1)",
+        )  # fmt: skip
     add("--mu", dest="train.mu", metavar="F", type=float,
         help="fedprox: weight of the proximal term (default: 0.01)")  # fmt: skip
     add("--personalize", dest="train.personalize", metavar="P",
@@ -116,6 +128,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="fp32 (default) or bf16: matrix products of bfloat16 factors, summed in "
         "fp32; weights and Adam stay fp32")  # fmt: skip
     _add_variants(parser)
+    _add_privacy(parser)
     group = parser.add_argument_group("clients beyond domains")
     add = group.add_argument
     add("--partition", dest="data.partition", metavar="P",
@@ -126,6 +139,23 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="Dirichlet concentration, small = skewed (default: 0.5)")  # fmt: skip
     add("--shots", dest="data.shots", metavar="N", type=int,
         help="few-shot: training images per class and client")  # fmt: skip
+
+
+def _add_privacy(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("privacy of clients (docs/privacy.md)")
+    add = group.add_argument
+    add("--dp-noise-multiplier", dest="train.dp_noise_multiplier", metavar="Z",
+        type=float, help="DP-FedAvg: standard deviation of the noise, as a multiple "
+        "of what one client can change (default: 0 = off)")  # fmt: skip
+    add("--dp-clip", dest="train.dp_clip", metavar="C", type=float,
+        help="updates longer than C (L2) are shortened to it")  # fmt: skip
+    add("--dp-delta", dest="train.dp_delta", metavar="D", type=float,
+        help="for which epsilon is told (default: 1e-5)")  # fmt: skip
+    add("--dp-epsilon-budget", dest="train.dp_epsilon_budget", metavar="E", type=float,
+        help="stop with the last round within it (default: none)")  # fmt: skip
+    add("--dp-seed", dest="train.dp_seed", metavar="S",
+        help="noise from the run's seed (run) or from the system's entropy (secret); "
+        "default: run, in the hosts secret")  # fmt: skip
 
 
 def _add_variants(parser: argparse.ArgumentParser) -> None:

@@ -6,22 +6,23 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
+from . import privacy
 from .algorithms import Samples, get_algorithm
 from .config import RunConfig, TrainConfig
 from .evaluation import (
+    all_scores,
     class_metrics,
     confusion,
-    predict_scores,
     score_zero_shot,
     summary_scores,
-    zero_shot_scores,
 )
 from .features import FeatureSet
 from .federation import Federation, Standing, score_state
+from .shapes import ROUND
 from .storage import cannot_write, write_bytes, write_tensors
 from .update import State
 
@@ -53,7 +54,7 @@ class MetricsFile:
         self.quarantined = path.with_name("quarantined.jsonl")
 
     def __enter__(self) -> MetricsFile:
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = _append_to(self.path)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -63,18 +64,14 @@ class MetricsFile:
             if kind is None:
                 raise cannot_write(self.path, error) from error
 
-    def cut(self, rounds: int) -> None:
-        """Keep the lines of rounds 1 to ``rounds``."""
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+    def cut(self, rounds: int) -> list[dict[str, Any]]:
+        """Keep the lines of rounds 1 to ``rounds``; returns what they hold."""
         self._file.close()
-        write_bytes(self.path, "".join(lines[:rounds]).encode(), durable=False)
-        self._file = self.path.open("a", encoding="utf-8")
+        kept = _cut(self.path, rounds)
+        self._file = _append_to(self.path)
         if self.quarantined.is_file():
-            text = self.quarantined.read_text(encoding="utf-8")
-            kept = [
-                k for k in text.splitlines(True) if json.loads(k)["round"] <= rounds
-            ]
-            write_bytes(self.quarantined, "".join(kept).encode(), durable=False)
+            _cut(self.quarantined, rounds)
+        return kept
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Append one round; in the file before its checkpoint is written."""
@@ -87,6 +84,28 @@ class MetricsFile:
                         file.write(json.dumps({"round": line["round"], **found}) + "\n")
         except OSError as error:
             raise cannot_write(self.path, error) from error
+
+
+def _append_to(path: Path) -> TextIO:
+    try:
+        return path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _cut(path: Path, rounds: int) -> list[dict[str, Any]]:
+    lines, kept = [], []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for line in text.splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # torn by a kill or a full disk: its round is run again
+        if ROUND(entry) is None and entry["round"] <= rounds:
+            lines.append(line)
+            kept.append(entry)
+    write_bytes(path, "".join(lines).encode(), durable=False)
+    return kept
 
 
 def write_adapter(leaf: Leaf, features: FeatureSet, standing: Standing) -> None:
@@ -125,10 +144,8 @@ def evaluation(
     judged = _judged(fed, standing.best)
     truth = torch.cat([part.y for _, part in judged])
     scores = {
-        fed.algorithm.name: torch.cat(
-            [predict_scores(fed.algorithm, s, part, fed.task) for s, part in judged]
-        ),
-        "zero_shot": torch.cat([zero_shot_scores(p, fed.task) for _, p in judged]),
+        fed.algorithm.name: all_scores(fed.algorithm, judged, fed.task),
+        "zero_shot": all_scores(get_algorithm("zeroshot"), judged, fed.task),
     }
     return {
         "classes": list(features.classes),
@@ -170,6 +187,9 @@ def summary(
     """
     progress = standing.progress
     trained = get_algorithm(config.algorithm).update_like(standing.best)
+    spent = {}
+    if progress.epsilon is not None:
+        spent = {"privacy": privacy.summary(config.train, progress.epsilon)}
     return {
         "algorithm": config.algorithm,
         "variant": variant(config),
@@ -194,6 +214,7 @@ def summary(
         },
         "quarantined": progress.quarantined,
         "skipped_images": list(features.skipped),
+        **spent,
     }
 
 
@@ -204,7 +225,7 @@ def variant(config: RunConfig) -> str:
     found = {
         key: value
         for key, value in asdict(config.train).items()
-        if key not in ("rounds", "personalize") and value != usual[key]
+        if key not in ("rounds", "personalize", "eval_every") and value != usual[key]
     }
     if config.data.partition != "domain":
         found |= {k: getattr(config.data, k) for k in ("partition", "clients")}

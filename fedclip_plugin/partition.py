@@ -8,6 +8,7 @@ untouched.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,12 +53,19 @@ def paper_split(n: int, seed: int) -> Split:
 
     Each part is rounded down, so up to 2 rows are in none of them.
     """
-    order = np.arange(n, dtype=np.int64)
-    _random(seed).shuffle(order)
+    order = _shuffled(n, seed).copy()
     train, part = int(n * 0.6), int(n * 0.2)
     return Split(
         order[:train], order[train : train + part], order[train + part :][:part]
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _shuffled(n: int, seed: int) -> Rows:
+    """Kept, for thousands of clients have one or two sizes."""
+    order = np.arange(n, dtype=np.int64)
+    _random(seed).shuffle(order)
+    return order
 
 
 def resolve_targets(
@@ -110,10 +118,9 @@ def partition_clients(
         parts = [(n, i, held[n]) for i, n in enumerate(labels) if n != target]
     else:
         pool = np.concatenate([rows for name, rows in held.items() if name != target])
-        parts = [
-            (f"client-{i:03d}", i, rows)
-            for i, rows in enumerate(_pooled(pool, y[pool], data, seed))
-        ]
+        pooled = _pooled(pool, y[pool], data, seed)
+        digits = max(3, len(str(len(pooled) - 1)))  # names sort as the clients do
+        parts = [(f"client-{i:0{digits}d}", i, rows) for i, rows in enumerate(pooled)]
     return tuple(_client(*part, y, data.shots, seed) for part in parts)
 
 

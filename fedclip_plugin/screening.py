@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from . import ops
+from .compression import PLAIN, fault, payload_distance
 from .update import ClientUpdate, State
+from .wire import MAX_EXAMPLES
 
 _log = logging.getLogger("fedclip")
 
@@ -43,7 +45,7 @@ def screen(
             fitting.append(update)
         else:
             bad.append(Quarantined(update.client, reason))
-    for update, distance in zip(fitting, _distances(fitting, expected)):
+    for update, distance in zip(fitting, distances(fitting, expected)):
         if math.isfinite(distance):
             sound.append((update, distance))
         else:
@@ -55,6 +57,10 @@ def screen(
 
 
 def _fault(update: ClientUpdate, expected: State) -> str | None:
+    if not 0 <= update.num_examples <= MAX_EXAMPLES:
+        return f"num_examples is {update.num_examples}"
+    if update.codec != PLAIN:
+        return fault(update.codec, update.state, expected)
     if set(update.state) != set(expected):
         return f"keys {sorted(update.state)}, expected {sorted(expected)}"
     for key, want in expected.items():
@@ -64,18 +70,23 @@ def _fault(update: ClientUpdate, expected: State) -> str | None:
                 f"{key} is {tuple(got.shape)} {got.dtype}, "
                 f"expected {tuple(want.shape)} {want.dtype}"
             )
-    if update.num_examples < 0:
-        return f"num_examples is {update.num_examples}"
     return None
 
 
-def _distances(updates: Sequence[ClientUpdate], expected: State) -> list[float]:
-    """L2 distances over all tensors; NaN or infinite where a value is."""
-    total = torch.zeros(len(updates), dtype=torch.float64)
+def distances(updates: Sequence[ClientUpdate], expected: State) -> list[float]:
+    """L2 distances over all tensors; NaN or infinite where a value is.
+
+    Those of compressed updates come from what travelled.
+    """
+    plain = [u for u in updates if u.codec == PLAIN]
+    total = torch.zeros(len(plain), dtype=torch.float64)
     for key, origin in expected.items():
-        total += ops.squared_distances([u.state[key] for u in updates], origin).cpu()
-    found: list[float] = total.sqrt().tolist()
-    return found
+        total += ops.squared_distances([u.state[key] for u in plain], origin).cpu()
+    of_plain = iter(total.sqrt().tolist())
+    return [
+        next(of_plain) if u.codec == PLAIN else payload_distance(u, expected)
+        for u in updates
+    ]
 
 
 def _not_finite(state: State) -> str:

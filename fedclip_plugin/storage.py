@@ -5,6 +5,7 @@ A process killed at any moment leaves no half-written file under its final name.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -15,12 +16,13 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from .errors import RunError
+from .tensor_bytes import TensorBytesError, read_safetensors, strict_json
 
 CHECKSUM = "sha256"
+_SCRAP = ".tmp"
 _KEY = "fedclip"  # one metadata key: safetensors orders several at random
 
 
@@ -40,20 +42,45 @@ def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(_SCRAP, f".{path.name}.", path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())
-            os.chmod(name, 0o644)
+            os.chmod(name, 0o666 & ~_umask())
             os.replace(name, path)
+            if durable and hasattr(os, "O_DIRECTORY"):
+                _sync_directory(path.parent)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def _sync_directory(directory: Path) -> None:
+    """The new name is on the disk too."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep(directory: Path, name: str = "*") -> None:
+    """Remove what killed writers of files ``name`` left; nobody else may write now."""
+    for scrap in directory.glob(f".{name}{_SCRAP}"):
+        scrap.unlink(missing_ok=True)
+
+
+@functools.cache
+def _umask() -> int:
+    """What the user keeps from others; it can be read only by setting it."""
+    found = os.umask(0o077)
+    os.umask(found)
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -97,12 +124,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     data = path.read_bytes()
     try:
-        tensors = safetensors.torch.load(data)
-        size = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + size]).get("__metadata__", {})
-        metadata: dict[str, str] = json.loads(header.get(_KEY, "{}"))
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise DamagedFileError(f"{path} is not a whole safetensors file") from error
+        tensors, header = read_safetensors(data)
+        metadata = strict_json(header.get(_KEY, "{}"))
+    except TensorBytesError as error:
+        raise DamagedFileError(
+            f"{path} is not a whole safetensors file: {error}"
+        ) from error
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
+        raise DamagedFileError(f"{path}: its metadata are no texts")
     if CHECKSUM in metadata and metadata[CHECKSUM] != digest_tensors(tensors):
         raise DamagedFileError(f"{path} was altered: its checksum does not match")
     return tensors, metadata

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,13 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from .storage import DamagedFileError, read_tensors, write_json, write_tensors
+from .storage import (
+    DamagedFileError,
+    read_tensors,
+    sweep,
+    write_json,
+    write_tensors,
+)
 
 SHARD_ROWS = 512
 SHARD_SECONDS = 10.0  # a slow encoder keeps its work at least this often
@@ -46,17 +53,19 @@ class FeatureStore:
         found: dict[str, Tensor] = {}
         for path in sorted(self.directory.glob("shard-*.safetensors")):
             try:
-                tensors, _ = read_tensors(path)
-                keys = [bytes(row).hex() for row in tensors["digest"].numpy()]
-                rows = tensors["image"].float()
+                keys, rows = _read_shard(path)
             except FileNotFoundError:
                 continue  # dropped by another process meanwhile
-            except (DamagedFileError, KeyError) as error:
+            except DamagedFileError as error:
                 _log.warning("%s; its images are encoded again", error)
                 path.unlink(missing_ok=True)
                 continue
             found.update((k, r) for k, r in zip(keys, rows) if k in wanted)
         return found
+
+    def sweep(self) -> None:
+        """Remove what killed encoders left half-written; for the holder of the lock."""
+        sweep(self.directory, "shard-*")
 
     def add(self, digests: Sequence[str], image: Tensor) -> None:
         """Write one shard: ``image`` (N, D) float32 for N digests."""
@@ -74,12 +83,17 @@ class FeatureStore:
         path = self._text_path(captions)
         try:
             tensors, meta = read_tensors(path)
-            return tensors["text"], float(meta["logit_scale"])
+            text, scale = tensors["text"], float(meta["logit_scale"])
+            fine = _is_table(text, len(captions[0])) and 0 < scale < math.inf
         except FileNotFoundError:
             return None
         except (DamagedFileError, KeyError, ValueError) as error:
             _log.warning("%s; the captions are encoded again", error)
             return None
+        if not fine:
+            _log.warning("%s is no text features; the captions are encoded again", path)
+            return None
+        return text, scale
 
     def add_text(
         self, captions: Sequence[Sequence[str]], text: Tensor, logit_scale: float
@@ -104,6 +118,26 @@ class FeatureStore:
     @precision.setter
     def precision(self, value: str) -> None:
         write_json(self.directory / "encoder.json", {"precision": value})
+
+
+def _read_shard(path: Path) -> tuple[list[str], Tensor]:
+    """Digests and features (N, D) of a shard; raises DamagedFileError."""
+    tensors, _ = read_tensors(path)
+    digest, image = tensors.get("digest"), tensors.get("image")
+    if (
+        digest is None
+        or digest.dtype is not torch.uint8
+        or digest.dim() != 2
+        or image is None
+        or not _is_table(image, len(digest))
+    ):
+        raise DamagedFileError(f"{path} holds no features of images")
+    return [bytes(row).hex() for row in digest.numpy()], image.float()
+
+
+def _is_table(value: Tensor, rows: int) -> bool:
+    """Whether ``value`` holds ``rows`` rows of floats."""
+    return value.dim() == 2 and len(value) == rows and value.dtype.is_floating_point
 
 
 class ShardWriter:

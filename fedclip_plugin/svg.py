@@ -187,8 +187,8 @@ def _attribute(name: str, value: str, key: str) -> str:
         return f"{key}-{value}"
     if name in ("href", "clip-path"):
         return re.sub(r"#(?=[mpi])", f"#{key}-", value) if len(value) < 80 else value
-    if name == "d":
-        return " ".join(value.split())
+    if name == "d":  # a hundredth of a point is finer than any screen
+        return re.sub(r"(\.\d\d)\d+", r"\1", " ".join(value.split()))
     if name == "style":
         value = re.sub(r"\s*font-family:[^;]*;", "", value)
         return re.sub(r"#0000[0-9a-f]{2}", lambda m: f"var(--{_NAME_OF[m[0]]})", value)

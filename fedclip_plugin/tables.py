@@ -16,6 +16,7 @@ from rich.table import Table
 
 from .averages import (
     KINDS,
+    METRICS,
     aggregate,
     below_zero_shot,
     client_names,
@@ -27,6 +28,7 @@ from .averages import (
     method_name,
     percent,
     points,
+    promise,
     with_half,
 )
 from .means import mean
@@ -96,7 +98,7 @@ def _styled(result: float | None, base: float | None, text: str) -> str:
 def _accuracy_table(
     console: Console, group: Sequence[Summary], total: Mapping[str, Any]
 ) -> Table:
-    method, sign = method_label(group[0]), _plus_minus(console)
+    method, sign = method_name(group[0]["algorithm"]), _plus_minus(console)
     repeated = any(half is not None for half in total["ci95"].values())
     note = f" ({sign}: 95 % interval over seeds)" if repeated else ""
     table = _table(console, title=f"Accuracy in %, best round{note}")
@@ -132,7 +134,7 @@ def _client_table(
     if not names:
         return None
     many = len(names) > MAX_CLIENT_COLUMNS
-    name_of_all = method_label(group[0])
+    name_of_all = method_name(group[0]["algorithm"])
     table = _table(console, title="Each client's test accuracy in %")
     table.add_column("held out", overflow="fold")
     table.add_column("")
@@ -175,7 +177,10 @@ def _cost_lines(group: Sequence[Summary], total: Mapping[str, Any]) -> list[str]
         f"sent a round: {per_round} ({params:,} parameters a client)",
         f"time:         {stages}",
     ]
+    lines += _metric_lines(total)
     lines += _personal_lines(group)
+    promised = promise(group)
+    lines += [f"privacy:      {promised}"] if promised else []
     quarantined = sum(s.get("quarantined") or 0 for s in group)
     if quarantined:
         lines.append(f"quarantined:  {quarantined} updates were left out")
@@ -183,6 +188,17 @@ def _cost_lines(group: Sequence[Summary], total: Mapping[str, Any]) -> list[str]
     if skipped:
         lines.append(f"skipped:      {len(skipped)} unreadable images")
     return lines
+
+
+def _metric_lines(total: Mapping[str, Any]) -> list[str]:
+    """Zero-shot and trained, mean over the held-out domains; none for older runs."""
+    base, got = total["metrics"]["zero_shot"], total["metrics"]["result"]
+    told = [
+        f"{name} {percent(base[key])} -> {percent(got[key])}"
+        for key, name in METRICS.items()
+        if got[key] is not None
+    ]
+    return ["over classes: " + ", ".join(told)] if told else []
 
 
 def _personal_lines(group: Sequence[Summary]) -> list[str]:

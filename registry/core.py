@@ -18,8 +18,8 @@ import torch.nn.functional as F
 
 from .. import experiment, outputs
 from ..algorithms import Client, Samples
-from ..checkpoint import Progress
-from ..config import RunConfig, to_toml
+from ..checkpoint import Checkpoint, Progress
+from ..config import RunConfig, TrainConfig, to_toml
 from ..errors import ConfigError
 from ..evaluation import predict_scores, summary_scores
 from ..features import FeatureSet
@@ -29,15 +29,19 @@ from ..federation import (
     Scores,
     Standing,
     Tally,
+    account,
     advance,
     as_dict,
     build_federation,
+    identity,
     next_state,
+    participants,
     round_result,
-    score_state,
+    score_round,
     tally,
 )
 from ..partition import NO_TARGET, resolve_targets
+from ..privacy import within_budget
 from ..storage import write_bytes, write_json
 from ..update import ClientUpdate, State
 
@@ -78,14 +82,11 @@ def one_run(config: RunConfig) -> RunConfig:
             f"seeds {list(config.seeds)} and targets {list(config.data.targets)}; "
             "`fedclip run` runs several"
         )
-    if config.train.optimizer_state != "reset":
-        raise ConfigError(
-            "--optimizer-state keep: a host's clients keep nothing between rounds; "
-            "use `fedclip run`"
-        )
-    return replace(
-        config, data=replace(config.data, targets=config.data.targets or (NO_TARGET,))
-    )
+    train = config.train
+    if train.private and train.dp_seed == "auto":
+        train = replace(train, dp_seed="secret")
+    data = replace(config.data, targets=config.data.targets or (NO_TARGET,))
+    return replace(config, data=data, train=train)
 
 
 @functools.lru_cache(maxsize=2)
@@ -113,31 +114,91 @@ def score_rows(fed: Federation, state: State, rows: Samples) -> tuple[float, flo
     return float(F.cross_entropy(scores, rows.y)), right
 
 
+def _check_budget(train: TrainConfig, drawn_from: int | None) -> None:
+    """A host counts the rounds itself: too many are refused before the first."""
+    if not train.private:
+        return
+    clients = drawn_from or 1
+    asked = len(participants(range(clients), train.participation, 0, 1))
+    allowed = within_budget(train, clients, asked).rounds
+    if allowed < train.rounds:
+        raise ConfigError(
+            f"--dp-epsilon-budget {train.dp_epsilon_budget:g} allows {allowed} rounds, "
+            f"the host is to run {train.rounds}; set its rounds to {allowed}"
+        )
+
+
 class HostRun:
     """The server of a federation: screens, aggregates, scores and records.
 
     With ``out`` it leaves there what ``fedclip run`` leaves, so that ``fedclip report``
-    and ``fedclip export`` work on runs of any host.
+    and ``fedclip export`` work on runs of any host, and a checkpoint a round.  With
+    ``resume`` it goes on with the run that it finds there, if there is one: ``state``
+    is the adapter after the rounds ``done``, and the host's next one is ``done + 1``.
+
+    ``drawn_from`` counts the clients from which a round's are drawn unseen; without it,
+    it is known who takes part, and privacy costs as if all did.
     """
 
-    def __init__(self, setup: Setup, out: Path | None = None) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        out: Path | None = None,
+        resume: bool = False,
+        drawn_from: int | None = None,
+    ) -> None:
         self.setup = setup
+        self.drawn_from = drawn_from
+        _check_budget(setup.fed.task.train, drawn_from)
         self.state: State = setup.fed.algorithm.init(setup.fed.task)
         self.standing = Standing(Progress(), None, self.state, self.state)
-        self._best: RoundResult | None = None
+        self._best_clients: Scores = {}
         self._started = time.perf_counter()
         self._metrics: outputs.MetricsFile | None = None
+        self._checkpoint: Checkpoint | None = None
         self.leaf: outputs.Leaf | None = None
         if out is not None:
-            self._open(out)
+            self._open(out, resume)
+        elif resume:
+            raise ConfigError("resume needs the output directory of the run: set out")
+        self.done = self.standing.progress.round
 
-    def _open(self, out: Path) -> None:
+    def _open(self, out: Path, resume: bool) -> None:
         config = self.setup.config
-        directory = experiment.prepare_out(out, "", resume=False)
+        resume = resume and (out / "config.toml").is_file()
+        directory = experiment.prepare_out(out, "", resume)
         rounds = config.train.rounds
         self.leaf = outputs.Leaf(directory, self.setup.target, self.setup.seed, rounds)
+        self._checkpoint = Checkpoint(directory, self._identity())
+        if resume:
+            self._take_up(self._checkpoint)
         write_bytes(directory / "config.toml", to_toml(config).encode())
         self._metrics = outputs.MetricsFile(directory / "metrics.jsonl").__enter__()
+        done = self.standing.progress
+        for line in self._metrics.cut(done.round):
+            if line["round"] == done.best_round:
+                self._best_clients = line["clients"]
+
+    def _identity(self) -> str:
+        """Without data here, features are known by who is there: not for a checkpoint.
+
+        A server that was started again may see other clients first.
+        """
+        setup, features = self.setup, self.setup.features
+        if not setup.fed.clients:
+            features = replace(features, key="")
+        return identity(features, setup.config, setup.target)
+
+    def _take_up(self, checkpoint: Checkpoint) -> None:
+        saved = checkpoint.load()
+        if saved is None:
+            return
+        progress, *states = saved
+        device = self.setup.fed.task.text.device
+        self.state, best = (
+            {key: value.to(device) for key, value in state.items()} for state in states
+        )
+        self.standing = Standing(progress, None, self.state, best)
 
     def aggregate(
         self, updates: Sequence[ClientUpdate], participants: Sequence[str]
@@ -148,7 +209,7 @@ class HostRun:
         taken over by :meth:`record`, so that a host may still change it.
         """
         fed = self.setup.fed
-        ratio = fed.task.train.max_norm_ratio
+        ratio = fed.task.train.distance_limit
         counted = tally(fed.algorithm, self.state, updates, participants, ratio)
         number = self.standing.progress.round + 1
         return next_state(fed, counted, self.state, number), counted
@@ -159,26 +220,27 @@ class HostRun:
         """Take ``state`` over, score it and write the round down.
 
         ``clients`` holds the accuracies that the clients measured themselves; without
-        it they are scored here, where their data are.
+        it they are scored here, where their data are, every ``eval_every`` rounds.
         """
         trained = time.perf_counter()
-        target = None
+        number, target = self.standing.progress.round + 1, None
         if clients is None:
-            clients, target = score_state(self.setup.fed, state)
+            clients, target = score_round(self.setup.fed, state, number)
         now = time.perf_counter()
         seconds = {"train": trained - self._started, "evaluate": now - trained}
-        number = self.standing.progress.round + 1
         result = round_result(number, counted, clients, target, seconds)
-        progress = advance(self.standing.progress, result)
-        if not clients:  # nobody measured it: the last round stands for the best
-            progress = replace(progress, best_round=number)
+        train, asked = self.setup.fed.task.train, len(counted.participants)
+        drawn_from = max(asked, self.drawn_from or 0)
+        progress, result = account(train, self.standing.progress, result, drawn_from)
+        progress = advance(progress, result)
+        best = self.standing.best
         if progress.best_round == number:
-            self._best = result
-        best = state if self._best is result else self.standing.best
+            self._best_clients, best = result.clients, state
         self.state = state
         self.standing = Standing(progress, result, state, best)
-        if self._metrics is not None:
+        if self._metrics is not None and self._checkpoint is not None:
             self._metrics.add(as_dict(result))
+            self._checkpoint.save(progress, state, best)
         self._started = time.perf_counter()
         return result
 
@@ -194,7 +256,7 @@ class HostRun:
         if setup.fed.clients:
             scores = outputs.final_scores(setup.fed, self.standing.best)
         else:
-            tests = {n: s["test"] for n, s in self._best_clients().items()}
+            tests = {n: s["test"] for n, s in self._best_clients.items()}
             scores = {"zero_shot": zero_shot, "result": summary_scores(None, tests)}
         summary = outputs.summary(
             setup.config, setup.features, leaf, self.standing, scores, 0.0
@@ -204,9 +266,6 @@ class HostRun:
             self._metrics = None
             self._write(leaf, summary)
         return summary
-
-    def _best_clients(self) -> Scores:
-        return self._best.clients if self._best else {}
 
     def _write(self, leaf: outputs.Leaf, summary: dict[str, Any]) -> None:
         setup = self.setup

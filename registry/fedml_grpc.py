@@ -1,64 +1,47 @@
-"""gRPC under FedML's cross-silo mode: addresses, ports, and the queue of messages.
-
-FedML's receive loop asks its queue without pause and keeps a core busy; here it waits.
-"""
+"""gRPC under FedML's cross-silo mode: addresses, ports and certificates, checked."""
 
 from __future__ import annotations
 
 import csv
 import errno
-import queue
 import socket
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .fedml_settings import FILE
+from .fedml_settings import FILE, TLS
 
-_POLL = 0.05  # seconds
 _IP_HEAD = "eid,rank,grpc_server_ip,grpc_server_port"
 
 
-class Inbox(queue.Queue):  # type: ignore[type-arg]
-    """FedML's queue of received bytes: counts them, and waits where FedML spins."""
+@dataclass(frozen=True)
+class Address:
+    """Where a process listens, and where the others reach it, as ``host:port``."""
 
-    def watch(self, idle: Callable[[], None]) -> None:
-        """Call ``idle`` whenever no message came for a while."""
-        self.received = 0
-        self._idle = idle
-
-    def qsize(self) -> int:
-        """How many messages there are, after a short wait where there is none."""
-        with self.not_empty:
-            if not self._qsize():
-                self.not_empty.wait(_POLL)
-            size = self._qsize()
-        if not size:
-            self._idle()
-        return size
-
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """The next message; its size is in ``received``."""
-        item = super().get(block, timeout)
-        self.received = len(item)
-        return item
+    listen: str
+    reach: str
 
 
-def watch_inbox(manager: Any, idle: Callable[[], None]) -> Inbox | None:
-    """Make an inbox of the queue in use: a message may be in it already."""
-    servicer = getattr(manager.com_manager, "grpc_servicer", None)
-    if servicer is None:
-        return None
-    inbox: Any = servicer.message_q
-    inbox.__class__ = Inbox
-    inbox.watch(idle)
-    return inbox  # type: ignore[no-any-return]
+@dataclass(frozen=True)
+class Tls:
+    """PEM texts: who signs, and the own certificate (``CN=rank-<rank>``) and key."""
+
+    authority: bytes
+    certificate: bytes
+    key: bytes
 
 
 def undelivered(error: Exception) -> bool:
     """Whether a message could not be delivered; grpc may not be installed."""
     return type(error).__module__.partition(".")[0] == "grpc"
+
+
+def refusal(error: Any) -> str | None:
+    """Why the receiver refused a message; None where it was another failure."""
+    code = getattr(error, "code", lambda: None)()
+    refused = getattr(code, "name", None) == "INVALID_ARGUMENT"
+    return str(error.details()) if refused else None
 
 
 def check_silo(args: Any) -> None:
@@ -68,7 +51,30 @@ def check_silo(args: Any) -> None:
             f"{FILE}: scenario: {args.scenario}: FedCLIP runs with horizontal"
         )
     if args.backend != "GRPC":
+        if any(getattr(args, key, None) for key in TLS):
+            raise ConfigError(f"{FILE}: {TLS[0]} works with backend: GRPC")
         return
+    read_tls(args)
+    path, known = _rows(args)
+    for place in range(args.worker_num + 1):
+        if place not in known:
+            raise ConfigError(f"{path}: no line for rank {place}")
+    own = known[int(args.rank)]
+    _check_port(path, own["grpc_server_ip"], own["grpc_server_port"])
+
+
+def read_addresses(args: Any) -> dict[int, Address]:
+    """The addresses of all processes, by rank; raises ConfigError."""
+    _, rows = _rows(args)
+    found = {}
+    for rank, row in rows.items():
+        host, port = row["grpc_server_ip"], row["grpc_server_port"]
+        outside = row.get("ingress_ip") or host
+        found[rank] = Address(f"{host}:{port}", f"{outside}:{port}")
+    return found
+
+
+def _rows(args: Any) -> tuple[Path, dict[int, dict[str, str]]]:
     path = Path(str(getattr(args, "grpc_ipconfig_path", None)))
     if not path.is_file():
         raise ConfigError(
@@ -79,12 +85,33 @@ def check_silo(args: Any) -> None:
         rows = list(csv.DictReader(file))
     if not rows or not set(_IP_HEAD.split(",")) <= set(rows[0]):
         raise ConfigError(f"{path}: expected lines under the head {_IP_HEAD}")
-    known = {row["eid"]: row for row in rows}
-    for place in range(args.worker_num + 1):
-        if str(place) not in known:
-            raise ConfigError(f"{path}: no line for rank {place}")
-    own = known[str(args.rank)]
-    _check_port(path, own["grpc_server_ip"], own["grpc_server_port"])
+    try:
+        return path, {int(row["eid"]): row for row in rows}
+    except ValueError as error:
+        raise ConfigError(f"{path}: eid must be a whole number ({error})") from error
+
+
+def read_tls(args: Any) -> Tls | None:
+    """The certificates of a run with TLS; None where no key asks for it.
+
+    ``{rank}`` in a path stands for the own rank.  Raises ConfigError for a missing key
+    or file.
+    """
+    given = {key: getattr(args, key, None) for key in TLS}
+    if not any(given.values()):
+        return None
+    texts = []
+    for key, name in given.items():
+        if not name:
+            raise ConfigError(f"{FILE}: {key} is missing: TLS needs {', '.join(TLS)}")
+        path = Path(str(name).replace("{rank}", str(args.rank))).expanduser()
+        try:
+            texts.append(path.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"{FILE}: {key}: {path}: {error.strerror}") from error
+        if b"-----BEGIN " not in texts[-1]:
+            raise ConfigError(f"{FILE}: {key}: {path} is no PEM file")
+    return Tls(*texts)
 
 
 def _check_port(path: Path, host: str, port: str) -> None:

@@ -184,11 +184,13 @@ def run(
     algorithm: str = "fedclip",
     run_id: str | None = None,
     extra: Sequence[str] = (),
+    resume: bool = False,
 ) -> None:
     """Run what ``cf``, a ``fedml_config.yaml``, describes, with FedCLIP.
 
-    Cross-silo: ``rank`` 0 is the server, and the others its clients.  Raises
-    FedClipError on what is wrong with file, options, data or machine.
+    Cross-silo: ``rank`` 0 is the server, and the others its clients.  ``resume`` is as
+    ``fedclip_resume: true`` in the file.  Raises FedClipError on what is wrong with
+    file, options, data or machine.
     """
     fedml = _fedml()
     register()
@@ -198,6 +200,8 @@ def run(
         check_offline(args)
         go_offline()
     _choose(args, algorithm)
+    if resume:
+        args.fedclip_resume = True
     mode = check_mode(args, rank)
     _bind_quietly(args)
     try:

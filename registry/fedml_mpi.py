@@ -17,7 +17,7 @@ from fedml.simulation.mpi.fedavg.FedAVGTrainer import FedAVGTrainer
 from torch import nn
 
 from ..errors import ConfigError
-from .fedml_roles import FedCLIPTrainer, Params
+from .fedml_roles import ROUND, Params, trainer_of
 from .fedml_server import aggregator_of
 from .fedml_settings import FILE
 
@@ -42,11 +42,24 @@ class _Trainer(FedAVGTrainer):  # type: ignore[misc]
         return self.trainer.get_model_params(), self.local_sample_number
 
 
+class _Manager(FedAVGServerManager):  # type: ignore[misc]
+    def send_message(self, message: Any) -> None:
+        message.add_params(ROUND, self.args.round_idx)
+        super().send_message(message)
+
+
 class _Client(FedAVGClientManager):  # type: ignore[misc]
     def handle_message_init(self, msg_params: Any) -> None:
-        super().handle_message_init(msg_params)
-        if self.num_rounds == 1:
+        number = msg_params.get(ROUND)
+        if number >= self.num_rounds:
             self.finish()
+        elif number:  # the run goes on: FedML counts from the round before
+            self.args.round_idx = number - 1
+            self.handle_message_receive_model_from_server(msg_params)
+        else:
+            super().handle_message_init(msg_params)
+            if self.num_rounds == 1:
+                self.finish()
 
 
 def simulate(
@@ -69,11 +82,15 @@ def simulate(
             *(train_all, test_all, count, trains, tests, counts),
             *(workers, device, args, aggregator),
         )
-        server = FedAVGServerManager(args, inner, *manager)
+        server = _Manager(args, inner, *manager)
+        args.round_idx = aggregator.run.done
         server.send_init_msg()
-        server.run()
+        if aggregator.summary is None:
+            server.run()
+        else:
+            server.finish()
     else:
-        trainer = client_trainer or FedCLIPTrainer(model, args)
+        trainer = trainer_of(client_trainer, model, args)
         place = args.process_id - 1
         trainer.set_id(place)
         own = _Trainer(place, trains, counts, tests, count, device, args, trainer)

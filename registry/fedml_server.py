@@ -22,13 +22,16 @@ from fedml.core.security.fedml_defender import FedMLDefender
 from torch import Tensor, nn
 
 from ..algorithms import FedClip
+from ..compression import decoded
+from ..config import TrainConfig
 from ..errors import ConfigError
-from ..federation import Scores, Tally, tally
+from ..federation import Scores, Tally, next_state, tally
 from ..update import ClientUpdate, State
 from ..wire import update_bytes
 from .core import HostRun
 from .fedml_data import asked, parameters
 from .fedml_log import final_lines, round_line
+from .fedml_noise import unforeseen
 from .fedml_roles import Params, device_state, open_binding, split_metrics
 
 _log = logging.getLogger("fedclip")
@@ -61,11 +64,12 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         self._counted: Tally | None = None
         self._voters: list[str] = []
         self._unread: tuple[list[ClientUpdate], list[str]] | None = None
+        self._codec = "none"  # of what on_before_aggregation gave
 
     @cached_property
     def run(self) -> HostRun:
         """The server's side; first needed, and its directory made, on the server."""
-        return HostRun(self.binding.setup, self.binding.out)
+        return HostRun(self.binding.setup, *self.binding.out)
 
     def get_model_params(self) -> Params:
         """The adapter that is sent to the clients."""
@@ -99,10 +103,18 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         sound = {id(update) for update in counted.sound}
         places = [i for i, update in enumerate(updates) if id(update) in sound]
         self._voters = [u.client for u in counted.sound]
-        raw = [(u.num_examples, OrderedDict(u.state)) for u in counted.sound]
+        readable = self._readable(counted.sound)
+        raw = [(u.num_examples, OrderedDict(u.state)) for u in readable]
         if not raw:
             return raw, places
-        kept, benign = super().on_before_aggregation(raw)
+        try:
+            kept, benign = super().on_before_aggregation(raw)
+        except ValueError as error:
+            if len(raw) == len(names):  # nobody is missing: it never could
+                raise
+            _log.warning("a defense of FedML's refuses %d updates: %s", len(raw), error)
+            self._voters = []
+            return [], []
         if len(kept) != len(raw):  # a defense chose: it does not tell whom
             self._voters = [f"chosen-{i:03d}" for i in range(len(kept))]
         return kept, [places[i] for i in benign]
@@ -112,29 +124,32 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         raw = raw_client_model_or_grad_list
         sent = device_state(self.binding, self.model)
         voters = [(count, state) for count, state in raw if count > 0]
-        if not voters:
+        fed = self.binding.setup.fed
+        if not voters and not fed.task.train.private:
             return OrderedDict(sent)
         if FedMLDefender.get_instance().is_defense_enabled():
-            if self.binding.setup.config.train.weighting == "uniform":
+            if self._train.weighting == "uniform":
                 voters = [(1, state) for _, state in voters]
             with _named_fedavg(self.args):
                 return _like(super().aggregate(voters), sent)
         privacy = FedMLDifferentialPrivacy.get_instance()
         if privacy.to_compute_params_in_aggregation_enabled():
             privacy.set_params_for_dp(raw)
-        fed = self.binding.setup.fed
         updates = [
-            ClientUpdate(name, dict(state), int(count))
+            ClientUpdate(name, dict(state), int(count), codec=self._codec)
             for name, (count, state) in zip(self._voters, raw)
         ]
-        after = fed.algorithm.aggregate(updates, sent, fed.task)
+        names = [client.name for client in asked(self.binding, self.args)]
+        number = getattr(self.args, "round_idx", 0) + 1
+        after = next_state(fed, Tally(names, updates, [], 0, 0), sent, number)
         if self._unread is not None and not _finite(after):
             after = self._screened(*self._unread, sent)
         return OrderedDict(after)
 
     def on_after_aggregation(self, aggregated_model_or_grad: Params) -> Params:
         """FedML's noise and defenses; then the round is scored and written down."""
-        after = super().on_after_aggregation(aggregated_model_or_grad)
+        with unforeseen():
+            after = super().on_after_aggregation(aggregated_model_or_grad)
         sent = device_state(self.binding, self.model)
         state = _like(after, sent)
         self._record(state)
@@ -161,7 +176,20 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         )
         read = {k: v.detach().to(device) for k, v in state.items()} if tensors else {}
         examples = int(count) if isinstance(count, (int, float)) else -1
-        return ClientUpdate(name, read, examples, self.metrics.get(name, {}))
+        codec, told = self._train.compress, self.metrics.get(name, {})
+        return ClientUpdate(name, read, examples, told, codec=codec)
+
+    @property
+    def _train(self) -> TrainConfig:
+        return self.binding.setup.config.train
+
+    def _readable(self, updates: list[ClientUpdate]) -> list[ClientUpdate]:
+        """Decoded where FedML or a derived class looks at them; our mean reads both."""
+        shown = _hooked() or getattr(self.args, "enable_contribution", False)
+        if shown or type(self) is not FedCLIPAggregator:
+            updates = decoded(updates, device_state(self.binding, self.model))
+        self._codec = updates[0].codec if updates else "none"
+        return updates
 
     def _count(self, updates: list[ClientUpdate], names: list[str]) -> Tally:
         """The tally of a round; values are read only where something asks for them.
@@ -181,7 +209,7 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         self, updates: list[ClientUpdate], names: list[str], sent: State
     ) -> Tally:
         fed = self.binding.setup.fed
-        ratio = fed.task.train.max_norm_ratio
+        ratio = fed.task.train.distance_limit
         return tally(fed.algorithm, sent, updates, names, ratio)
 
     def _mean_tells(self) -> bool:
@@ -192,6 +220,7 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
             and type(fed.algorithm) is FedClip
             and train.aggregation == "mean"
             and train.max_norm_ratio == 0
+            and not train.private
             and not _hooked()
         )
 
@@ -226,19 +255,32 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         if result.mean_test is not None:
             mlops.log({"Test/Acc": result.mean_test, "round": place})
         if last:
-            self.summary = self.run.finish()
-            for line in final_lines(self.summary):
-                logging.info(line)
+            self._close()
+
+    def _close(self) -> None:
+        self.summary = self.run.finish()
+        for line in final_lines(self.summary):
+            logging.info(line)
+
+    def go_on(self) -> int:
+        """Take over the adapter of a run that goes on; the number of rounds done."""
+        done, rounds = self.run.done, self.args.comm_round
+        if done:
+            _log.warning("going on after round %d of %d", done, rounds)
+            self.set_model_params(OrderedDict(self.run.state))
+        if done >= rounds:
+            self._close()
+        return done
 
 
 def aggregator_of(given: Any, model: nn.Module, args: Any) -> FedCLIPAggregator:
-    """The server's aggregator, ``given`` or ours; its directory is made now."""
+    """The server's aggregator, ``given`` or ours; its directory is opened now."""
     aggregator = FedCLIPAggregator(model, args) if given is None else given
     if not isinstance(aggregator, FedCLIPAggregator):
         raise ConfigError(
             f"server_aggregator: expected a FedCLIPAggregator, got {aggregator!r}"
         )
-    _ = aggregator.run  # a directory that cannot be used is refused before training
+    aggregator.go_on()  # a directory that cannot be used is refused before training
     return aggregator
 
 
@@ -255,6 +297,7 @@ def _fits(update: ClientUpdate, like: State) -> bool:
     state = update.state
     return (
         update.num_examples > 0
+        and update.codec == "none"
         and state.keys() == like.keys()
         and all(
             state[k].shape == v.shape and state[k].dtype == v.dtype

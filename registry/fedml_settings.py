@@ -19,11 +19,12 @@ from ..catalog import KNOWN, canonical_name
 from ..config import EMBEDDED_DATASET, RunConfig
 from ..errors import ConfigError
 from .core import Setup, open_setup
-from .settings import PREFIX, load_settings, variables
+from .settings import PREFIX, Output, load_settings, variables
 
 OPTIMIZER = "FedCLIP"
 FILE = "fedml_config.yaml"
 TIMEOUT = "fedclip_round_timeout"  # seconds; of cross-silo alone
+TLS = ("fedclip_tls_ca", "fedclip_tls_cert", "fedclip_tls_key")  # PEM files; likewise
 _FILE_KEY = "fedclip_config"  # of a fedclip.toml elsewhere
 _PARTITIONS = {"homo": "iid", "hetero": "dirichlet"}  # FedML's words for them
 
@@ -55,7 +56,7 @@ class Binding:
     """What one process of a FedML run works with; ``out`` is the server's alone."""
 
     setup: Setup
-    out: Path | None
+    out: Output
 
 
 def selected(args: Any) -> bool:
@@ -79,7 +80,7 @@ def bind(args: Any) -> Binding:
     return found
 
 
-def read_settings(args: Any) -> tuple[RunConfig, Path | None]:
+def read_settings(args: Any) -> tuple[RunConfig, Output]:
     """The configuration that ``args`` ask for, and where its results go."""
     ours = _own_keys(args)
     host = {key.setting: value(args, name, key.kind) for name, key in KEYS.items()}
@@ -128,7 +129,9 @@ def _own_keys(args: Any) -> dict[str, str]:
     found = {}
     for name, given in vars(args).items():
         variable = name.upper()
-        if not name.startswith(PREFIX.lower()) or name == TIMEOUT or given is None:
+        if not name.startswith(PREFIX.lower()) or given is None:
+            continue
+        if name in (TIMEOUT, *TLS):
             continue
         if variable not in known and name != _FILE_KEY:
             near = difflib.get_close_matches(variable, known, n=1)

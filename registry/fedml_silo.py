@@ -3,15 +3,14 @@
 FedML's rules stay: the server waits for every client that it asked.  Added to them:
 messages carry the round they belong to, so that a late answer is known as one; the log
 names who is missing; ``fedclip_round_timeout`` ends a round without them (gRPC); a
-client that cannot be reached does not take the server down; and a process that waits
-sleeps (FedML's gRPC loop keeps a core busy).  Imports fedml: reached through
+client that cannot be reached does not take the server down; and over gRPC nothing that
+arrives is unpickled (``fedml_transport``).  Imports fedml: reached through
 ``fedml_host``.
 """
 
 from __future__ import annotations
 
 import logging
-import pickle
 import time
 import uuid
 from collections.abc import Sequence
@@ -26,20 +25,23 @@ from fedml.cross_silo.server.message_define import MyMessage
 from torch import nn
 
 from ..errors import ConfigError
+from ..wire import is_count
 from .fedml_data import asked
-from .fedml_grpc import check_silo, undelivered, watch_inbox
-from .fedml_roles import FedCLIPTrainer
+from .fedml_grpc import check_silo, refusal, undelivered
+from .fedml_roles import ROUND, trainer_of
 from .fedml_server import Wire, aggregator_of
 from .fedml_settings import FILE, TIMEOUT, value
+from .fedml_transport import OverGrpc
 
 _log = logging.getLogger("fedclip")
 
-ROUND = "fedclip_round"  # of the answer that a message asks for, or is
-PROCESS = "fedclip_process"  # tells a client's second word from its second start
+PROCESS = "fedclip_process"  # tells a second word from a second start
 PATIENCE = 30.0  # seconds between two lines about who is missing
 SERVER_SECONDS = 120.0  # for which a client waits for its server
 _RETRY = 0.5  # seconds
 _MODEL = MyMessage.MSG_ARG_KEY_MODEL_PARAMS
+_COUNT = MyMessage.MSG_ARG_KEY_NUM_SAMPLES
+_PLACE = MyMessage.MSG_ARG_KEY_CLIENT_INDEX
 _FROM_CLIENT = MyMessage.MSG_TYPE_C2S_SEND_MODEL_TO_SERVER
 
 
@@ -51,14 +53,16 @@ class _Aggregator(FedMLAggregator):  # type: ignore[misc]
         self.flag_client_model_uploaded_dict[index] = True
 
 
-class _Server(FedMLServerManager):  # type: ignore[misc]
+class _Server(OverGrpc, FedMLServerManager):  # type: ignore[misc]
     def __init__(self, args: Any, aggregator: Any, *where: Any) -> None:
         super().__init__(args, aggregator, *where)
+        self.args.round_idx = aggregator.aggregator.run.done
+        self._process = uuid.uuid4().hex
         self.timeout = value(args, TIMEOUT, float)
         self.wire = Wire()
         self._processes: dict[int, str | None] = {}
-        self.inbox = watch_inbox(self, self._look_around)
-        if self.inbox is not None:
+        if self.transport is not None:
+            self.transport.idle = self._look_around
             aggregator.aggregator.wire = self.wire
         elif self.timeout:
             raise ConfigError(
@@ -71,6 +75,7 @@ class _Server(FedMLServerManager):  # type: ignore[misc]
         heavy = message.get(_MODEL) is not None
         if heavy:
             message.add_params(ROUND, self._next_round(message))
+            message.add_params(PROCESS, self._process)
         try:
             super().send_message(message)
         except Exception as error:
@@ -78,8 +83,16 @@ class _Server(FedMLServerManager):  # type: ignore[misc]
                 raise
             self._unreachable(message.get_receiver_id())
         else:
-            self.wire.down += len(pickle.dumps(message)) if heavy else 0
+            if self.transport is not None and heavy:
+                self.wire.down += self.transport.sent
         self._since = self._told = time.monotonic()
+
+    def handle_message_connection_ready(self, msg_params: Message) -> None:
+        """FedML's, which draws the first round's clients; here of any round."""
+        number = self.args.round_idx
+        self.args.round_idx = max(0, number - 1)  # as at the end of the round before
+        super().handle_message_connection_ready(msg_params)
+        self.args.round_idx = number
 
     def process_online_status(self, client_status: Any, msg_params: Message) -> None:
         """FedML's until all are there; later, a client started again joins in.
@@ -88,7 +101,7 @@ class _Server(FedMLServerManager):  # type: ignore[misc]
         """
         sender, process = msg_params.get_sender_id(), msg_params.get(PROCESS)
         before, self._processes[sender] = self._processes.get(sender), process
-        if not self.is_initialized:
+        if not (self.is_initialized or self._finished()):
             super().process_online_status(client_status, msg_params)
         elif process != before and sender in self.client_id_list_in_this_round:
             _log.warning("client %s is back", self._name(sender))
@@ -99,14 +112,18 @@ class _Server(FedMLServerManager):  # type: ignore[misc]
 
     def handle_message_receive_model_from_client(self, msg_params: Message) -> None:
         sender, number = msg_params.get_sender_id(), msg_params.get(ROUND)
-        if self.inbox is not None:
-            self.wire.up += self.inbox.received
-        if number is not None and number != self.args.round_idx:
+        if not self.is_initialized:  # to the server before this one; it is asked again
+            return
+        if self.transport is not None:
+            self.wire.up += self.transport.received
+        if number != self.args.round_idx:
             _log.warning(
-                "late answer of client %s to round %d left out in round %d",
-                *(self._name(sender), number + 1, self.args.round_idx + 1),
+                "late answer of client %s to round %s left out in round %d",
+                *(self._name(sender), _counted(number), self.args.round_idx + 1),
             )
             return
+        if not is_count(msg_params.get(_COUNT)):
+            msg_params.add_params(_COUNT, -1)  # for the screening to name
         super().handle_message_receive_model_from_client(msg_params)
 
     def _next_round(self, message: Message) -> int:
@@ -163,8 +180,13 @@ class _Server(FedMLServerManager):  # type: ignore[misc]
             return
         for client_id in missing:
             nothing = Message(_FROM_CLIENT, client_id, 0)
-            nothing.add_params(MyMessage.MSG_ARG_KEY_NUM_SAMPLES, 0)
+            nothing.add_params(_COUNT, 0)
             super().handle_message_receive_model_from_client(nothing)
+
+
+def _counted(number: Any) -> str:
+    """A round as people count it, of what a message says."""
+    return str(number + 1) if is_count(number) else "unknown"
 
 
 class _Adapter(TrainerDistAdapter):  # type: ignore[misc]
@@ -174,13 +196,13 @@ class _Adapter(TrainerDistAdapter):  # type: ignore[misc]
         self.trainer.update_dataset(int(own))
 
 
-class _Client(ClientMasterManager):  # type: ignore[misc]
+class _Client(OverGrpc, ClientMasterManager):  # type: ignore[misc]
     is_inited: bool
 
     def __init__(self, args: Any, adapter: Any, *where: Any) -> None:
         super().__init__(args, adapter, *where)
         self._process = uuid.uuid4().hex
-        watch_inbox(self, lambda: None)
+        self._server: str | None = None
 
     def send_message(self, message: Message) -> None:
         """FedML's, with the round; a server that is not up yet is waited for."""
@@ -203,10 +225,26 @@ class _Client(ClientMasterManager):  # type: ignore[misc]
         except Exception as error:
             if not undelivered(error):
                 raise
+            if reason := refusal(error):
+                raise ConfigError(f"the server refused a message: {reason}") from error
             return False
         return True
 
+    def _asks(self, message: Message) -> bool:
+        """Whether it asks for work that there is; the log names what does not."""
+        number, place = message.get(ROUND), message.get(_PLACE)
+        known = {str(i) for i in range(self.args.client_num_in_total)}
+        if is_count(number) and str(place) in known and message.get(_MODEL):
+            return True
+        _log.warning("a message asks client %s for round %s: refused", place, number)
+        return False
+
     def handle_message_init(self, msg_params: Message) -> None:
+        if not self._asks(msg_params):
+            return
+        before, self._server = self._server, msg_params.get(PROCESS)
+        if self._server != before:  # the first, or one that was started again
+            self.is_inited = False
         if not msg_params.get(ROUND):
             super().handle_message_init(msg_params)
         elif not self.is_inited:  # back, or late, in a run that is under way
@@ -214,6 +252,8 @@ class _Client(ClientMasterManager):  # type: ignore[misc]
             self.handle_message_receive_model_from_server(msg_params)
 
     def handle_message_receive_model_from_server(self, msg_params: Message) -> None:
+        if not self._asks(msg_params):
+            return
         self.round_idx = msg_params.get(ROUND)
         super().handle_message_receive_model_from_server(msg_params)
 
@@ -253,7 +293,7 @@ def join(
     """Train for the server until it is done; ``dataset`` is FedML's eight."""
     (count, _, _, _, counts, trains, tests, _) = dataset
     check_silo(args)
-    trainer = model_trainer or FedCLIPTrainer(model, args)
+    trainer = trainer_of(model_trainer, model, args)
     adapter = _Adapter(
         *(args, device, args.rank, model, count, counts, trains, tests, trainer)
     )

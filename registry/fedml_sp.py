@@ -17,9 +17,9 @@ from torch import nn
 
 from ..algorithms import Client
 from ..federation import train_clients
-from ..update import ClientUpdate
+from ..update import ClientUpdate, private_states
 from .fedml_data import client_of, parameters
-from .fedml_roles import FedCLIPTrainer
+from .fedml_roles import FedCLIPTrainer, trainer_of
 from .fedml_server import aggregator_of
 
 
@@ -40,7 +40,7 @@ class FedCLIPAPI(FedAvgAPI):  # type: ignore[misc]
         server_aggregator: Any = None,
     ) -> None:
         super().__init__(args, device, dataset, model)
-        self.model_trainer = client_trainer or FedCLIPTrainer(model, args)
+        self.model_trainer = trainer_of(client_trainer, model, args)
         self.server_aggregator = aggregator_of(server_aggregator, model, args)
         for client in self.client_list:
             client.model_trainer = self.model_trainer
@@ -55,7 +55,7 @@ class FedCLIPAPI(FedAvgAPI):  # type: ignore[misc]
             mlops.ServerConstants.MSG_MLOPS_SERVER_STATUS_RUNNING
         )
         mlops.log_round_info(rounds, -1)
-        for number in range(rounds):
+        for number in range(self.server_aggregator.run.done, rounds):
             self.args.round_idx = number
             self._train_round(number)
             mlops.log_round_info(rounds, number)
@@ -89,7 +89,10 @@ class FedCLIPAPI(FedAvgAPI):  # type: ignore[misc]
             fed = trainer.binding.setup.fed
             device = fed.task.text.device
             state = {k: v.to(device) for k, v in self.model.state_dict().items()}
-            return train_clients(fed, state, clients, number)
+            known = {**state, **trainer.kept}
+            updates = train_clients(fed, known, clients, number)
+            trainer.kept |= private_states(updates)
+            return updates
         sent = parameters(self.model)
         return [
             self._one_by_one(client, loader, sent)

@@ -23,6 +23,7 @@ from ..algorithms import Client
 from ..errors import ConfigError, FedClipError
 from ..evaluation import score_clients
 from ..federation import train_clients
+from ..update import private_states
 from . import flower_records as records
 from .core import Setup, open_setup
 from .flower_options import client_settings, has_own_data
@@ -34,12 +35,16 @@ Work = Callable[["Party", Message], RecordDict]
 
 @dataclass(frozen=True)
 class Party:
-    """Who answers a message: the data's setup, and this node's client in it."""
+    """Who answers a message: the data's setup, and this node's client in it.
+
+    ``kept`` is what Flower keeps for the node between the messages of a run.
+    """
 
     setup: Setup
     client: Client
     own_data: bool
     round: int
+    kept: RecordDict
 
 
 def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:
@@ -61,10 +66,18 @@ def introduce(party: Party, message: Message) -> RecordDict:
 
 
 def train(party: Party, message: Message) -> RecordDict:
-    """Local training from the adapter in the message; the new adapter and its loss."""
+    """Local training from the adapter in the message; what is sent back, and its loss.
+
+    What the client keeps for its next round never leaves the node.
+    """
     fed = party.setup.fed
-    state = records.to_state(message.content, fed.algorithm.init(fed.task))
-    (update,) = train_clients(fed, state, [party.client], party.round)
+    like = fed.algorithm.init(fed.task)
+    state = records.to_state(message.content, like)
+    own = records.to_state(party.kept.array_records.get(records.KEPT), like)
+    (update,) = train_clients(fed, {**state, **own}, [party.client], party.round)
+    kept = {**own, **private_states([update])}
+    if kept:
+        party.kept[records.KEPT] = records.to_arrays(kept)
     metrics = MetricRecord({records.ROWS: update.num_examples, **update.metrics})
     return RecordDict(
         {records.ARRAYS: records.to_arrays(update.state), records.METRICS: metrics}
@@ -108,7 +121,7 @@ def _open(message: Message, context: Context) -> Party:
     )
     setup, own = open_setup(config), has_own_data(node)
     number = int(sent.get(records.ROUND, 1))
-    return Party(setup, find_client(setup, node, own), own, number)
+    return Party(setup, find_client(setup, node, own), own, number, context.state)
 
 
 def find_client(setup: Setup, node: Mapping[str, Any], own_data: bool) -> Client:

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from ..config import RunConfig
 from ..errors import RunError, UpdateError
 from ..federation import participants
+from ..privacy import drawing_seed
 from . import flower_records as records
 from .flower_options import Sampling, shared_text
 from .flower_roster import Card, Roster, read_card
@@ -74,6 +75,7 @@ class Nodes:
         self.timeout = sampling.round_timeout  # seconds
         self.roster = Roster()
         self._begun = False
+        self.drawn_from = 0  # clients that the last draw was from
 
     @property
     def _patience(self) -> float:
@@ -103,7 +105,8 @@ class Nodes:
         if not cards:
             return {}
         share = min(1.0, max(share, least / len(cards)))
-        seed = self.config.seeds[0]
+        seed = drawing_seed(self.config.train, self.config.seeds[0])
+        self.drawn_from = len(cards)
         chosen = participants(cards, share, seed, round_number)
         return {node: card.name for node, card in chosen}
 

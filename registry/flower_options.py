@@ -17,7 +17,7 @@ from typing import Any
 from ..config import RunConfig, from_dict, to_dict
 from ..errors import ConfigError
 from ..partition import NO_TARGET
-from .settings import load_settings, variables
+from .settings import Output, load_settings, variables
 
 ALIASES = {"num-server-rounds": "rounds", "fraction-train": "participation"}
 FILE = "config"  # the key for the path of a fedclip.toml
@@ -65,7 +65,7 @@ def _key(name: str) -> str:
 _SAMPLING = {_key(field.name): field.name for field in fields(Sampling)}
 
 
-def server_settings(run_config: Values) -> tuple[RunConfig, Path | None, Sampling]:
+def server_settings(run_config: Values) -> tuple[RunConfig, Output, Sampling]:
     """Configuration, output directory and sampling of a run, from its run config.
 
     Raises ConfigError for an unknown key or a wrong value.
@@ -99,6 +99,11 @@ def client_settings(shared: str, run_config: Values, node_config: Values) -> Run
     path = run.get(FILE) if not shared else None
     own, _ = load_settings(_destinations({**run, **node}), path)
     if not shared:
+        if own.train.compress != "none":
+            raise ConfigError(
+                f"compress = {own.train.compress!r}: only fedclip's own strategy "
+                "reads compressed updates, and this server is another"
+            )
         return own
     config = from_dict(RunConfig, json.loads(shared), "the server's configuration")
     data = replace(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import shapes
 from ..algorithms import Client, Task, get_algorithm
 from ..config import RunConfig
 from ..errors import UpdateError
@@ -98,6 +99,30 @@ def _sketch(text: Tensor) -> list[float]:
     return values
 
 
+def _between(low: float, high: float) -> shapes.Check:
+    def found(value: Any) -> str | None:
+        inside = type(value) in (int, float) and low <= value <= high
+        return None if inside else f"expected {low:g} to {high:g}"
+
+    return found
+
+
+_SOUND = shapes.fields(
+    {
+        **dict.fromkeys(("name", "model", "pretrained", "key"), shapes.text),
+        "index": _between(0, 2**31),
+        "federation": _between(1, 2**31),
+        "classes": shapes.several(shapes.text, 100_000),
+        "prompt": shapes.several(shapes.text, 1_000),
+        "embed_dim": _between(1, 65_536),
+        "logit_scale": _between(1e-6, 1e6),
+        "sketch": shapes.several(shapes.number, 1_000_000),
+        "rows": shapes.several(shapes.count, 3),
+        "zero_shot": _between(-1, 1),
+    }
+)
+
+
 def read_card(values: Mapping[str, Any]) -> Card:
     """The card in a record; raises UpdateError for one of another version."""
     kinds = {f.name: str(f.type).partition("[")[0] for f in fields(Card)}
@@ -108,6 +133,8 @@ def read_card(values: Mapping[str, Any]) -> Card:
             f"its answer is not that of this fedclip-plugin ({', '.join(odd)}): "
             "install the same version everywhere"
         )
+    if wrong := _SOUND(dict(values)):
+        raise UpdateError(f"its answer is not sound: {wrong}")
     return Card(**values)
 
 

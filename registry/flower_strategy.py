@@ -25,7 +25,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from ..algorithms import get_algorithm
 from ..errors import ConfigError, FedClipError, RunError
 from ..evaluation import summary_scores
-from ..federation import RoundResult, Tally
+from ..federation import RoundResult, Tally, scored
 from ..means import mean
 from ..partition import NO_TARGET
 from ..update import State
@@ -74,23 +74,29 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         """Run all rounds; ``result.arrays`` is the last adapter.
 
         What is None comes from the options; the first adapter is drawn from the seed.
-        Raises FedClipError where the run cannot begin.
+        A run that goes on (``resume``) takes its own, and counts its rounds from 1 in
+        the result; log and files have their numbers.  Raises FedClipError where the run
+        cannot begin.
         """
         if timeout is not None:
             self.nodes.timeout = timeout
         if num_rounds is not None:
             train = replace(self.config.train, rounds=num_rounds)
             self.config = self.nodes.config = replace(self.config, train=train)
-        drawn = self.initial_arrays(grid)
+        first, done = self.initial_arrays(grid), self._run.done
+        if initial_arrays is not None and not done:
+            first = initial_arrays
         result = super().start(
             grid,
-            drawn if initial_arrays is None else initial_arrays,
-            self.config.train.rounds,
+            first,
+            max(0, self.config.train.rounds - done),
             self.nodes.timeout,
             train_config,
             evaluate_config,
             evaluate_fn,
         )
+        if done >= self.config.train.rounds:
+            result.arrays = first
         self.finish()
         return result
 
@@ -107,8 +113,11 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
                 self.nodes.roster.model = own
             cards = list(self.nodes.clients(grid).values())
             setup = setup or setup_without_data(self.config, cards)
-            self.host_run = HostRun(setup, self.out)
+            self.host_run = HostRun(setup, *self.out, len(cards))
             _greet(cards)
+            if self.host_run.done:
+                done, rounds = self.host_run.done, self.config.train.rounds
+                _log.info("fedclip: going on after round %d of %d", done, rounds)
         return records.to_arrays(self.host_run.state)
 
     def summary(self) -> None:
@@ -132,8 +141,10 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         self.initial_arrays(grid)  # no-op but in a strategy that wraps this one
         self._run.state = self._state(arrays)
         share, least = self.config.train.participation, self.sampling.min_train_nodes
-        chosen = self.nodes.draw(grid, share, server_round, least)
-        return self._send(MessageType.TRAIN, arrays, config, server_round, chosen)
+        number = self._run.done + server_round
+        chosen = self.nodes.draw(grid, share, number, least)
+        self._run.drawn_from = self.nodes.drawn_from
+        return self._send(MessageType.TRAIN, arrays, config, number, chosen)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -141,7 +152,7 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         """The average of the sound adapters; the former one where there is none."""
         run, phase = self._run, self._phase
         updates = [
-            records.to_update(name, content, run.state)
+            records.to_update(name, content, run.state, self.config.train.compress)
             for name, content in phase.sound(replies, self.nodes.timeout)
         ]
         state, counted = run.aggregate(updates, phase.clients)
@@ -166,9 +177,11 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
                 counted, bytes_up=sent.bytes_up, bytes_down=sent.bytes_down
             )
             self._pending = state, counted
-        share = 0.0 if self._scores_here else self.sampling.fraction_evaluate
-        chosen = self.nodes.draw(grid, share, server_round) if share else {}
-        return self._send(MessageType.EVALUATE, arrays, config, server_round, chosen)
+        number = self._run.done + server_round
+        theirs = scored(self.config.train, number) and not self._scores_here
+        share = self.sampling.fraction_evaluate if theirs else 0.0
+        chosen = self.nodes.draw(grid, share, number) if share else {}
+        return self._send(MessageType.EVALUATE, arrays, config, number, chosen)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -279,11 +292,16 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
-def _main(grid: Grid, context: Context) -> None:
+def serve(strategy: type[FedClip], grid: Grid, context: Context) -> None:
+    """Run a ServerApp with ``strategy``, on the run config."""
     try:
-        FedClip(context.run_config).start(grid)
+        strategy(context.run_config).start(grid)
     except FedClipError as error:  # Flower logs a traceback: make it a short one
         raise error.with_traceback(None) from None
+
+
+def _main(grid: Grid, context: Context) -> None:
+    serve(FedClip, grid, context)
 
 
 server_app = ServerApp()

@@ -23,9 +23,9 @@ from torch import nn
 from ..adapter import TwoSides
 from ..algorithms import Client, Samples, Task, get_algorithm
 from ..evaluation import accuracy, zero_shot_labels
-from ..federation import Federation, Tally
+from ..federation import Federation, Tally, as_sent, local_updates
 from ..tables import print_table
-from ..update import ClientUpdate, State
+from ..update import ClientUpdate, State, private_states
 from .core import HostRun, Setup, score_rows
 from .personalizedfl_images import open_images
 from .personalizedfl_log import clear_errors, say
@@ -89,6 +89,7 @@ class PersonalizedFedClip:
         self._summary: dict[str, Any] | None = None  # {} once it is printed
         self._round: int | None = None
         self._locals: dict[int, _Local] = {}
+        self._kept: State = {}  # what clients keep between rounds, <client>/<key>
         self._pending: tuple[State, Tally] | None = None
         self._awaited: set[int] = set()  # clients not yet validated in this round
         self._empty: set[str] = set()
@@ -137,9 +138,8 @@ class PersonalizedFedClip:
         start = known.start if known else state_of(self.client_model[c_idx])
         epochs = known.epochs + 1 if known else 1
         train = replace(fed.task.train, local_epochs=epochs)
-        update = fed.algorithm.local_train(
-            start, client, replace(fed.task, train=train), round + 1
-        )
+        longer = replace(fed, task=replace(fed.task, train=train))
+        (update,) = local_updates(longer, {**start, **self._kept}, [client], round + 1)
         self._locals[c_idx] = _Local(start, epochs, update)
         self.client_model[c_idx].load_state_dict(update.state)
         _, right = score_rows(fed, dict(update.state), client.train)
@@ -155,6 +155,9 @@ class PersonalizedFedClip:
             for i, local in trained
         ]
         names = [local.update.client for _, local in trained]
+        known = {**self.run.state, **self._kept}
+        updates = as_sent(self.run.setup.fed, known, updates)
+        self._kept |= private_states(updates)
         state, counted = self.run.aggregate(updates, names)
         self._pending, self._locals = (state, counted), {}
         self._awaited = set(range(len(self._sites)))

@@ -29,7 +29,7 @@ def settings_of(args: argparse.Namespace) -> tuple[RunConfig, Path | None]:
     """
     given = any(word.partition("=")[0] == "--lr" for word in sys.argv)
     folder = data_folder(args)
-    config, out = load_settings(
+    config, (out, resume) = load_settings(
         {
             "algorithm": "fedclip",
             "seeds": [args.seed],
@@ -43,6 +43,10 @@ def settings_of(args: argparse.Namespace) -> tuple[RunConfig, Path | None]:
             "train.lr": args.lr if given else None,
         }
     )
+    if resume:
+        raise ConfigError(
+            "FEDCLIP_RESUME: main.py begins with its first round; run it again without"
+        )
     for key, value in OF_MAIN.items():
         section, name = key.split(".")
         found = getattr(getattr(config, section), name)

@@ -13,7 +13,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import options
 from ..config import RunConfig
@@ -27,10 +27,19 @@ OF_THE_PACKAGE = {
 OWN_RUN = (
     "--config",
     "--dry-run",
-    "--resume",
     "--tensorboard",
     "--preset",
 )  # of `fedclip run` alone
+
+
+_ON, _OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+
+
+class Output(NamedTuple):
+    """Where a run's files go, None: nowhere; whether the run that is there goes on."""
+
+    directory: Path | None = None
+    resume: bool = False
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,8 +69,8 @@ def load_settings(
     host: Mapping[str, Any] | None = None,
     path: str | Path | None = None,
     environ: Mapping[str, str] = os.environ,
-) -> tuple[RunConfig, Path | None]:
-    """The configuration of a run in a host, and where its results go (None: nowhere).
+) -> tuple[RunConfig, Output]:
+    """The configuration of a run in a host, and where its results go.
 
     ``host`` holds what the host itself decides, as ``{"train.rounds": 3}``; variables
     come next, then the file (``path``, or ``fedclip.toml`` in the working directory).
@@ -73,19 +82,27 @@ def load_settings(
     _refuse_misspelt(environ, known)
     words = []
     for name, action in known.items():
-        if name not in environ:
+        if name not in environ or action.nargs == 0:
             continue
         several = action.nargs == "+" or isinstance(action, argparse._AppendAction)
         values = shlex.split(environ[name]) if several else [environ[name]]
         for value in values:
             words += [action.option_strings[0], value]
     args = _parser().parse_args(words)
+    args.resume = environ.get(f"{PREFIX}RESUME", "")
     file = Path(path or FILE)
     args.config = file if file.is_file() else None
     for key, value in (host or {}).items():
         if value is not None:
             setattr(args, key, value)
-    return options.read_config(args), args.out
+    return options.read_config(args), Output(args.out, _switch(args.resume))
+
+
+def _switch(value: Any) -> bool:
+    word = str(value).strip().lower()
+    if word not in (*_ON, *_OFF):
+        raise ConfigError(f"resume: expected true or false, got {value!r}")
+    return word in _ON
 
 
 def _refuse_misspelt(environ: Mapping[str, str], known: Mapping[str, object]) -> None:

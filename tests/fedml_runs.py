@@ -167,10 +167,10 @@ def close(a: State, b: State) -> bool:
     return distance(a, b) <= 1e-6
 
 
-def replay(args: Any, voters: list[list[str]]) -> HostRun:
-    """The rounds of a run in which only ``voters`` have a say."""
+def replay(args: Any, voters: list[list[str]], out: Path | None = None) -> HostRun:
+    """The rounds of a run in which only ``voters`` have a say; ``out`` as of a run."""
     setup = bind(args).setup
-    run, fed = HostRun(setup), setup.fed
+    run, fed = HostRun(setup, out), setup.fed
     for number, names in enumerate(voters, 1):
         updates = [
             fed.algorithm.local_train(run.state, setup.client(n), fed.task, number)

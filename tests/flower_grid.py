@@ -35,7 +35,8 @@ class LocalGrid(Grid):
     """Nodes as node id -> node config; ``faults`` wrap a node's ClientApp.
 
     A fault that returns None stands for a node that does not answer in time.
-    ``traffic`` holds (message type, bytes down, bytes up) of each exchange.
+    ``traffic`` holds (message type, bytes down, bytes up) of each exchange, ``states``
+    what Flower keeps for each node.
     """
 
     nodes: dict[int, dict[str, Any]]
@@ -43,6 +44,7 @@ class LocalGrid(Grid):
     faults: dict[int, Fault] = field(default_factory=dict)
     offline: set[int] = field(default_factory=set)
     traffic: list[tuple[str, int, int]] = field(default_factory=list)
+    states: dict[int, RecordDict] = field(default_factory=dict)
     reverse: bool = False
 
     def __post_init__(self) -> None:
@@ -66,7 +68,7 @@ class LocalGrid(Grid):
             run_id=1,
             node_id=node,
             node_config=dict(self.nodes[node]),
-            state=RecordDict(),
+            state=self.states.setdefault(node, RecordDict()),
             run_config=dict(self.run_config),
         )
         fault = self.faults.get(node, lambda m, c, app: app(m, c))
@@ -206,13 +208,20 @@ def without(
     config: RunConfig, features: FeatureSet, absent: str, round_number: int
 ) -> State:
     """The last state of the embedded engine where one update of one client is lost."""
+    return with_absences(config, features, {(absent, round_number)})
+
+
+def with_absences(
+    config: RunConfig, features: FeatureSet, absences: set[tuple[str, int]]
+) -> State:
+    """The same where the updates of (client, round) are lost."""
     fed = build_federation(features, config, None, config.seeds[0])
     state = fed.algorithm.init(fed.task)
     for number in range(1, config.train.rounds + 1):
         updates = [
             fed.algorithm.local_train(state, client, fed.task, number)
             for client in fed.clients
-            if (client.name, number) != (absent, round_number)
+            if (client.name, number) not in absences
         ]
         state = fed.algorithm.aggregate(updates, state, fed.task)
     return state

@@ -11,6 +11,8 @@ from fedclip_plugin.averages import (
     aggregate,
     below_zero_shot,
     ci95,
+    cost_of,
+    fell_short,
     groups,
     human_bytes,
     human_seconds,
@@ -53,6 +55,40 @@ def test_mean_goes_per_target_over_seeds_then_over_targets() -> None:
     assert total["by_target"]["scan"]["ci95"]["target"] == pytest.approx(
         4.3027 * 0.01 / math.sqrt(3), rel=1e-4
     )
+
+
+def test_class_metrics_are_averaged_like_the_accuracies() -> None:
+    runs = [leaf_summary("scan", s) for s in range(3)] + [
+        leaf_summary("photo", gain=0.3)
+    ]
+    total = aggregate(runs)
+    got, base = total["metrics"]["result"], total["metrics"]["zero_shot"]
+    assert got["balanced_accuracy"] == pytest.approx((0.711 + 0.911) / 2)
+    assert got["calibration_error"] == pytest.approx((0.297 + 0.097) / 2)
+    assert base["macro_f1"] == pytest.approx(0.588)
+    scan = total["by_target"]["scan"]["metrics"]["result"]
+    assert scan["macro_f1"] == pytest.approx(0.688)
+
+
+def test_runs_of_an_older_version_have_no_class_metrics() -> None:
+    total = aggregate([leaf_summary("photo", metrics={})])
+    assert set(total["metrics"]["result"].values()) == {None}
+
+
+def test_cost_is_that_of_a_run() -> None:
+    runs = [leaf_summary("photo", rounds=n) for n in (10, 30)]
+    sent, spent = cost_of(runs)
+    assert sent == 2 * 20 * 3 * 525_312 * 4  # both ways, 20 rounds, 3 clients
+    assert spent == 1.5
+
+
+def test_fell_short_of_zero_shot_by_more_than_rounding() -> None:
+    rows = {
+        gain: aggregate([leaf_summary("photo", gain=gain)])["by_target"]["photo"]
+        for gain in (-0.01, -0.00001, 0.1)
+    }
+    assert fell_short(rows[-0.01]) == ["target", "clients"]
+    assert fell_short(rows[-0.00001]) == fell_short(rows[0.1]) == []
 
 
 def test_ci95_is_over_seeds_each_averaged_over_targets() -> None:

@@ -31,15 +31,23 @@ def test_half_precision_is_read_as_float32(tmp_path):
     assert load_features(directory).image["art"].dtype == torch.float32
 
 
-def test_rows_are_counted_over_all_domains_and_keep_their_order():
+def test_rows_are_counted_over_all_domains_and_come_as_asked(monkeypatch):
     features = toy_features(rows=10)
-    x, y = features.rows(torch.tensor([25, 20, 3, 7]))
-    expected = torch.cat(
-        [features.image["art"][[3, 7]], features.image["photo"][[5, 0]]]
-    )
-    assert torch.equal(x, expected)
-    assert torch.equal(y[2:], features.label["photo"][[5, 0]])
+    monkeypatch.setattr("fedclip_plugin.features._ROWS_AT_ONCE", 3)
+    index = torch.tensor([25, 20, 3, 7])
+    x, y = features.rows(index)
+    art, photo = features.image["art"], features.image["photo"]
+    assert torch.equal(x, torch.stack([photo[5], photo[0], art[3], art[7]]))
+    assert torch.equal(y[:2], features.label["photo"][[5, 0]])
     assert features.rows(torch.tensor([], dtype=torch.int64))[0].shape == (0, 16)
+
+
+def test_domain_order_keeps_domains_and_groups_together():
+    features = toy_features(rows=10)
+    index = torch.tensor([25, 3, 20, 7, 28, 1])
+    assert features.domain_order(index).tolist() == [3, 7, 1, 25, 20, 28]
+    group = torch.tensor([0, 0, 0, 1, 1, 1])
+    assert features.domain_order(index, group).tolist() == [3, 25, 20, 7, 1, 28]
 
 
 def edit_header(directory, **changes):

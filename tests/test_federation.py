@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fedclip_plugin.checkpoint import Checkpoint
+from fedclip_plugin.cli import main
 from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
 from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.evaluation import score_zero_shot
@@ -17,7 +18,7 @@ from fedclip_plugin.federation import (
     run_round,
 )
 from fedclip_plugin.update import ClientUpdate
-from tests.toy import DOMAINS, toy_features
+from tests.toy import DOMAINS, toy_features, write_toy
 
 
 def make_config(**train: object) -> RunConfig:
@@ -125,6 +126,46 @@ def test_more_clients_than_rows_leaves_empty_ones_harmless():
     assert any(len(c.train) == 0 for c in fed.clients)
     standing = list(federate(fed))[-1]
     assert all(torch.isfinite(v).all() for v in standing.state.values())
+
+
+def test_clients_are_scored_every_so_many_rounds_and_after_the_last():
+    whole = list(federate(make(rounds=8, lr=1e-2)))
+    fed = make(rounds=8, lr=1e-2, eval_every=3)
+    some = list(federate(fed))
+    for a, b in zip(whole, some):
+        assert all(torch.equal(a.state[k], b.state[k]) for k in a.state)
+        number = b.progress.round
+        if number in (3, 6, 8):
+            assert b.result.clients == a.result.clients
+            assert b.result.target == a.result.target
+        elif number:
+            assert (b.result.clients, b.result.mean_val, b.result.target) == (
+                {},
+                None,
+                None,
+            )
+            assert b.result.mean_test is None
+    scores = {n: whole[n].result.mean_val for n in (3, 6, 8)}
+    assert some[-1].progress.best_round == max(scores, key=scores.get)
+    assert some[-1].progress.best_score == max(scores.values())
+    # until somebody is scored, the last adapter is the best that there is
+    assert [s.progress.best_round for s in some[:4]] == [0, 1, 2, 3]
+
+
+def test_patience_is_judged_where_clients_are_scored():
+    settings = {"rounds": 60, "lr": 1e-2, "patience": 4, "eval_every": 3}
+    *_, last = federate(make(**settings))
+    waited = last.progress.round - last.progress.best_round
+    assert last.progress.round < 60
+    assert last.progress.round % 3 == 0
+    assert 4 <= waited < 4 + 3
+    assert last.result.mean_val is not None
+
+
+def test_scoring_never_is_refused(tmp_path, capsys):
+    argv = ["run", "--features", str(write_toy(tmp_path / "f")), "--eval-every", "0"]
+    assert main(argv) == 2
+    assert "train.eval_every = 0" in capsys.readouterr().err
 
 
 def test_bad_update_is_counted_and_harms_nothing(monkeypatch):

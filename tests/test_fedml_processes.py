@@ -186,7 +186,7 @@ def test_cross_silo_gives_the_embedded_adapter_and_sends_no_more(tmp_path, monke
     assert found[-1]["clients"] == last.result.clients
     assert found[-1]["target"] == last.result.target
     size = sum(4 * value.numel() for value in last.state.values())  # bytes
-    for line in found:  # pickled messages, as gRPC carried them
+    for line in found:  # messages, as gRPC carried them
         assert 2 * size <= line["bytes_up"] <= 2 * (size + 4096)
         assert 2 * size <= line["bytes_down"] <= 2 * (size + 4096)
     for name, (_, log) in zip(("art", "cartoon"), results[1:]):

@@ -33,7 +33,7 @@ def test_fedml_keys_set_what_they_name(args):
     train = config.train
     assert (train.rounds, train.local_epochs, train.batch_size) == (4, 2, 8)
     assert (train.lr, train.weight_decay, config.seeds) == (5e-3, 0.0, (5,))
-    assert (config.data.dataset, out) == ("toy", None)
+    assert (config.data.dataset, out) == ("toy", (None, False))
 
 
 def test_what_is_absent_keeps_the_papers_value(args):
@@ -52,7 +52,7 @@ def test_own_keys_over_variables_over_file(args, tmp_path, monkeypatch):
     assert config.data.targets == ("photo",)
     assert config.data.prompts == ("a {}", "the {} of it")
     assert (config.train.weighting, config.train.beta1) == ("examples", 0.5)
-    assert str(out) == "out"
+    assert str(out.directory) == "out"
 
 
 @pytest.mark.parametrize(

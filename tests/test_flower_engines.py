@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,11 +31,11 @@ from fedclip_plugin.registry.flower_records import to_state
 from fedclip_plugin.storage import read_tensors
 from fedclip_plugin.update import State
 from tests.flower_grid import options, own_directories, without
+from tests.flower_kills import EXAMPLE, load_example, two_domains
 from tests.toy import toy_features, write_toy
 
 pytestmark = pytest.mark.slow
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "flower"
 # With these every round is better than the one before: the best adapter is the last.
 TRAINING = "local-epochs=3 lr=0.01 weight-decay=0.2"
 ROWS = 100
@@ -46,13 +44,7 @@ ROWS = 100
 @pytest.fixture(scope="module")
 def deploy() -> ModuleType:
     """The example's script, as a module."""
-    spec = importlib.util.spec_from_file_location("deploy", EXAMPLE / "deploy.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["deploy"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_example()
 
 
 def check_run(out: Path, features: FeatureSet) -> None:
@@ -234,11 +226,3 @@ def test_a_deployment_with_tls_and_a_client_that_dies(
     expected = without(config_of(less), features, "cartoon", 1)
     assert difference(adapter(less), expected) < 1e-6
     assert all(process.poll() is not None for process in deployment.nodes)
-
-
-def two_domains(features: FeatureSet) -> FeatureSet:
-    kept = {
-        k: {d: getattr(features, k)[d] for d in ("art", "cartoon")}
-        for k in ("image", "label")
-    }
-    return replace(features, domains=("art", "cartoon"), **kept)

@@ -84,6 +84,18 @@ def test_a_part_of_the_clients_is_the_same_part(toy: Path) -> None:
     assert equal(to_state(result.arrays), last.state)
 
 
+def test_clients_are_asked_for_scores_every_so_many_rounds(toy: Path) -> None:
+    run_config = options(toy, num_server_rounds=5, eval_every=2)
+    grid = grid_of(run_config)
+    strategy = flower_host.FedClip(run_config)
+    result = strategy.start(grid)
+    last = embedded(strategy, toy)
+    assert equal(to_state(result.arrays), last.state)
+    assert [kind for kind, _, _ in grid.traffic].count("evaluate") == 3 * len(DOMAINS)
+    assert strategy.host_run is not None
+    assert strategy.host_run.standing.progress.best_round == last.progress.best_round
+
+
 def test_at_least_min_train_nodes_train(toy: Path) -> None:
     run_config = options(toy, fraction_train=0.1, min_train_nodes=2)
     result = flower_host.FedClip(run_config).start(grid_of(run_config))

@@ -89,7 +89,7 @@ def test_every_option_is_a_key_by_its_long_name() -> None:
     assert config.data.targets == ("photo",)
     assert config.data.prompts == ("a {}", "the {}")
     assert config.model.name == "auto"
-    assert out == Path("runs/x")
+    assert out == (Path("runs/x"), False)
     assert (sampling.min_available_nodes, sampling.round_timeout) == (4, 30.0)
 
 

@@ -6,6 +6,7 @@ import html
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -170,6 +171,71 @@ def test_many_runs_stay_below_five_megabytes(tmp_path: Path) -> None:
     assert "4 of the 12 runs are not drawn here" in source
 
 
+def test_methods_stand_in_one_table_with_what_they_cost(tmp_path: Path) -> None:
+    for name, gain in (("fedclip", 0.1), ("fedavg", -0.05)):
+        for seed in (0, 1):
+            summary = leaf_summary("photo", seed, algorithm=name, gain=gain)
+            write_leaf(tmp_path / name / f"seed-{seed}", summary)
+    source = page_of(tmp_path)
+    assert "<h2>Methods on digits, fedclip-tiny</h2>" in source
+    compared = source[: source.index("<h2>Results</h2>")]
+    cells = Page(compared[compared.index("<table>") : compared.index("</table>") + 8])
+    rows = " ".join(cells.cells)
+    assert "zero-shot 59.80" in rows  # the guard line comes first
+    assert "FedCLIP 70.30 ± 6.35 +10.50" in rows
+    assert "FedAVG 55.30 ± 6.35 -4.50" in rows
+    assert "71.10 68.80 29.70 144.3 MiB 1.50 s" in rows
+    assert "FedAVG is below zero-shot: held-out photo" in compared
+    assert "Held-out accuracy against bytes, mean over runs, %" in compared
+    assert "Held-out accuracy against training time, mean over runs, %" in compared
+    assert_asks_nothing(source)
+
+
+def test_other_data_are_not_compared(tmp_path: Path) -> None:
+    write_leaf(tmp_path / "a", leaf_summary("photo"))
+    write_leaf(tmp_path / "b", leaf_summary("photo", algorithm="fedavg", dataset="x"))
+    assert "<h2>Methods on" not in page_of(tmp_path)
+
+
+def test_several_directories_go_to_one_page(tmp_path: Path) -> None:
+    write_leaf(tmp_path / "a", leaf_summary("photo"))
+    write_leaf(tmp_path / "b", leaf_summary("photo", algorithm="fedavg"))
+    path = write_html(tmp_path / "a", tmp_path / "b", to=tmp_path / "both.html")
+    assert path == tmp_path / "both.html"
+    assert "FedCLIP, FedAVG on digits" in path.read_text(encoding="utf-8")
+    assert not (tmp_path / "a" / "report.html").exists()
+
+
+def test_class_metrics_are_shown(tmp_path: Path) -> None:
+    write_leaf(tmp_path)
+    cells = " ".join(Page(page_of(tmp_path)).cells)
+    assert "balanced accuracy 61.10 71.10" in cells
+    assert "macro F1 58.80 68.80" in cells
+    assert "calibration error 39.70 29.70" in cells
+
+
+def personal(zero_shot: float, shared: float, own: float) -> dict[str, float]:
+    return {"choice": 4, "zero_shot": zero_shot, "shared": shared, "personal": own}
+
+
+def test_personalization_is_told_per_client(tmp_path: Path) -> None:
+    found = {
+        "method": "mix",
+        "clients": {f"<c{i}>": personal(0.5, 0.6, 0.7) for i in range(30)},
+        "new_clients": {"target": personal(0.4, 0.61, 0.55)},
+        "gain_over_shared": {"mean": 0.1, "ci95": 0.02},
+        "gain_over_zero_shot": {"mean": 0.2, "ci95": None},
+    }
+    write_leaf(tmp_path, leaf_summary("photo", personalization=found))
+    source = page_of(tmp_path)
+    told = "+10.00 ± 2.00 points over the shared adapter and +20.00 points over"
+    assert told in source
+    assert "<summary>Each client</summary>" in source  # many are folded
+    cells = " ".join(Page(source).cells)
+    assert "photo new client 40.00 61.00 55.00 -6.00 +15.00" in cells
+    assert "<c29> 50.00 60.00 70.00 +10.00 +20.00" in cells
+
+
 def test_algorithms_stand_apart(tmp_path: Path) -> None:
     write_leaf(tmp_path / "a", leaf_summary("photo"))
     write_leaf(tmp_path / "b", leaf_summary("photo", algorithm="fedavg", gain=0.05))
@@ -184,14 +250,32 @@ def browse(path: Path, profile: Path, *flags: str) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
 
+def one_run(path: Path) -> int:
+    """A run of its own; returns the number of its figures."""
+    write_leaf(path, leaf_summary("a-long-domain-name-indeed"))
+    return 9
+
+
+def two_methods(path: Path) -> int:
+    """100 clients and two methods, one with a long list of settings."""
+    clients = [f"client-{i:03d}" for i in range(100)]
+    for name, variant in (("fedclip", "lr 0.0002, partition dirichlet"), ("local", "")):
+        summary = leaf_summary("photo", clients=clients, algorithm=name)
+        write_leaf(path / name, summary | {"variant": variant})
+    return 2 + 2 * 9
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_browser_opens_it_without_a_complaint_at_phone_width(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [one_run, two_methods])
+def test_browser_opens_it_without_a_complaint_at_phone_width(
+    write: Callable[[Path], int], tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    write_leaf(run, leaf_summary("a-long-domain-name-indeed"))
+    figures = write(run)
     source = page_of(run)
     shown = browse(run / "report.html", tmp_path / "profile")
     assert "CONSOLE" not in shown.stderr
-    assert shown.stdout.count("<figure") == 8
+    assert shown.stdout.count("<figure>") == figures
     # the same page with a probe, which its own policy would refuse
     probe = "<script>document.title = innerWidth + ' ' + "
     probe += "document.documentElement.scrollWidth</script></body>"

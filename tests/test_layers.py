@@ -14,19 +14,20 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "fedclip_plugin"
 LAYERS = """
-errors means plugins config capabilities checks reference ops
-device update adapter storage files
+errors means shapes plugins config capabilities checks reference ops
+device update adapter tensor_bytes storage files
 catalog prompts dataset images digits folders parquet data partition hub
 source recipe loading weights encoder
 digests store features cache
 whole_clip
-wire screening robust server algorithms evaluation checkpoint
+wire codecs compression screening robust privacy server algorithms evaluation checkpoint
 federation
-records averages svg plots class_plots tables merged html_style html_tables html report
+records averages svg plots class_plots cost_plots partition_plots tables merged
+html_style html_tables html_compare html report
 personalization outputs experiment machine bundle export doctor dryrun
 options
 registry
-console bench commands host_commands cli __main__
+console interrupts bench commands host_commands cli __main__
 """
 RANK = {
     name: rank

@@ -165,6 +165,19 @@ def test_adapter_names_the_wrong_argument(which):
         OPS.adapter(*arguments)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("which", range(5))
+def test_adapter_without_gradients_names_the_wrong_argument(which, dtype):
+    odd, integers = torch.randn(8, dtype=dtype), torch.zeros(9, 9, dtype=torch.int64)
+    for wrong in (odd, integers, torch.randn(9, 9, dtype=dtype, device="meta")):
+        arguments = [t.to(dtype) for t in (torch.randn(4, 9), *make_params(9))]
+        arguments[which] = wrong
+        # an x of another dtype leaves the parameters wrong
+        name = ("[xw]1?", "w1", "b1", "w2", "b2")[which]
+        with torch.no_grad(), pytest.raises(ValueError, match=f"^{name}: expected"):
+            ops.adapter(*arguments)
+
+
 @compiled
 @pytest.mark.parametrize("name", ["dz", "dh", "x", "h", "z", "w2"])
 def test_adapter_backward_names_the_wrong_argument(name):

@@ -171,6 +171,29 @@ def test_tiny_clients_may_have_empty_parts() -> None:
         partition_clients(labels, DataConfig(partition="iid", clients=4), None, 0)
 
 
+@pytest.mark.parametrize("partition", ["iid", "dirichlet"])
+def test_thousands_of_clients_sort_by_name_as_they_come(partition: str) -> None:
+    random = np.random.RandomState(0)
+    labels = {"a": random.randint(0, 7, 12_345)}
+    data = DataConfig(partition=partition, clients=10_000)
+    clients = partition_clients(labels, data, None, 0)
+    names = [c.name for c in clients]
+    assert names[:2] == ["client-0000", "client-0001"]
+    assert len(set(names)) == 10_000
+    assert names == sorted(names)
+    rows = all_rows(clients)
+    assert len(set(rows)) == len(rows)
+    # one row is too few for a training part, two are enough
+    assert sum(len(c.train) for c in clients) == 12_345 - 10_000
+
+
+def test_one_split_serves_clients_of_one_size_and_is_nobodys_to_change() -> None:
+    first = paper_split(50, 0)
+    first.train[:] = -1
+    assert np.array_equal(paper_split(50, 0).val, first.val)
+    assert paper_split(50, 0).train.min() >= 0
+
+
 def test_resolve_targets() -> None:
     assert resolve_targets(PACS, ()) == PACS
     assert resolve_targets(PACS, ("Art Painting", "SKETCH")) == (PACS[0], PACS[3])

@@ -26,9 +26,14 @@ def trained() -> tuple[Federation, dict]:
     return fed, last.best
 
 
+def run(fed: Federation, shared: dict, method: str) -> tuple[dict, dict]:
+    states: dict[str, dict] = {}
+    return personalize(fed, shared, method, states.__setitem__), states
+
+
 def test_finetuning_is_more_local_epochs(trained):
     fed, shared = trained
-    summary, states = personalize(fed, shared, "finetune")
+    summary, states = run(fed, shared, "finetune")
     for client in fed.clients:
         row = summary["clients"][client.name]
         assert row["choice"] in (0, *EPOCHS)
@@ -51,7 +56,7 @@ def test_the_choice_never_loses_on_validation_rows(method, trained):
         found = predict_labels(fed.algorithm, state, client.val, fed.task)
         return accuracy(found, client.val.y)
 
-    summary, states = personalize(fed, shared, method)
+    summary, states = run(fed, shared, method)
     for client in fed.clients:
         own = val(states[client.name], client)
         if summary["clients"][client.name]["choice"]:
@@ -64,7 +69,7 @@ def test_the_choice_never_loses_on_validation_rows(method, trained):
 
 def test_mix_interpolates(trained):
     fed, shared = trained
-    summary, states = personalize(fed, shared, "mix")
+    summary, states = run(fed, shared, "mix")
     name, row = next((n, r) for n, r in summary["clients"].items() if r["choice"])
     assert row["choice"] in SHARES
     client = next(c for c in fed.clients if c.name == name)
@@ -77,16 +82,16 @@ def test_mix_interpolates(trained):
 
 def test_the_held_out_domain_is_a_new_client(trained):
     fed, shared = trained
-    summary, _ = personalize(fed, shared, "finetune")
+    summary, _ = run(fed, shared, "finetune")
     assert list(summary["new_clients"]) == ["target"]
-    alone, _ = personalize(replace(fed, target=None), shared, "finetune")
+    alone, _ = run(replace(fed, target=None), shared, "finetune")
     assert alone["new_clients"] == {}
     assert alone["clients"] == summary["clients"]
 
 
 def test_gains_are_means_over_the_clients(trained):
     fed, shared = trained
-    summary, _ = personalize(fed, shared, "finetune")
+    summary, _ = run(fed, shared, "finetune")
     rows = summary["clients"].values()
     gain = sum(r["personal"] - r["shared"] for r in rows) / len(rows)
     assert summary["gain_over_shared"]["mean"] == pytest.approx(gain)
@@ -98,7 +103,7 @@ def test_a_client_without_validation_rows_keeps_the_shared_adapter(trained):
     first = fed.clients[0]
     bare = replace(first, val=type(first.val)(first.val.x[:0], first.val.y[:0]))
     fed = replace(fed, clients=(bare, *fed.clients[1:]))
-    summary, states = personalize(fed, shared, "mix")
+    summary, states = run(fed, shared, "mix")
     assert summary["clients"][first.name]["choice"] == 0
     assert states[first.name] is shared
 

@@ -23,6 +23,16 @@ def test_leaf_is_read_whole(tmp_path: Path) -> None:
     assert run.target == "sketch"
 
 
+def test_class_metrics_come_from_the_evaluation_where_the_summary_has_none(
+    tmp_path: Path,
+) -> None:
+    summary = write_leaf(tmp_path)
+    dump(
+        tmp_path / "summary.json", {k: v for k, v in summary.items() if k != "metrics"}
+    )
+    assert load_run(tmp_path).summary == summary
+
+
 def test_only_the_summary_is_required(tmp_path: Path) -> None:
     dump(tmp_path / "summary.json", leaf_summary(None))
     run = load_run(tmp_path)

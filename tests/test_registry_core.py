@@ -13,7 +13,7 @@ from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.experiment import prepare_out, run_experiment
 from fedclip_plugin.features import load_features
-from fedclip_plugin.federation import tally
+from fedclip_plugin.federation import federate, tally
 from fedclip_plugin.registry.core import HostRun, Setup, open_setup
 from fedclip_plugin.registry.settings import load_settings, variables
 from fedclip_plugin.update import ClientUpdate
@@ -28,16 +28,20 @@ def make_setup(tmp_path: Path, **train: object) -> Setup:
 
 def run_as_a_host(run: HostRun) -> dict:
     """What a host does: hand the state out, collect updates, aggregate, record."""
+    run_rounds(run, run.setup.config.train.rounds)
+    return run.finish()
+
+
+def run_rounds(run: HostRun, last: int) -> None:
     fed = run.setup.fed
     names = [c.name for c in fed.clients]
-    for number in range(1, run.setup.config.train.rounds + 1):
+    for number in range(run.done + 1, last + 1):
         updates = [
             fed.algorithm.local_train(run.state, c, fed.task, number)
             for c in fed.clients
         ]
         state, counted = run.aggregate(updates[::-1], names)
         run.record(state, counted)
-    return run.finish()
 
 
 def test_a_run_through_the_core_is_the_embedded_run(tmp_path):
@@ -81,6 +85,71 @@ def test_a_server_without_data_keeps_what_the_clients_measured(tmp_path):
     assert summary["best_round"] == 2
     assert summary["result"] == {"target": None, "clients": {"a": 0.7}, "mean": 0.7}
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_a_host_scores_every_so_many_rounds(tmp_path):
+    run = HostRun(make_setup(tmp_path, eval_every=2, lr=1e-2), tmp_path / "host")
+    run_as_a_host(run)
+    lines = (tmp_path / "host" / "metrics.jsonl").read_text().splitlines()
+    assert [bool(json.loads(line)["clients"]) for line in lines] == [False, True, True]
+    *_, last = federate(run.setup.fed)
+    assert run.standing.progress.best_round == last.progress.best_round
+    assert all(torch.equal(v, last.best[k]) for k, v in run.standing.best.items())
+
+
+def test_rounds_that_nobody_measured_do_not_stand_for_the_best(tmp_path):
+    run = HostRun(make_setup(tmp_path))
+    update = ClientUpdate("art", dict(run.state), 3)
+    best = []
+    for scores in ({}, {}, {"art": {"val": 0.5, "test": 0.5}}, {}):
+        state, counted = run.aggregate([update], ["art"])
+        run.record(state, counted, scores)
+        best.append(run.standing.progress.best_round)
+    assert best == [1, 2, 3, 3]
+
+
+def test_a_run_that_was_broken_off_goes_on_to_the_same_bits(tmp_path):
+    setup, out = make_setup(tmp_path, lr=1e-2), tmp_path / "out"
+    whole = run_as_a_host(HostRun(setup, tmp_path / "whole"))
+    run_rounds(HostRun(setup, out, resume=True), 2)  # there is none yet: it begins
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 3, "clients"')  # killed while it wrote
+    again = HostRun(setup, out, resume=True)
+    assert again.done == 2
+    found = run_as_a_host(again)
+    same = ["result", "best_round", "communication", "rounds"]
+    assert {k: found[k] for k in same} == {k: whole[k] for k in same}
+    name = "adapter.safetensors"
+    assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["round"] for line in lines] == [1, 2, 3]
+    over = HostRun(setup, out, resume=True)  # nothing is left but to tell again
+    assert (over.done, over.finish()["result"]) == (3, whole["result"])
+
+
+def test_without_resume_a_former_run_is_moved_aside(tmp_path):
+    setup, out = make_setup(tmp_path), tmp_path / "out"
+    run_as_a_host(HostRun(setup, out))
+    assert HostRun(setup, out).done == 0
+    assert (tmp_path / "out.previous-1" / "adapter.safetensors").is_file()
+    with pytest.raises(ConfigError, match="needs the output directory"):
+        HostRun(setup, None, resume=True)
+
+
+def test_a_server_without_data_goes_on_with_what_was_measured(tmp_path):
+    whole = make_setup(tmp_path)
+    bare = replace(whole, fed=replace(whole.fed, clients=(), target=None), target=None)
+    run = HostRun(bare, tmp_path / "out")
+    update = ClientUpdate("a", dict(run.state), 3)
+    for test in (0.5, 0.7):
+        state, counted = run.aggregate([update], ["a"])
+        run.record(state, counted, {"a": {"val": test, "test": test}})
+    other = replace(bare, features=replace(bare.features, key="who came first"))
+    run = HostRun(other, tmp_path / "out", resume=True)
+    state, counted = run.aggregate([update], ["a"])
+    run.record(state, counted, {"a": {"val": 0.6, "test": 0.6}})
+    shot = {"target": None, "clients": {"a": 0.4}, "mean": 0.4}
+    assert run.finish(shot)["result"]["clients"] == {"a": 0.7}
 
 
 def test_a_nan_update_is_counted_and_left_out(tmp_path, caplog):
@@ -144,7 +213,9 @@ def test_host_over_variables_over_file(tmp_path):
     assert config.seeds == (3,)
     assert config.data.prompts == ("a {}", "the {}")
     assert config.model.config_dir == str(tmp_path)
-    assert out == tmp_path / "out"
+    assert out == (tmp_path / "out", False)
+    for word, resume in (("1", True), ("True", True), ("0", False), ("", False)):
+        assert load_settings({}, file, {"FEDCLIP_RESUME": word})[1].resume is resume
 
 
 def test_a_file_in_the_working_directory_is_found(tmp_path, monkeypatch):
@@ -160,6 +231,7 @@ def test_a_file_in_the_working_directory_is_found(tmp_path, monkeypatch):
         ({"FEDCLIP_ROUNDS": "many"}, "ROUNDS|--rounds"),
         ({"FEDCLIP_PRETRAIND": "x"}, "did you mean FEDCLIP_PRETRAINED"),
         ({"FEDCLIP_PARTITION": "odd"}, "data.partition"),
+        ({"FEDCLIP_RESUME": "odd"}, "resume: expected true or false, got 'odd'"),
     ],
 )
 def test_a_wrong_variable_is_named(environ, message, tmp_path, monkeypatch):
@@ -176,4 +248,4 @@ def test_a_missing_file_is_named(tmp_path):
 def test_variables_are_named_after_options():
     names = set(variables())
     assert {"FEDCLIP_MODEL", "FEDCLIP_MODEL_CONFIG", "FEDCLIP_PRETRAINED"} <= names
-    assert not {"FEDCLIP_CONFIG", "FEDCLIP_RESUME"} & names
+    assert not {"FEDCLIP_CONFIG", "FEDCLIP_DRY_RUN"} & names

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedclip_plugin import report
+from fedclip_plugin.cli import main
 from fedclip_plugin.errors import RunError
 
 from .synthetic_runs import leaf_summary, round_metrics, write_leaf, write_tree
@@ -39,6 +40,32 @@ def test_write_html_where_it_cannot(tmp_path: Path) -> None:
     (tmp_path / "report.html").mkdir()
     with pytest.raises(RunError, match=r"cannot write .*report\.html"):
         report.write_html(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("style", "expected"),
+    [("html", "</html>"), ("markdown", "| FedAVG |"), ("csv", ",fedavg,")],
+)
+def test_the_command_merges_runs_into_a_file(
+    style: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [tmp_path / name for name in ("fedclip", "fedavg")]
+    for run in runs:
+        write_leaf(run, leaf_summary("photo", algorithm=run.name))
+    to = tmp_path / "merged" / "file"
+    argv = ["report", *map(str, runs), "--format", style, "--to", str(to)]
+    assert main(argv) == 0
+    assert expected in to.read_text(encoding="utf-8")
+    assert not list(tmp_path.glob("*/report.html"))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_table_goes_to_no_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_leaf(tmp_path)
+    assert main(["report", str(tmp_path), "--to", str(tmp_path / "x")]) == 2
+    assert "--to FILE needs --format" in capsys.readouterr().err
 
 
 def test_top_summary_is_strict_json() -> None:

@@ -60,6 +60,12 @@ def test_values_whose_squares_overflow_are_named():
     assert "overflow" in bad[0].reason
 
 
+def test_a_count_that_is_none_is_left_out():
+    _, bad = screen([moved("a", 1.0, -1), moved("b", 1.0, 10**300)], SENT)
+    assert [q.client for q in bad] == ["a", "b"]
+    assert "num_examples is -1" in bad[0].reason
+
+
 def test_the_figures_are_kept():
     _, (found,) = screen([moved("a", 1.0), moved("b", 2.0), moved("c", 1e4)], SENT)
     assert found.norm == pytest.approx(1e4, rel=1e-4)

@@ -9,6 +9,7 @@ import torch
 from fedclip_plugin.errors import RunError
 from fedclip_plugin.storage import (
     DamagedFileError,
+    _umask,
     read_tensors,
     write_bytes,
     write_json,
@@ -98,3 +99,15 @@ def write_under_a_quota() -> None:
                 assert os.listdir(name) == ["f"]
     finally:
         signal.signal(signal.SIGXFSZ, former)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_are_as_private_as_the_user_wants(tmp_path, umask):
+    path, before = tmp_path / "f", os.umask(umask)
+    _umask.cache_clear()
+    try:
+        write_bytes(path, b"x")
+    finally:
+        os.umask(before)
+        _umask.cache_clear()
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask

@@ -104,6 +104,31 @@ def test_merge_to_markdown(tmp_path: Path) -> None:
     assert "| +10.00 |" in lines[2]
 
 
+def test_merge_tells_class_metrics_costs_and_what_fell_below(tmp_path: Path) -> None:
+    worse = leaf_summary("photo", algorithm="fedavg", gain=-0.1)
+    write_leaf(tmp_path / "a", leaf_summary("photo"))
+    write_leaf(tmp_path / "b", worse)
+    text = merge(load_runs(tmp_path))
+    better, short = text.splitlines()[2:]
+    costs = "| 144.3 MiB | 1.50 s |"
+    assert better.endswith(f"| 71.10 | 68.80 | 29.70 {costs} - |")
+    assert short.endswith(f"{costs} held-out and clients |")
+    found = list(csv.DictReader(io.StringIO(merge(load_runs(tmp_path), "csv"))))
+    below = {row["algorithm"]: row["below_zero_shot"] for row in found}
+    assert below == {"fedclip": "0", "fedavg": "1"}
+    target = found[0]
+    assert float(target["macro_f1"]) == pytest.approx(0.688)
+    assert int(target["bytes_up"]) == worse["communication"]["bytes_up"]
+    assert float(target["train_seconds"]) == 1.5
+    assert found[1]["macro_f1"] == ""  # a client's row: the metrics are the target's
+
+
+def test_class_metrics_on_the_console() -> None:
+    text = printed([leaf_summary("photo")], 120)
+    assert "over classes: balanced accuracy 61.10 -> 71.10, macro F1 58.80" in text
+    assert "over classes" not in printed([leaf_summary("photo", metrics={})])
+
+
 def test_merge_to_csv_is_a_row_a_domain_in_full_precision(tmp_path: Path) -> None:
     summary = leaf_summary("photo")
     summary["result"]["clients"]["scan"] = None
@@ -126,7 +151,8 @@ def test_merge_to_latex_escapes_and_keeps_the_columns(tmp_path: Path) -> None:
     assert lines[0].startswith("%")
     rows = [line for line in lines if line.endswith(r"\\")]
     assert len(rows) == 2  # the head, and both seeds in one
-    assert {row.count(" & ") for row in rows} == {10}
+    columns = lines[1].removeprefix(r"\begin{tabular}{").removesuffix("}")
+    assert {row.count(" & ") + 1 for row in rows} == {len(columns)}
     assert r"art\_painting" in rows[1]
     assert r"$\pm$" in rows[1]
     assert lines[-1] == r"\end{tabular}"

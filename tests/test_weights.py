@@ -267,3 +267,36 @@ def test_openai_archive_of_another_size_is_refused(tmp_path):
     tiny_clip(tmp_path, "tiny-misfit", quick_gelu=True)
     with pytest.raises(WeightsError, match=r"x\.pt does not fit --model tiny-misfit"):
         _load(file, "tiny-misfit", tmp_path)
+
+
+class _Program(torch.nn.Module):
+    """TorchScript runs ``__setstate__`` while it loads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2))
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, bool]:
+        return self.weight, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
+        print("the program ran")
+        self.weight = state[0]
+        self.training = state[1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.weight
+
+
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated
+def test_an_archive_with_a_program_is_not_loaded(tmp_path, capfd):
+    tiny_clip(tmp_path, "tiny-openai", quick_gelu=True)
+    file = tmp_path / "x.pt"
+    torch.jit.script(_Program()).save(str(file))
+    torch.jit.load(str(file))
+    assert "the program ran" in capfd.readouterr().out  # where nobody looks
+    with pytest.raises(WeightsError, match=r"x\.pt holds a program that would run"):
+        _load(file, "tiny-openai", tmp_path)
+    assert "the program ran" not in capfd.readouterr().out

@@ -16,7 +16,12 @@ from fedclip_plugin.cli import main
 from fedclip_plugin.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from fedclip_plugin.data import load_dataset
 from fedclip_plugin.errors import ConfigError
-from fedclip_plugin.evaluation import predict_labels, zero_shot_labels
+from fedclip_plugin.evaluation import (
+    accuracy,
+    predict_labels,
+    score_clients,
+    zero_shot_labels,
+)
 from fedclip_plugin.experiment import encode_dataset
 from fedclip_plugin.federation import Federation, build_federation, federate, run_round
 from fedclip_plugin.whole_clip import WholeClip, open_whole_clip
@@ -64,6 +69,17 @@ def make(
     features, _ = encode_dataset(dataset, config)
     clip = open_whole_clip(config, dataset, features)
     return build_federation(features, config, "d3", 0, clip)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedavg-lora", "promptfl"])
+def test_many_clients_at_once_score_as_one_by_one(name, images, weights):
+    data = DataConfig(partition="iid", clients=9)
+    fed = make(name, images, weights, data)
+    state, _ = run_round(fed, fed.algorithm.init(fed.task), 1)
+    found = score_clients(fed.algorithm, state, fed.clients, fed.task)
+    for client in fed.clients:
+        labels = predict_labels(fed.algorithm, state, client.test, fed.task)
+        assert found[client.name]["test"] == accuracy(labels, client.test.y)
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedavg-lora", "fedprox", "promptfl"])
@@ -201,3 +217,20 @@ def test_a_feature_directory_is_refused(tmp_path, capsys):
     argv = ["run", "--alg", "fedavg", "--features", write_toy(tmp_path / "f")]
     assert run([*argv, "--out", tmp_path / "x"]) == 2
     assert "not --features" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedavg-lora", "promptfl"])
+def test_updates_of_the_whole_clip_can_be_compressed(name, images, weights):
+    plain, coded = (
+        [*federate(make(name, images, weights, compress=codec))][-1]
+        for codec in ("none", "int8")
+    )
+    assert coded.progress.quarantined == 0
+    assert coded.result.bytes_up < plain.result.bytes_up
+    start = make(name, images, weights)
+    first = start.algorithm.init(start.task)
+    moved, apart = (
+        sum(float((a[k] - b[k]).double().square().sum()) for k in first) ** 0.5
+        for a, b in ((plain.best, first), (plain.state, coded.state))
+    )
+    assert apart < 0.3 * moved

@@ -4,6 +4,7 @@
 #include "cpu/workspace.h"
 #include "ops.h"
 #include "tensors.h"
+#include "torch_calls.h"
 
 namespace fedclip {
 namespace {
@@ -30,6 +31,17 @@ Parameter input(const Tensor& tensor) {
     return {const_cast<float*>(floats(tensor)), nullptr, nullptr};
 }
 
+// float32 (rows, dim), uninitialised.  (torch::stable::new_empty goes by the
+// dispatcher, which takes longer than the allocation.)
+Tensor empty(std::int64_t rows, std::int64_t dim) {
+    const std::int64_t sizes[] = {rows, dim}, strides[] = {dim, 1};
+    AtenTensorHandle handle = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(2, sizes, strides, aoti_torch_dtype_float32(),
+                                 aoti_torch_device_type_cpu(), 0, &handle));
+    return Tensor(handle);
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> adapter(Tensor x, Tensor w1, Tensor b1, Tensor w2,
@@ -42,9 +54,7 @@ std::tuple<Tensor, Tensor> adapter(Tensor x, Tensor w1, Tensor b1, Tensor w2,
     expect("adapter: b2", b2, ScalarType::Float, {dim});
     x = row_major(x), w1 = row_major(w1), b1 = row_major(b1);
     w2 = row_major(w2), b2 = row_major(b2);
-    const auto shape = {rows, dim};
-    Tensor z = torch::stable::new_empty(x, shape),
-           h = torch::stable::new_empty(x, shape);
+    Tensor z = empty(rows, dim), h = empty(rows, dim);
     float *z_data = z.mutable_data_ptr<float>(), *h_data = h.mutable_data_ptr<float>();
     const float* x_data = floats(x);
     const Layer layers[2] = {{input(w1), input(b1)}, {input(w2), input(b2)}};

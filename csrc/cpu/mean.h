@@ -8,7 +8,8 @@
 
 namespace fedclip {
 
-constexpr int kGroup = 8;  // clients, as in reference.py
+constexpr int kGroup = 8;     // clients, as in reference.py
+constexpr int kAhead = 1024;  // bytes, to be fetched ahead in a client's int8
 
 template <class V>
 INLINE typename V::Reg load_as_float(const float* p) {
@@ -23,17 +24,17 @@ INLINE typename V::Reg load_as_float(const signed char* p) {
 // What becomes of a group's sum.
 enum class Then { write, begin_total, add_total };
 
-// N vectors of each of G clients, from element k on; `ahead` are the next G clients.
+// N vectors of each of G clients, from element k on.
 template <class V, int G, int N, Then then, class T>
-INLINE void sum_vectors(const T* const* xs, const T* const* ahead,
-                        const typename V::Reg (&share)[G], std::int64_t k,
-                        double* total, float* out) {
-    constexpr bool bytes = sizeof(T) == 1;  // see group_sum
+INLINE void sum_vectors(const T* const* xs, const typename V::Reg (&share)[G],
+                        std::int64_t k, double* total, float* out) {
     typename V::Reg sum[N];
     UNROLL for (int g = 0; g < G; ++g) {
         UNROLL for (int v = 0; v < N; ++v) {
             const std::int64_t at = k + v * V::lanes;
-            if (bytes && at % 64 == 0) prefetch(ahead[g] + at);
+            // Bytes take so long to convert that too few lines are under way else;
+            // floats come faster as the processor fetches them.
+            if (sizeof(T) == 1 && at % 64 == 0) prefetch(xs[g] + at + kAhead);
             const typename V::Reg x = load_as_float<V>(xs[g] + at);
             sum[v] = g ? V::fma(share[g], x, sum[v]) : V::mul(share[g], x);
         }
@@ -52,26 +53,23 @@ INLINE void sum_vectors(const T* const* xs, const T* const* ahead,
     }
 }
 
-// out or total[k] (+)= sum_g shares[g * stride] xs[g][k], k < count.
+// out or total[k] (+)= sum_g shares[g] xs[g][k], k < count.
 template <class V, int G, Then then, class T>
-INLINE void group_sum(const T* const* xs, const T* const* ahead, const float* shares,
-                      std::int64_t stride, std::int64_t count, double* total,
-                      float* out) {
-    // Runs of four vectors suit the memory.  Prefetching the next clients slows floats
-    // down (the processor does it better), and speeds the short runs of int8 up.
-    constexpr int wide = 4;
+INLINE void group_sum(const T* const* xs, const float* shares, std::int64_t count,
+                      double* total, float* out) {
+    constexpr int wide = 4;  // runs of four vectors suit the memory
     typename V::Reg share[G];
-    UNROLL for (int g = 0; g < G; ++g) share[g] = V::set(shares[g * stride]);
+    UNROLL for (int g = 0; g < G; ++g) share[g] = V::set(shares[g]);
     std::int64_t k = 0;
     for (; k + wide * V::lanes <= count; k += wide * V::lanes) {
-        sum_vectors<V, G, wide, then>(xs, ahead, share, k, total, out);
+        sum_vectors<V, G, wide, then>(xs, share, k, total, out);
     }
     for (; k + V::lanes <= count; k += V::lanes) {
-        sum_vectors<V, G, 1, then>(xs, ahead, share, k, total, out);
+        sum_vectors<V, G, 1, then>(xs, share, k, total, out);
     }
     for (; k < count; ++k) {
         float sum = 0;
-        for (int g = 0; g < G; ++g) sum += shares[g * stride] * float(xs[g][k]);
+        for (int g = 0; g < G; ++g) sum += shares[g] * float(xs[g][k]);
         if (then == Then::write) out[k] = sum;
         if (then == Then::begin_total) total[k] = sum;
         if (then == Then::add_total) total[k] += sum;
@@ -79,50 +77,47 @@ INLINE void group_sum(const T* const* xs, const T* const* ahead, const float* sh
 }
 
 template <class V, Then then, int G = kGroup, class T>
-INLINE void last_group_sum(const T* const* xs, const float* shares, std::int64_t stride,
+INLINE void last_group_sum(const T* const* xs, const float* shares,
                            std::int64_t clients, std::int64_t count, double* total,
                            float* out) {
     if constexpr (G > 0) {
         if (clients == G) {
-            group_sum<V, G, then>(xs, xs, shares, stride, count, total, out);
+            group_sum<V, G, then>(xs, shares, count, total, out);
         } else {
-            last_group_sum<V, then, G - 1>(xs, shares, stride, clients, count, total,
-                                           out);
+            last_group_sum<V, then, G - 1>(xs, shares, clients, count, total, out);
         }
     }
 }
 
 // All clients over `rows` rows of `columns` elements that start at `begin`; client i
-// has the share shares[i * rows + r] of row r.  The clients pass once over all rows: a
-// long stretch of each client's memory at a time.
-template <class V, class T>
-INLINE void mean_rows(const T* const* xs, const float* shares, std::int64_t clients,
+// has the share share(i, r) of row r.  The clients pass once over all rows: a long
+// stretch of each client's memory at a time.
+template <class V, class T, class Share>
+INLINE void mean_rows(const T* const* xs, const Share& share, std::int64_t clients,
                       std::int64_t rows, std::int64_t columns, std::int64_t begin,
                       double* total, float* out) {
     const T* now[kGroup];
-    const T* ahead[kGroup];
+    float shares[kGroup];
     for (std::int64_t i = 0; i < clients; i += kGroup) {
         const std::int64_t size = least(kGroup, clients - i);
-        const bool more = i + 2 * kGroup <= clients;
         for (std::int64_t r = 0; r < rows; ++r) {
             const std::int64_t at = r * columns;
-            const float* share = shares + i * rows + r;
             for (std::int64_t g = 0; g < size; ++g) {
                 now[g] = xs[i + g] + begin + at;
-                ahead[g] = more ? xs[i + kGroup + g] + begin + at : now[g];
+                shares[g] = share(i + g, r);
             }
             if (clients <= kGroup) {
-                last_group_sum<V, Then::write>(now, share, rows, size, columns,
-                                               total + at, out + at);
+                last_group_sum<V, Then::write>(now, shares, size, columns, total + at,
+                                               out + at);
             } else if (size < kGroup) {
-                last_group_sum<V, Then::add_total>(now, share, rows, size, columns,
+                last_group_sum<V, Then::add_total>(now, shares, size, columns,
                                                    total + at, out + at);
             } else if (i == 0) {
-                group_sum<V, kGroup, Then::begin_total>(now, ahead, share, rows,
-                                                        columns, total + at, out + at);
+                group_sum<V, kGroup, Then::begin_total>(now, shares, columns,
+                                                        total + at, out + at);
             } else {
-                group_sum<V, kGroup, Then::add_total>(now, ahead, share, rows, columns,
-                                                      total + at, out + at);
+                group_sum<V, kGroup, Then::add_total>(now, shares, columns, total + at,
+                                                      out + at);
             }
         }
     }
@@ -139,32 +134,43 @@ template <class V>
 void mean(const float* const* xs, const float* shares, std::int64_t clients,
           std::int64_t begin, std::int64_t count, float* out) {
     alignas(64) double total[kMeanBlock];
-    mean_rows<V>(xs, shares, clients, 1, count, begin, total, out + begin);
+    const auto share = [&](std::int64_t i, std::int64_t) { return shares[i]; };
+    mean_rows<V>(xs, share, clients, 1, count, begin, total, out + begin);
 }
+
+// What a client's int8 of a row count for: its share times the row's scale.
+struct ScaledShare {
+    const float* const* scales;
+    const double* shares;
+    std::int64_t top;  // row 0 of the block
+    INLINE float operator()(std::int64_t i, std::int64_t r) const {
+        return float(shares[i] * double(scales[i][top + r]));
+    }
+};
 
 // The same where a row is shorter than a vector (the int8 of a bias has one element a
 // row): along the rows of one client after another.
-template <class V, class T>
-INLINE void mean_narrow(const T* const* xs, const float* shares, std::int64_t clients,
-                        std::int64_t rows, std::int64_t columns, std::int64_t begin,
-                        double* total, float* out) {
-    float sum[kMeanBlock];
+template <class V>
+INLINE void mean_narrow(const signed char* const* qs, const ScaledShare& share,
+                        std::int64_t clients, std::int64_t rows, std::int64_t columns,
+                        std::int64_t begin, double* total, float* out) {
+    float sum[kInt8Rows * V::lanes], shares[kInt8Rows];
     const std::int64_t count = rows * columns;
     for (std::int64_t k = 0; k < count; ++k) total[k] = 0;
     for (std::int64_t first = 0; first < clients; first += kGroup) {
         for (std::int64_t k = 0; k < count; ++k) sum[k] = 0;
         for (std::int64_t i = first; i < least(first + kGroup, clients); ++i) {
-            const T* x = xs[i] + begin;
+            for (std::int64_t r = 0; r < rows; ++r) shares[r] = share(i, r);
+            const signed char* q = qs[i] + begin;
             std::int64_t whole = 0;  // rows done in vectors: those of one element
             for (; columns == 1 && whole + V::lanes <= rows; whole += V::lanes) {
-                const typename V::Reg share = V::load(shares + i * rows + whole);
                 const typename V::Reg old = V::load(sum + whole);
-                V::store(sum + whole, V::fma(share, load_as_float<V>(x + whole), old));
+                V::store(sum + whole,
+                         V::fma(V::load(shares + whole), V::from_int8(q + whole), old));
             }
             for (std::int64_t r = whole; r < rows; ++r) {
-                const float share = shares[i * rows + r];
                 for (std::int64_t c = 0; c < columns; ++c) {
-                    sum[r * columns + c] += share * float(x[r * columns + c]);
+                    sum[r * columns + c] += shares[r] * float(q[r * columns + c]);
                 }
             }
         }
@@ -174,14 +180,16 @@ INLINE void mean_narrow(const T* const* xs, const float* shares, std::int64_t cl
 }
 
 template <class V>
-void mean_int8(const signed char* const* qs, const float* factors, std::int64_t clients,
+void mean_int8(const signed char* const* qs, const float* const* scales,
+               const double* shares, std::int64_t clients, std::int64_t top,
                std::int64_t rows, std::int64_t columns, std::int64_t begin,
                float* out) {
-    alignas(64) double total[kMeanBlock];
+    alignas(64) double total[kInt8Block];
+    const ScaledShare share{scales, shares, top};
     if (columns < V::lanes) {
-        mean_narrow<V>(qs, factors, clients, rows, columns, begin, total, out + begin);
+        mean_narrow<V>(qs, share, clients, rows, columns, begin, total, out + begin);
     } else {
-        mean_rows<V>(qs, factors, clients, rows, columns, begin, total, out + begin);
+        mean_rows<V>(qs, share, clients, rows, columns, begin, total, out + begin);
     }
 }
 

@@ -14,8 +14,7 @@ std::int64_t parts_of(std::int64_t size, std::int64_t part) {
     return (size + part - 1) / part;
 }
 
-constexpr std::int64_t kGrain = 1;    // blocks worth a thread
-constexpr std::int64_t kRows = 1024;  // of a block of int8: bounds the table of factors
+constexpr std::int64_t kGrain = 1;  // blocks worth a thread
 
 }  // namespace
 
@@ -53,24 +52,18 @@ Tensor weighted_mean_int8(Tensors qs, Tensors scales, Tensor weights) {
     // A block is some whole rows, or a part of one row.
     const std::int64_t columns = mean.numel() / rows;
     const std::int64_t height =
-        std::clamp<std::int64_t>(kMeanBlock / columns, 1, kRows);
-    const std::int64_t width = std::min(columns, kMeanBlock);
+        std::clamp<std::int64_t>(kInt8Block / columns, 1, kInt8Rows);
+    const std::int64_t width = std::min(columns, kInt8Block);
     const std::int64_t across = parts_of(columns, width), down = parts_of(rows, height);
-    const auto block = [&](std::int64_t index, std::vector<float>& factors) {
-        const std::int64_t top = index / across * height, left = index % across * width;
-        const std::int64_t count = std::min(height, rows - top);
-        for (std::int64_t i = 0; i < clients; ++i) {
-            for (std::int64_t r = 0; r < count; ++r) {
-                factors[i * count + r] = float(shares[i] * scale[i][top + r]);
-            }
-        }
-        kernels().mean_int8(data.data(), factors.data(), clients, count,
-                            std::min(width, columns - left), top * columns + left, out);
-    };
     torch::stable::parallel_for(
         0, down * across, kGrain, [&](std::int64_t begin, std::int64_t end) {
-            std::vector<float> factors(std::min(height, rows) * clients);
-            for (std::int64_t b = begin; b < end; ++b) block(b, factors);
+            for (std::int64_t b = begin; b < end; ++b) {
+                const std::int64_t top = b / across * height, left = b % across * width;
+                kernels().mean_int8(data.data(), scale.data(), shares.data(), clients,
+                                    top, std::min(height, rows - top),
+                                    std::min(width, columns - left),
+                                    top * columns + left, out);
+            }
         });
     return mean;
 }

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..errors import ConfigError
+from ..server import aggregate
 from ..update import ClientUpdate, State
 
 if TYPE_CHECKING:
@@ -113,11 +114,15 @@ class Algorithm(abc.ABC):
         """Train on all ``clients``; override where one call can serve them all."""
         return [self.local_train(state, c, task, round_number) for c in clients]
 
-    @abc.abstractmethod
     def aggregate(
         self, updates: Sequence[ClientUpdate], state: State, task: Task
     ) -> State:
-        """The next state from screened updates and the ``state`` that was sent."""
+        """The next state from screened updates and the ``state`` that was sent.
+
+        Their mean, by ``weighting``, or a robust rule; compressed updates as they are.
+        An override is given them decoded.
+        """
+        return aggregate(updates, self.update_like(state), task.train)
 
     @abc.abstractmethod
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
@@ -128,8 +133,11 @@ class Algorithm(abc.ABC):
         return samples.x
 
     def update_like(self, state: State) -> State:
-        """What a sound update has the keys, shapes and dtypes of; what goes down."""
-        return state
+        """What a sound update has the keys, shapes and dtypes of; what goes down.
+
+        What clients keep for themselves has a ``/`` in its key.
+        """
+        return {key: value for key, value in state.items() if "/" not in key}
 
     def client_state(self, state: State, client: str) -> State:
         """The state that the client called ``client`` predicts with."""

@@ -7,7 +7,6 @@ normalisation keeps the statistics of the pretraining.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..adapter import contrastive_loss
-from ..server import aggregate
 from ..update import ClientUpdate, State
 from .base import Algorithm, Client, Samples, Task
 from .module import client_update, make_optimizer, train_local
@@ -68,12 +66,6 @@ class FedAvg(Algorithm):
     def proximal(self, params: State, start: State, task: Task) -> Tensor | float:
         """What FedProx adds to the loss."""
         return 0.0
-
-    def aggregate(
-        self, updates: Sequence[ClientUpdate], state: State, task: Task
-    ) -> State:
-        """Mean of the models, by training rows."""
-        return aggregate(updates, state, task.train)
 
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Scaled cosine of image and text features of the trained model."""

@@ -15,10 +15,9 @@ from torch import Tensor
 from .. import ops
 from ..adapter import ATTENTION, KEYS, apply_sides, initial_state
 from ..config import TrainConfig
-from ..server import aggregate
 from ..update import ClientUpdate, State
 from .base import Algorithm, Client, Task, sample_order
-from .module import client_update, private_states, train_module
+from .module import client_update, train_module
 
 AT_ONCE = 64  # clients whose Adam moments are in memory; more would gain nothing
 
@@ -53,17 +52,6 @@ class FedClip(Algorithm):
                 state, clients[start : start + AT_ONCE], task, round_number
             )
         ]
-
-    def aggregate(
-        self, updates: Sequence[ClientUpdate], state: State, task: Task
-    ) -> State:
-        """Mean of the adapters: uniform as published, by examples, or robust."""
-        shared = aggregate(updates, self.update_like(state), task.train)
-        return {**state, **shared, **private_states(updates)}
-
-    def update_like(self, state: State) -> State:
-        """The shared adapter: what is private has a ``/`` in its key."""
-        return {key: value for key, value in state.items() if "/" not in key}
 
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Scaled cosine of the gated features and the text features."""

@@ -6,14 +6,12 @@ knows the classes by the clients' labels alone, not by their names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..server import aggregate
 from ..update import ClientUpdate, State
 from .base import Algorithm, Client, Task
 from .module import client_update, make_optimizer, train_local
@@ -47,12 +45,6 @@ class Linear(Algorithm):
         losses = train_local(optimizer, loss, client, task, round_number, least=1)
         after = {key: value.detach() for key, value in params.items()}
         return client_update(client, after, losses)
-
-    def aggregate(
-        self, updates: Sequence[ClientUpdate], state: State, task: Task
-    ) -> State:
-        """Mean of the heads, by training rows as in FedAVG."""
-        return aggregate(updates, state, task.train)
 
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Class scores of normalised features."""

@@ -78,7 +78,8 @@ def train_module(
     losses = train_local(optimizer, loss, client, task, round_number)
     copy = {key: value.clone() for key, value in module.state_dict().items()}
     update = client_update(client, plain_keys(copy, t.side), losses)
-    if t.optimizer_state == "keep":
+    finite = all(bool(value.isfinite().all()) for value in copy.values())
+    if t.optimizer_state == "keep" and finite:  # else what was kept before is better
         update = replace(update, private=_slots(optimizer, module))
     return update
 
@@ -99,11 +100,6 @@ def _restore(optimizer: Optimizer, module: nn.Module, kept: State, prefix: str) 
         slots = {k[len(start) :]: v for k, v in kept.items() if k.startswith(start)}
         if slots:
             optimizer.state[parameter] = {k: v.clone() for k, v in slots.items()}
-
-
-def private_states(updates: Sequence[ClientUpdate]) -> State:
-    """What clients keep, as ``<client>/<key>``: in the state, but never sent."""
-    return {f"{u.client}/{k}": v for u in updates for k, v in u.private.items()}
 
 
 def client_update(

@@ -7,7 +7,6 @@ classes, started from the words of ``--prompt``.  Images stay frozen features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..server import aggregate
 from ..update import ClientUpdate, State
 from .base import Algorithm, Client, Task
 from .module import client_update, make_optimizer, train_local
@@ -57,12 +55,6 @@ class PromptFL(Algorithm):
         optimizer = make_optimizer([context], task.train)
         losses = train_local(optimizer, loss, client, task, round_number, least=1)
         return client_update(client, {"context": context.detach()}, losses)
-
-    def aggregate(
-        self, updates: Sequence[ClientUpdate], state: State, task: Task
-    ) -> State:
-        """Mean of the contexts, by training rows."""
-        return aggregate(updates, state, task.train)
 
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Scaled cosine with the captions under the learned context."""

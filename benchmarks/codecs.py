@@ -1,0 +1,247 @@
+"""Accuracy against bytes: every codec of ``--compress`` on one set of features.
+
+    python -m benchmarks.codecs --features DIR
+
+Every domain in turn is held out; its images take no part in choosing the round.  What
+the result file holds for the same features, rounds and seeds is not run again.  Results
+go to results/codecs.json, .md and .svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks.runs import markdown_table
+from benchmarks.timing import machine
+from fedclip_plugin import compression
+from fedclip_plugin.adapter import initial_state
+from fedclip_plugin.averages import ci95, percent
+from fedclip_plugin.codecs import CODECS
+from fedclip_plugin.config import PRESETS, DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.features import FeatureSet, load_features
+from fedclip_plugin.federation import Standing, build_federation, federate
+from fedclip_plugin.means import mean
+from fedclip_plugin.svg import figure_style
+from fedclip_plugin.update import ClientUpdate
+
+RESULTS = Path(__file__).parent / "results" / "codecs"
+EVAL_EVERY = 5  # rounds; the one that is best on validation rows is taken
+SETTINGS: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "int4": {"compress": "int4"},
+    "topk 10 %": {"compress": "topk", "topk_share": 0.1},
+    "topk 5 %": {"compress": "topk", "topk_share": 0.05},
+    "int8": {"compress": "int8"},
+    "fp16": {"compress": "fp16"},
+    "topk 20 %": {"compress": "topk", "topk_share": 0.2},
+    "topk 1 %": {"compress": "topk", "topk_share": 0.01},
+    "topk 5 %, no feedback": {"compress": "topk", "error_feedback": "off"},
+    "int4, no feedback": {"compress": "int4", "error_feedback": "off"},
+}
+COLOURS = {"best": "#0072b2", "paper": "#d55e00"}  # Okabe and Ito's
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what is missing; write after every setting."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--features", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--presets", nargs="+", default=["best", "paper"])
+    parser.add_argument("--out", type=Path, default=RESULTS, help="without ending")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    features = load_features(args.features)
+    key = [args.features.name, features.key, args.rounds, args.seeds]
+    found = _earlier(args.out, key)
+    found |= {"key": key, "machine": machine(), "speed": speed()}
+    for name, preset in itertools.product(SETTINGS, args.presets):
+        rows = found["presets"].setdefault(preset, {})
+        if name not in rows:
+            train = {**PRESETS[preset], **SETTINGS[name]}
+            rows[name] = run_all(features, train, args.rounds, args.seeds)
+            print(preset, name, rows[name]["bytes_up"], flush=True)
+        _write(found, args.out)
+
+
+def _earlier(out: Path, key: list[Any]) -> dict[str, Any]:
+    path = out.with_suffix(".json")
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found if found.get("key") == key else {"presets": {}}
+
+
+def run_all(
+    features: FeatureSet, train: dict[str, Any], rounds: int, seeds: Sequence[int]
+) -> dict[str, Any]:
+    """Bytes up a client and round, and the best rounds' accuracies, a list a target."""
+    row: dict[str, Any] = {"bytes_up": 0, "targets": {}, "clients": {}}
+    sizes = []
+    train = {"rounds": rounds, "eval_every": EVAL_EVERY, **train}
+    config = RunConfig(data=DataConfig(dataset="features"), train=TrainConfig(**train))
+    for target in features.domains:
+        for seed in seeds:
+            fed = build_federation(features, config, target, seed)
+            for standing in federate(fed):
+                result = standing.result
+                if result and result.clients and _is_best(standing):
+                    best = result
+            sizes.append(standing.progress.bytes_up / rounds / len(fed.clients))
+            row["targets"].setdefault(target, []).append(best.target)
+            row["clients"].setdefault(target, []).append(best.mean_test)
+    row["bytes_up"] = round(sum(sizes) / len(sizes))
+    return row
+
+
+def _is_best(standing: Standing) -> bool:
+    return standing.progress.best_round == standing.progress.round
+
+
+def speed(dim: int = 512, repeats: int = 30) -> dict[str, dict[str, float]]:
+    """CPU milliseconds of one thread for one adapter, the least of ``repeats``."""
+    sent = initial_state(dim, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        key: value + 1e-4 * torch.randn(value.shape, generator=generator)
+        for key, value in sent.items()
+    }
+    found = {}
+    for name, codec in CODECS.items():
+        payload, kept = compression.encode(codec, state, sent, {})
+        update = ClientUpdate("", payload, 1, codec=name)
+        calls = {
+            "encode": lambda c=codec, k=kept: compression.encode(c, state, sent, k),
+            "check": lambda n=name, p=payload: compression.fault(n, p, sent),
+            "distance": lambda u=update: compression.payload_distance(u, sent),
+            "decode": lambda u=update: compression.decoded([u], sent),
+            "mean of 8": lambda u=update: compression.mean(
+                [u] * 8, torch.ones(8), sent
+            ),
+        }
+        found[name] = {what: _least(call, repeats) for what, call in calls.items()}
+    return found
+
+
+def _least(call: Any, repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        call()
+        times.append(time.process_time() - start)
+    return 1000 * min(times)
+
+
+# ------------------------------------------------------------------------------ report
+
+
+def over_seeds(per_target: dict[str, list[float]]) -> list[float]:
+    """Mean over targets, a value a seed."""
+    return [sum(values) / len(values) for values in zip(*per_target.values())]
+
+
+def _cell(values: Sequence[float], show: Any = percent) -> str:
+    half = ci95(values)
+    return show(mean(values)) + (f" ± {100 * half:.2f}" if half is not None else "")
+
+
+def _signed(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:+.2f}"
+
+
+def _write(found: dict[str, Any], out: Path) -> None:
+    out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    out.with_suffix(".svg").write_text(_svg(found["presets"]))
+    on, (name, _, rounds, seeds) = found["machine"], found["key"]
+    lines = [
+        "# Compressed updates",
+        "",
+        f"`python -m benchmarks.codecs` on {name}: {rounds} rounds, seeds {seeds}, "
+        f"every domain held out in turn; {on['cpu']}, torch {on['torch']}, "
+        f"{on['date']}.  Bytes are those of one client's update in one round, with "
+        "names and checksum; the state goes down in fp32.  Accuracy in per cent of the "
+        f"best round on the clients' validation rows, of every {EVAL_EVERY}th, and its "
+        "difference to fp32 in points; ± is the 95 % interval over seeds, each a mean "
+        "over targets.",
+    ]
+    for preset, rows in found["presets"].items():
+        lines += ["", f"## `--preset {preset}`", "", *_table(rows)]
+    heads = ["codec", *next(iter(found["speed"].values()))]
+    times = [
+        [codec, *(f"{ms:.2f}" for ms in row.values())]
+        for codec, row in found["speed"].items()
+    ]
+    lines += ["", "## Milliseconds for one adapter (D = 512), CPU time of one thread"]
+    lines += ["", *markdown_table(heads, times)]
+    out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+def _table(rows: dict[str, Any]) -> list[str]:
+    heads = ["codec", "bytes up", "fewer", "held out", "to fp32", "clients", "to fp32"]
+    base = rows["fp32"]
+    body = []
+    for name, row in rows.items():
+        cells = [
+            name,
+            f"{row['bytes_up']:,}",
+            f"{base['bytes_up'] / row['bytes_up']:.1f}x",
+        ]
+        for kind in ("targets", "clients"):
+            values, usual = over_seeds(row[kind]), over_seeds(base[kind])
+            gaps = [a - b for a, b in zip(values, usual)]
+            cells += [_cell(values), _cell(gaps, _signed)]
+        body.append(cells)
+    return markdown_table(heads, body)
+
+
+def _svg(presets: dict[str, Any]) -> str:
+    """Accuracy of the held-out domains over bytes up; a line a preset."""
+    with figure_style():
+        figure = Figure(figsize=(8, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        for preset, rows in presets.items():
+            shown = {n: r for n, r in rows.items() if "feedback" not in n}
+            points = sorted(
+                (r["bytes_up"], over_seeds(r["targets"]), n) for n, r in shown.items()
+            )
+            x = [size for size, _, _ in points]
+            y = [100 * (mean(values) or 0) for _, values, _ in points]
+            half = [100 * (ci95(values) or 0) for _, values, _ in points]
+            style = {"color": COLOURS.get(preset), "marker": "o", "capsize": 3}
+            axes.errorbar(x, y, half, label=f"--preset {preset}", **style)
+            for (size, _, name), top in zip(points, y):
+                axes.annotate(
+                    name, (size, top), textcoords="offset points", xytext=(4, 6)
+                )
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("bytes up, a client and round")
+        axes.set_ylabel("held-out accuracy, %")
+        axes.set_xticks(
+            [2**e for e in range(15, 22)], [_size(e) for e in range(15, 22)]
+        )
+        axes.minorticks_off()
+        axes.grid(True, color="#dddddd", linewidth=0.7)
+        axes.legend(frameon=False, loc="lower right")
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()
+
+
+def _size(exponent: int) -> str:
+    return (
+        f"{2 ** (exponent - 10)} KiB"
+        if exponent < 20
+        else f"{2 ** (exponent - 20)} MiB"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Compressed updates, and what clients keep, under PersonalizedFL's loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedclip_plugin.adapter import KEYS
+from fedclip_plugin.config import TrainConfig
+from fedclip_plugin.federation import federate
+from fedclip_plugin.registry.personalizedfl_host import PersonalizedFedClip
+from tests.personalizedfl_world import embedded, make_loaders, open_world, play
+
+VARIANTS = [
+    {"compress": "int8"},
+    {"compress": "topk", "topk_share": 0.1},
+    {"optimizer_state": "keep"},
+    {"compress": "int4", "optimizer_state": "keep"},
+]
+
+
+@pytest.mark.parametrize("wk_iters", [1, 2])
+@pytest.mark.parametrize("change", VARIANTS)
+def test_the_adapter_is_that_of_the_embedded_engine(
+    tmp_path, monkeypatch, change, wk_iters
+):
+    world = open_world(tmp_path, monkeypatch)
+    for name, value in change.items():
+        monkeypatch.setenv(f"FEDCLIP_{name.upper()}", str(value))
+    algorithm = PersonalizedFedClip(world.args(wk_iters=wk_iters))
+    play(algorithm, make_loaders(world), 4, wk_iters)
+    algorithm.finish()
+    train = TrainConfig(
+        rounds=4, local_epochs=wk_iters, batch_size=8, lr=0.01, **change
+    )
+    *_, last = federate(embedded(world.features, train, seed=3))
+    ours = algorithm.server_model.state_dict()
+    assert list(ours) == list(KEYS)
+    assert all(torch.equal(ours[key], last.state[key]) for key in KEYS)
+    assert algorithm.run.standing.result.bytes_up == last.result.bytes_up
+
+
+def test_a_spoilt_model_is_left_out_and_comes_back(tmp_path, monkeypatch, caplog):
+    world = open_world(tmp_path, monkeypatch)
+    monkeypatch.setenv("FEDCLIP_COMPRESS", "int8")
+    algorithm, loaders = PersonalizedFedClip(world.args()), make_loaders(world)
+    for spoil in (torch.nn.Linear(3, 3), None):
+        for i in range(4):
+            algorithm.client_train(i, loaders[0][i], 0)
+        if spoil is not None:
+            algorithm.client_model[1] = spoil
+        algorithm.server_aggre()
+    assert caplog.text.count("client cartoon left out: keys") == 1
+    algorithm.finish()
