@@ -28,9 +28,10 @@ from benchmarks.runs import markdown_table
 from benchmarks.timing import machine
 from fedclip_plugin.averages import ci95, percent, with_half
 from fedclip_plugin.config import PRESETS, DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.engine import Standing, federate
 from fedclip_plugin.evaluation import score_target, score_zero_shot
 from fedclip_plugin.features import FeatureSet, load_features
-from fedclip_plugin.federation import Federation, Standing, build_federation, federate
+from fedclip_plugin.federation import Federation, build_federation
 from fedclip_plugin.means import mean
 from fedclip_plugin.partition import paper_split
 

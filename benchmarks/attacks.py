@@ -33,9 +33,10 @@ from fedclip_plugin.config import (
     RunConfig,
     TrainConfig,
 )
+from fedclip_plugin.engine import Standing, federate
 from fedclip_plugin.evaluation import score_zero_shot
 from fedclip_plugin.features import FeatureSet, load_features
-from fedclip_plugin.federation import Federation, Standing, build_federation, federate
+from fedclip_plugin.federation import Federation, build_federation
 from fedclip_plugin.means import mean
 
 RESULTS = Path(__file__).parent / "results" / "attacks"

@@ -28,8 +28,9 @@ from fedclip_plugin.adapter import initial_state
 from fedclip_plugin.averages import ci95, percent
 from fedclip_plugin.codecs import CODECS
 from fedclip_plugin.config import PRESETS, DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.engine import Standing, federate
 from fedclip_plugin.features import FeatureSet, load_features
-from fedclip_plugin.federation import Standing, build_federation, federate
+from fedclip_plugin.federation import build_federation
 from fedclip_plugin.means import mean
 from fedclip_plugin.svg import figure_style
 from fedclip_plugin.update import ClientUpdate

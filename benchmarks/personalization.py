@@ -22,7 +22,8 @@ from benchmarks.methods import FEATURE_METHODS
 from benchmarks.runs import finish_runs, markdown_table
 from benchmarks.timing import machine
 from fedclip_plugin.averages import ci95, percent, points
-from fedclip_plugin.config import RunConfig, from_dict, load_toml
+from fedclip_plugin.config import RunConfig
+from fedclip_plugin.config_files import from_dict, load_toml
 from fedclip_plugin.features import FeatureSet, load_features
 from fedclip_plugin.federation import build_federation
 from fedclip_plugin.means import mean

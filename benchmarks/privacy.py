@@ -22,9 +22,10 @@ import torch
 from benchmarks.timing import machine
 from fedclip_plugin.averages import ci95, percent
 from fedclip_plugin.config import PRESETS, DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.engine import federate
 from fedclip_plugin.evaluation import score_zero_shot
 from fedclip_plugin.features import FeatureSet, load_features
-from fedclip_plugin.federation import Federation, build_federation, federate
+from fedclip_plugin.federation import Federation, build_federation
 from fedclip_plugin.means import mean
 
 RESULTS = Path(__file__).parent / "results" / "privacy"

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fedclip_plugin.cli import build_parser
-from fedclip_plugin.config import RunConfig, to_toml
+from fedclip_plugin.config import RunConfig
+from fedclip_plugin.config_files import to_toml
 from fedclip_plugin.console import Display
 from fedclip_plugin.experiment import obtain_features, run_experiment
 from fedclip_plugin.options import read_config

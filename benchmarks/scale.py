@@ -33,16 +33,9 @@ from timing import machine
 
 from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
 from fedclip_plugin.features import load_features
-from fedclip_plugin.federation import (
-    Federation,
-    build_federation,
-    next_state,
-    participants,
-    score_state,
-    tally,
-    train_clients,
-)
+from fedclip_plugin.federation import Federation, build_federation, participants
 from fedclip_plugin.ops import weighted_mean
+from fedclip_plugin.rounds import next_state, score_state, tally, train_clients
 
 MIB = 2**20
 SIZES = (10, 100, 1_000, 10_000)

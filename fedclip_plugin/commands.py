@@ -15,7 +15,7 @@ from .options import read_config
 if TYPE_CHECKING:
     from .config import RunConfig
     from .doctor import Check
-    from .federation import Standing
+    from .engine import Standing
     from .outputs import Leaf
 
 
@@ -76,7 +76,7 @@ def _features_line(config: RunConfig, stats: Any) -> str:
 def _recorder(args: argparse.Namespace, display: Display) -> Any:
     if not args.tensorboard:
         return display.round
-    from .federation import as_dict
+    from .engine import as_dict
     from .report import TensorBoardLog
 
     logs: dict[Path, TensorBoardLog] = {}

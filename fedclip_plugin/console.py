@@ -21,7 +21,7 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from .federation import Standing
+    from .engine import Standing
     from .outputs import Leaf
 
 PLAIN_SECONDS = 5.0  # between two lines where there is no terminal

@@ -18,9 +18,10 @@ from .data import load_dataset
 from .doctor import encode_sample
 from .encoder import EncoderSpec, FrozenClip
 from .features import FeatureSet, load_features
-from .federation import build_federation, participants, run_round
+from .federation import build_federation, participants
 from .partition import resolve_targets
 from .privacy import planned
+from .rounds import run_round
 from .source import cached_file
 
 

@@ -20,21 +20,16 @@ from . import outputs, report
 from .algorithms import get_algorithm
 from .cache import EncodeStats, EncodingJob, encode_once
 from .checkpoint import Checkpoint
-from .config import RunConfig, TrainConfig, to_toml
+from .config import RunConfig, TrainConfig
+from .config_files import to_toml
 from .data import load_dataset
 from .dataset import ImageDataset
 from .device import resolve_device
 from .digests import Progress, silent
+from .engine import Standing, as_dict, federate, finished
 from .errors import ConfigError, RunError
 from .features import FeatureSet, load_features
-from .federation import (
-    Standing,
-    as_dict,
-    build_federation,
-    federate,
-    finished,
-    identity,
-)
+from .federation import build_federation, identity
 from .outputs import Leaf
 from .partition import resolve_targets
 from .personalization import personalize

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import PRESETS, RunConfig, from_dict, load_toml
+from .config import PRESETS, RunConfig
+from .config_files import from_dict, load_toml
 from .errors import ConfigError
 from .prompts import prompt_templates
 

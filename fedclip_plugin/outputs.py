@@ -13,6 +13,7 @@ import torch
 from . import privacy
 from .algorithms import Samples, get_algorithm
 from .config import RunConfig, TrainConfig
+from .engine import Standing
 from .evaluation import (
     all_scores,
     class_metrics,
@@ -21,7 +22,8 @@ from .evaluation import (
     summary_scores,
 )
 from .features import FeatureSet
-from .federation import Federation, Standing, score_state
+from .federation import Federation
+from .rounds import score_state
 from .shapes import ROUND
 from .storage import cannot_write, write_bytes, write_tensors
 from .update import State

@@ -19,29 +19,24 @@ import torch.nn.functional as F
 from .. import experiment, outputs
 from ..algorithms import Client, Samples
 from ..checkpoint import Checkpoint, Progress
-from ..config import RunConfig, TrainConfig, to_toml
+from ..config import RunConfig, TrainConfig
+from ..config_files import to_toml
+from ..engine import Standing, account, advance, as_dict
 from ..errors import ConfigError
 from ..evaluation import predict_scores, summary_scores
 from ..features import FeatureSet
-from ..federation import (
-    Federation,
+from ..federation import Federation, build_federation, identity, participants
+from ..partition import NO_TARGET, resolve_targets
+from ..privacy import within_budget
+from ..rounds import (
     RoundResult,
     Scores,
-    Standing,
     Tally,
-    account,
-    advance,
-    as_dict,
-    build_federation,
-    identity,
     next_state,
-    participants,
     round_result,
     score_round,
     tally,
 )
-from ..partition import NO_TARGET, resolve_targets
-from ..privacy import within_budget
 from ..storage import write_bytes, write_json
 from ..update import ClientUpdate, State
 

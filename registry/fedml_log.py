@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..averages import percent
-from ..federation import RoundResult
+from ..rounds import RoundResult
 
 
 class _Forward(logging.Handler):

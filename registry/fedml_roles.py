@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..evaluation import accuracy, predict_labels
-from ..federation import as_sent, local_updates
+from ..rounds import as_sent, local_updates
 from ..update import ClientUpdate, State, private_states
 from .fedml_data import ClientLoader, client_of, parameters
 from .fedml_log import forward

@@ -25,7 +25,7 @@ from ..algorithms import FedClip
 from ..compression import decoded
 from ..config import TrainConfig
 from ..errors import ConfigError
-from ..federation import Scores, Tally, next_state, tally
+from ..rounds import Scores, Tally, next_state, tally
 from ..update import ClientUpdate, State
 from ..wire import update_bytes
 from .core import HostRun

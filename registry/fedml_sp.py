@@ -16,7 +16,7 @@ from fedml.simulation.sp.fedavg.fedavg_api import FedAvgAPI
 from torch import nn
 
 from ..algorithms import Client
-from ..federation import train_clients
+from ..rounds import train_clients
 from ..update import ClientUpdate, private_states
 from .fedml_data import client_of, parameters
 from .fedml_roles import FedCLIPTrainer, trainer_of

@@ -22,7 +22,7 @@ from flwr.common.constant import ErrorCode
 from ..algorithms import Client
 from ..errors import ConfigError, FedClipError
 from ..evaluation import score_clients
-from ..federation import train_clients
+from ..rounds import train_clients
 from ..update import private_states
 from . import flower_records as records
 from .core import Setup, open_setup

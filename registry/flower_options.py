@@ -14,7 +14,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import RunConfig, from_dict, to_dict
+from ..config import RunConfig
+from ..config_files import from_dict, to_dict
 from ..errors import ConfigError
 from ..partition import NO_TARGET
 from .settings import Output, load_settings, variables

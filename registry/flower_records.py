@@ -12,7 +12,7 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from ..errors import UpdateError
-from ..federation import Scores
+from ..rounds import Scores
 from ..tensor_bytes import MAX_DIMS
 from ..update import ClientUpdate, State
 

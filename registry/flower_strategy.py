@@ -25,9 +25,9 @@ from flwr.serverapp.strategy import Result, Strategy
 from ..algorithms import get_algorithm
 from ..errors import ConfigError, FedClipError, RunError
 from ..evaluation import summary_scores
-from ..federation import RoundResult, Tally, scored
 from ..means import mean
 from ..partition import NO_TARGET
+from ..rounds import RoundResult, Tally, scored
 from ..update import State
 from . import flower_records as records
 from .core import HostRun, one_run, open_setup

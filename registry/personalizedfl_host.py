@@ -23,7 +23,8 @@ from torch import nn
 from ..adapter import TwoSides
 from ..algorithms import Client, Samples, Task, get_algorithm
 from ..evaluation import accuracy, zero_shot_labels
-from ..federation import Federation, Tally, as_sent, local_updates
+from ..federation import Federation
+from ..rounds import Tally, as_sent, local_updates
 from ..tables import print_table
 from ..update import ClientUpdate, State, private_states
 from .core import HostRun, Setup, score_rows

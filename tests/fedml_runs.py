@@ -18,7 +18,7 @@ from typing import Any
 import safetensors.torch
 import yaml
 
-from fedclip_plugin.federation import Standing, federate
+from fedclip_plugin.engine import Standing, federate
 from fedclip_plugin.registry.core import HostRun, open_setup
 from fedclip_plugin.registry.fedml_settings import bind, read_settings
 from fedclip_plugin.update import State

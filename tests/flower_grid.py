@@ -20,8 +20,9 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedclip_plugin.config import RunConfig
+from fedclip_plugin.engine import federate
 from fedclip_plugin.features import FeatureSet, load_features, save_features
-from fedclip_plugin.federation import build_federation, federate
+from fedclip_plugin.federation import build_federation
 from fedclip_plugin.registry import flower_host
 from fedclip_plugin.update import State
 from tests.toy import toy_features

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from fedclip_plugin.cache import EncodeStats, EncodingJob, encode_once
 from fedclip_plugin.cli import main
-from fedclip_plugin.config import RunConfig, from_dict, load_toml
+from fedclip_plugin.config import RunConfig
+from fedclip_plugin.config_files import from_dict, load_toml
 from fedclip_plugin.dataset import ImageDataset, ImageDomain
 from fedclip_plugin.digits import digits_dataset
 from fedclip_plugin.features import FeatureSet

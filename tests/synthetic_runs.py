@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fedclip_plugin.config import DataConfig, RunConfig, to_toml
+from fedclip_plugin.config import DataConfig, RunConfig
+from fedclip_plugin.config_files import to_toml
 
 DOMAINS = ("scan", "negative", "photo", "sketch")
 ADAPTER_BYTES = 525_312 * 4

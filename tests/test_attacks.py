@@ -14,7 +14,8 @@ import torch
 from benchmarks.attack_charts import heat_map
 from benchmarks.attack_models import LIES, Attacked, attackers
 from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
-from fedclip_plugin.federation import Federation, Standing, build_federation, federate
+from fedclip_plugin.engine import Standing, federate
+from fedclip_plugin.federation import Federation, build_federation
 from fedclip_plugin.robust import RULES
 from tests.toy import toy_features
 

@@ -12,9 +12,11 @@ from fedclip_plugin.algorithms import ALGORITHMS, get_algorithm
 from fedclip_plugin.algorithms.base import sample_order
 from fedclip_plugin.checkpoint import Checkpoint
 from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.engine import federate
 from fedclip_plugin.evaluation import score_target, score_zero_shot
-from fedclip_plugin.federation import Federation, build_federation, federate, run_round
+from fedclip_plugin.federation import Federation, build_federation
 from fedclip_plugin.options import add_run_options, read_config
+from fedclip_plugin.rounds import run_round
 from tests.toy import toy_features
 
 ON_FEATURES = [n for n in ALGORITHMS.names() if not get_algorithm(n).needs_clip]

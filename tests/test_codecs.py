@@ -27,18 +27,11 @@ from fedclip_plugin.compression import (
     payload_keys,
 )
 from fedclip_plugin.config import RunConfig, TrainConfig
+from fedclip_plugin.engine import federate
 from fedclip_plugin.errors import ConfigError
-from fedclip_plugin.federation import (
-    Federation,
-    as_sent,
-    build_federation,
-    federate,
-    next_state,
-    run_round,
-    tally,
-    train_clients,
-)
+from fedclip_plugin.federation import Federation, build_federation
 from fedclip_plugin.outputs import variant
+from fedclip_plugin.rounds import as_sent, next_state, run_round, tally, train_clients
 from fedclip_plugin.screening import distances, screen
 from fedclip_plugin.server import aggregate
 from fedclip_plugin.update import ClientUpdate, State, private_states

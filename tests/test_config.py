@@ -7,15 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedclip_plugin.config import (
-    DataConfig,
-    ModelConfig,
-    RunConfig,
-    TrainConfig,
-    from_dict,
-    load_toml,
-    to_toml,
-)
+from fedclip_plugin.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from fedclip_plugin.config_files import from_dict, load_toml, to_toml
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.options import (
     add_data_options,

@@ -7,16 +7,12 @@ from pathlib import Path
 import pytest
 
 from fedclip_plugin.cli import main
-from fedclip_plugin.config import (
-    DataConfig,
-    RunConfig,
-    TrainConfig,
-    from_dict,
-    load_toml,
-)
+from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.config_files import from_dict, load_toml
 from fedclip_plugin.dryrun import estimate
+from fedclip_plugin.engine import federate
 from fedclip_plugin.features import load_features
-from fedclip_plugin.federation import build_federation, federate
+from fedclip_plugin.federation import build_federation
 from tests.toy import write_toy
 
 RECIPES = sorted((Path(__file__).parents[1] / "examples" / "recipes").glob("*.toml"))

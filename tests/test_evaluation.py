@@ -9,6 +9,7 @@ from sklearn.metrics import f1_score
 
 from fedclip_plugin.algorithms import FedClip, Samples, Task, get_algorithm
 from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.engine import federate
 from fedclip_plugin.evaluation import (
     accuracy,
     all_scores,
@@ -23,7 +24,7 @@ from fedclip_plugin.evaluation import (
     summary_scores,
     zero_shot_labels,
 )
-from fedclip_plugin.federation import Federation, build_federation, federate
+from fedclip_plugin.federation import Federation, build_federation
 from fedclip_plugin.means import mean
 from fedclip_plugin.update import State
 from tests.toy import toy_features

@@ -13,13 +13,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from fedclip_plugin.config import (
-    DataConfig,
-    RunConfig,
-    TrainConfig,
-    from_dict,
-    load_toml,
-)
+from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.config_files import from_dict, load_toml
 from fedclip_plugin.errors import RunError
 from fedclip_plugin.experiment import (
     obtain_features,

@@ -8,15 +8,11 @@ import torch
 from fedclip_plugin.checkpoint import Checkpoint
 from fedclip_plugin.cli import main
 from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.engine import federate
 from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.evaluation import score_zero_shot
-from fedclip_plugin.federation import (
-    build_federation,
-    federate,
-    identity,
-    participants,
-    run_round,
-)
+from fedclip_plugin.federation import build_federation, identity, participants
+from fedclip_plugin.rounds import run_round
 from fedclip_plugin.update import ClientUpdate
 from tests.toy import DOMAINS, toy_features, write_toy
 

@@ -12,9 +12,10 @@ import torch
 pytest.importorskip("fedml", reason="needs FedML: pip install 'fedclip-plugin[fedml]'")
 
 from fedclip_plugin.compression import decoded
+from fedclip_plugin.engine import Standing
 from fedclip_plugin.errors import ConfigError
-from fedclip_plugin.federation import Standing, train_clients
 from fedclip_plugin.registry import fedml_host
+from fedclip_plugin.rounds import train_clients
 from fedclip_plugin.update import State
 from tests.fedml_runs import (
     FEDCLIP,

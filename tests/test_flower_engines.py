@@ -23,9 +23,11 @@ pytest.importorskip("ray")
 from flwr.serverapp import ServerApp
 from flwr.simulation import run_simulation
 
-from fedclip_plugin.config import RunConfig, from_dict, load_toml
+from fedclip_plugin.config import RunConfig
+from fedclip_plugin.config_files import from_dict, load_toml
+from fedclip_plugin.engine import federate
 from fedclip_plugin.features import FeatureSet
-from fedclip_plugin.federation import build_federation, federate
+from fedclip_plugin.federation import build_federation
 from fedclip_plugin.registry import flower_host
 from fedclip_plugin.registry.flower_records import to_state
 from fedclip_plugin.storage import read_tensors

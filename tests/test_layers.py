@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "fedclip_plugin"
 LAYERS = """
-errors means shapes plugins config capabilities checks reference ops
+errors means shapes plugins config config_files capabilities checks reference ops
 device update adapter tensor_bytes storage files
 catalog prompts dataset images digits folders parquet data partition hub
 source recipe loading weights encoder
@@ -22,6 +22,8 @@ digests store features cache
 whole_clip
 wire codecs compression screening robust privacy server algorithms evaluation checkpoint
 federation
+rounds
+engine
 records averages svg plots class_plots cost_plots partition_plots tables merged
 html_style html_tables html_compare html report
 personalization outputs experiment machine bundle export doctor dryrun

@@ -10,8 +10,9 @@ import torch
 
 from fedclip_plugin.cli import main
 from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.engine import federate
 from fedclip_plugin.evaluation import accuracy, predict_labels
-from fedclip_plugin.federation import Federation, build_federation, federate
+from fedclip_plugin.federation import Federation, build_federation
 from fedclip_plugin.personalization import EPOCHS, SHARES, personalize
 from fedclip_plugin.storage import read_tensors
 from tests.toy import toy_features, write_toy

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Subset
 from fedclip_plugin.adapter import KEYS
 from fedclip_plugin.algorithms import FedClip
 from fedclip_plugin.config import TrainConfig
+from fedclip_plugin.engine import federate
 from fedclip_plugin.evaluation import score_clients
-from fedclip_plugin.federation import federate
 from fedclip_plugin.registry.personalizedfl_host import PersonalizedFedClip, state_of
 from fedclip_plugin.registry.personalizedfl_settings import settings_of
 from tests.personalizedfl_world import (

@@ -20,9 +20,9 @@ import torch
 from fedclip_plugin import registry
 from fedclip_plugin.adapter import KEYS
 from fedclip_plugin.config import TrainConfig
+from fedclip_plugin.engine import federate
 from fedclip_plugin.evaluation import score_clients
 from fedclip_plugin.features import load_features, save_features
-from fedclip_plugin.federation import federate
 from tests.personalizedfl_world import (
     DOMAINS,
     DOUBLE,

@@ -9,7 +9,7 @@ import torch
 from fedclip_plugin import privacy
 from fedclip_plugin.adapter import KEYS
 from fedclip_plugin.config import TrainConfig
-from fedclip_plugin.federation import federate
+from fedclip_plugin.engine import federate
 from fedclip_plugin.registry.personalizedfl_host import PersonalizedFedClip
 from tests.personalizedfl_world import embedded, make_loaders, open_world, play
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from fedclip_plugin.adapter import ADAPTERS, AttentionAdapter, initial_state
 from fedclip_plugin.algorithms import ALGORITHMS, FedClip, get_algorithm
 from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.engine import federate
 from fedclip_plugin.errors import ConfigError
-from fedclip_plugin.federation import build_federation, federate
+from fedclip_plugin.federation import build_federation
 from fedclip_plugin.plugins import Registry
 from tests.toy import toy_features
 

@@ -19,15 +19,11 @@ from fedclip_plugin.algorithms import FedClip
 from fedclip_plugin.checkpoint import Checkpoint
 from fedclip_plugin.cli import main
 from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.engine import federate
 from fedclip_plugin.errors import ConfigError
-from fedclip_plugin.federation import (
-    Federation,
-    Tally,
-    build_federation,
-    federate,
-    next_state,
-)
+from fedclip_plugin.federation import Federation, build_federation
 from fedclip_plugin.registry.core import HostRun, Setup, open_setup
+from fedclip_plugin.rounds import Tally, next_state
 from fedclip_plugin.update import ClientUpdate, State
 from tests.toy import toy_features, write_toy
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.engine import federate
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.experiment import prepare_out, run_experiment
 from fedclip_plugin.features import load_features
-from fedclip_plugin.federation import federate, tally
 from fedclip_plugin.registry.core import HostRun, Setup, open_setup
 from fedclip_plugin.registry.settings import load_settings, variables
+from fedclip_plugin.rounds import tally
 from fedclip_plugin.update import ClientUpdate
 from tests.toy import write_toy
 

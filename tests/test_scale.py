@@ -13,9 +13,10 @@ import torch
 
 from fedclip_plugin import report
 from fedclip_plugin.config import DataConfig, RunConfig
-from fedclip_plugin.federation import build_federation, train_clients
+from fedclip_plugin.federation import build_federation
 from fedclip_plugin.html_tables import MAX_ROWS, clients_of_run
 from fedclip_plugin.records import MAX_CLIENTS, RunRecord, load_run
+from fedclip_plugin.rounds import train_clients
 from tests.synthetic_runs import leaf_summary, write_leaf
 from tests.toy import toy_features, write_toy
 

@@ -20,9 +20,11 @@ from fedclip_plugin.adapter import (
 from fedclip_plugin.algorithms.base import sample_order
 from fedclip_plugin.checkpoint import Checkpoint
 from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.engine import federate
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.evaluation import predict_labels, zero_shot_labels
-from fedclip_plugin.federation import Federation, build_federation, federate, run_round
+from fedclip_plugin.federation import Federation, build_federation
+from fedclip_plugin.rounds import run_round
 from fedclip_plugin.wire import state_bytes
 from tests.toy import toy_features
 

@@ -15,6 +15,7 @@ from fedclip_plugin.algorithms.base import sample_order
 from fedclip_plugin.cli import main
 from fedclip_plugin.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from fedclip_plugin.data import load_dataset
+from fedclip_plugin.engine import federate
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.evaluation import (
     accuracy,
@@ -23,7 +24,8 @@ from fedclip_plugin.evaluation import (
     zero_shot_labels,
 )
 from fedclip_plugin.experiment import encode_dataset
-from fedclip_plugin.federation import Federation, build_federation, federate, run_round
+from fedclip_plugin.federation import Federation, build_federation
+from fedclip_plugin.rounds import run_round
 from fedclip_plugin.whole_clip import WholeClip, open_whole_clip
 from tests.clip_makers import tiny_clip
 from tests.fake_encoder import png
