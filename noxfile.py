@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent
 CORE_TESTS = (
     "test_baselines",
     "test_codecs",
+    "test_compression",
     "test_config",
     "test_evaluation",
     "test_experiment",
@@ -31,6 +32,7 @@ CORE_TESTS = (
     "test_personalization",
     "test_plugins",
     "test_privacy",
+    "test_privacy_runs",
     "test_registry_core",
     "test_robust",
     "test_screening",

@@ -30,7 +30,7 @@ from tests.fedml_runs import (
     silo_commands,
     write_yaml,
 )
-from tests.test_fedml_host import fresh_fedml, secured, simulate, state_of
+from tests.fedml_world import fresh_fedml, secured, simulate, state_of
 from tests.test_fedml_processes import silo
 from tests.toy import write_toy
 

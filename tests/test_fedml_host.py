@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,38 +28,7 @@ from tests.fedml_runs import (
     options,
     replay,
 )
-
-
-@pytest.fixture(autouse=True)
-def fresh_fedml():
-    """FedML keeps its security and privacy in singletons; they outlive a run."""
-    from fedml.core.dp.fedml_differential_privacy import FedMLDifferentialPrivacy
-    from fedml.core.security.fedml_attacker import FedMLAttacker
-    from fedml.core.security.fedml_defender import FedMLDefender
-
-    yield
-    FedMLDifferentialPrivacy._dp_instance = None
-    FedMLDefender._defender_instance = None
-    FedMLAttacker._attacker_instance = None
-
-
-def simulate(args: Any, **roles: Any) -> Any:
-    """What a user's own script does, in this process; returns the finished API."""
-    import fedml
-
-    registry.register("fedml")
-    fedml.mlops.pre_setup(args)  # the part of fedml.init that changes no logging
-    dataset, classes = fedml.data.load(args)
-    model = fedml.model.create(args, classes)
-    roles = {name: build(model, args) for name, build in roles.items()}
-    runner = fedml.FedMLRunner(args, torch.device("cpu"), dataset, model, **roles)
-    runner.run()
-    return runner.runner.fl_trainer
-
-
-def state_of(api: Any) -> State:
-    return dict(api.model.state_dict())
-
+from tests.fedml_world import fresh_fedml, simulate, state_of  # noqa: F401
 
 # -------------------------------------------------------------------------- register
 
@@ -261,82 +229,6 @@ def test_another_data_set_is_refused(features):
     trainer = fedml_host.FedCLIPTrainer(fedml_host.create_model(args), args)
     with pytest.raises(ConfigError, match=r"data of fedml_host\.load"):
         trainer.train([(torch.zeros(2, 16), torch.zeros(2))], None, args)
-
-
-# -------------------------------------------------------------- security and privacy
-
-
-def secured(features: Path, **keys: Any) -> Any:
-    args = namespace(features, comm_round=1)
-    for key, value in keys.items():
-        setattr(args, key, value)
-    return args
-
-
-def test_norm_clipping_bounds_every_update(features):
-    """FedML's clipped updates move the model by the bound at most."""
-    plain = simulate(namespace(features, comm_round=1))
-    start = dict(fedml_host.create_model(namespace(features)).state_dict())
-
-    def moved(api: Any) -> float:
-        diff = [(state_of(api)[k] - start[k]).flatten() for k in start]
-        return float(torch.cat(diff).norm())
-
-    bound = moved(plain) / 10
-    args = secured(
-        features, enable_defense=True, defense_type="norm_diff_clipping",
-        norm_bound=bound,
-    )  # fmt: skip
-    clipped = moved(simulate(args))
-    assert 0 < clipped <= bound * 1.001
-
-
-def test_krum_chooses_one_update(features):
-    from fedml.core.security.defense.krum_defense import KrumDefense
-
-    args = secured(
-        features, enable_defense=True, defense_type="krum", byzantine_client_num=0,
-    )  # fmt: skip
-    api = simulate(args)
-    fed = bind(args).setup.fed
-    sent = fed.algorithm.init(fed.task)
-    updates = fed.algorithm.local_round(sent, fed.clients, fed.task, 1)
-    raw = [(u.num_examples, u.state) for u in updates]
-    ((_, chosen),) = KrumDefense(args).defend_before_aggregation(raw)
-    assert close(state_of(api), chosen)
-
-
-def test_a_defense_inside_aggregation_runs_with_our_weights(features):
-    args = secured(features, enable_defense=True, defense_type="wise_median")
-    api = simulate(args)
-    fed = bind(args).setup.fed
-    sent = fed.algorithm.init(fed.task)
-    updates = fed.algorithm.local_round(sent, fed.clients, fed.task, 1)
-    median = {
-        key: torch.stack([u.state[key] for u in updates]).median(dim=0).values
-        for key in sent
-    }
-    assert close(state_of(api), median)
-    assert args.federated_optimizer == "FedCLIP"
-
-
-@pytest.mark.parametrize("kind", ["cdp", "ldp"])
-def test_privacy_noise_is_added(features, kind):
-    """Central: to the average; local: by each client, so its mean is smaller."""
-    plain = state_of(simulate(namespace(features, comm_round=1)))
-    args = secured(
-        features, enable_dp=True, dp_solution_type=kind, mechanism_type="gaussian",
-        epsilon=0.9, delta=1e-5, sensitivity=1e-3,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    noisy = state_of(simulate(args))
-    off = torch.cat([(noisy[key] - plain[key]).flatten() for key in plain])
-    from fedml.core.dp.fedml_differential_privacy import FedMLDifferentialPrivacy
-
-    privacy = FedMLDifferentialPrivacy.get_instance().dp_solution
-    scale = (privacy.cdp or privacy.ldp).dp.scale
-    want = float(scale) / (1 if kind == "cdp" else 3**0.5)
-    assert float(off.std()) == pytest.approx(want, rel=0.15)
 
 
 def test_both_roles_share_the_data_of_the_process(features):
