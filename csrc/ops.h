@@ -1,5 +1,5 @@
 // The operators on the CPU, in float32; ops.cpp registers them.  Schemas, references,
-// fakes and autograd are in fedclip_plugin/ops.py.
+// fakes and autograd are in fedclip_plugin/schemas.py.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

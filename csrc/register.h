@@ -1,6 +1,6 @@
 // Registers the kernels of one device with the dispatcher.  They compute in float32; a
 // call whose first argument is of another type goes to the PyTorch reference, which
-// ops.py registers under the same name in the library `fedclip_reference`.
+// schemas.py registers under the same name in the library `fedclip_reference`.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

@@ -12,8 +12,10 @@ from dataclasses import replace
 from torch import Tensor
 
 from . import ops
-from .codecs import CODECS, Codec, Parts, TopK, is_finite, misfit
+from .codec import Codec, Parts, is_finite, misfit
+from .codecs import CODECS
 from .config import TrainConfig
+from .topk import TopK
 from .update import ClientUpdate, State
 
 PLAIN = "none"

@@ -1,8 +1,4 @@
-"""The operators of the library ``fedclip``: schemas, checks, fakes and autograd.
-
-The schemas live here, so that they exist with and without the compiled extension;
-``csrc/`` only adds kernels for CPU and CUDA.  Where there is none the dispatcher falls
-through to the pure-PyTorch reference (``reference.py``), so no caller asks.
+"""The operators of the library ``fedclip``, checked: ``schemas.py`` defines them.
 
 Call the functions of this module: they check their arguments and name the one that is
 wrong.  ``torch.ops.fedclip.<name>`` is the same without the checks of values.
@@ -17,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
 from .capabilities import load_kernels
 from .checks import (
     check,
@@ -38,8 +33,11 @@ from .reference import (
     weighted_mean_int8_reference,
     weighted_mean_reference,
 )
+from .schemas import SCHEMAS, step_count
 
 __all__ = [
+    "PRECISIONS",
+    "SCHEMAS",
     "adapter",
     "adapter_backward_reference",
     "adapter_reference",
@@ -55,35 +53,7 @@ __all__ = [
     "weighted_mean_reference",
 ]
 
-_ADAM = (
-    "float lr, float beta1, float beta2, float eps, float weight_decay, "
-    "float logit_scale, bool bf16=False"
-)
 PRECISIONS = ("fp32", "bf16")  # of the matrix products in local training
-_MUTATED = "Tensor(a!)[] params, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq"
-SCHEMAS = {
-    "adapter": "(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2)"
-    " -> (Tensor z, Tensor h)",
-    "adapter_backward": "(Tensor dz, Tensor? dh, Tensor x, Tensor h, Tensor z,"
-    " Tensor w2) -> (Tensor dw1, Tensor db1, Tensor dw2, Tensor db2)",
-    "local_epoch": "(Tensor x, Tensor y, Tensor text, Tensor perm, int batch_size,"
-    f" {_MUTATED}, int step, {_ADAM}) -> Tensor",
-    "local_round": "(Tensor[] x, Tensor[] y, Tensor text, Tensor[] perm,"
-    f" int batch_size, {_MUTATED}, int[] step, {_ADAM}) -> Tensor",
-    "squared_distances": "(Tensor[] xs, Tensor origin) -> Tensor",
-    "weighted_mean": "(Tensor[] xs, Tensor weights) -> Tensor",
-    "weighted_mean_int8": "(Tensor[] qs, Tensor[] scales, Tensor weights) -> Tensor",
-}
-
-# Kept alive: they own the ops.  The kernels compute in float32 and send other types to
-# `fedclip_reference`, where nothing but the reference is ever registered.
-_library = torch.library.Library("fedclip", "DEF")
-_reference_library = torch.library.Library("fedclip_reference", "DEF")
-for _name, _schema in SCHEMAS.items():
-    _kernel = getattr(reference, f"{_name}_reference")
-    for _owner in (_library, _reference_library):
-        _owner.define(_name + _schema)
-        _owner.impl(_name, _kernel, "CompositeExplicitAutograd")
 _COMPILED = load_kernels().cpu is not None
 
 
@@ -92,78 +62,6 @@ _adapter = torch.ops.fedclip.adapter.default
 _below_autograd: Any = getattr(
     torch._C, "_AutoDispatchBelowAutograd", contextlib.nullcontext
 )
-
-
-# ---------------------------------------------------------------- shapes for tracing
-
-
-@torch.library.register_fake("fedclip::adapter", lib=_library)
-def _(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Any:
-    check_adapter("", x, (w1, b1, w2, b2))  # one on "meta" takes all others here
-    return x.new_empty(x.shape), x.new_empty(x.shape)
-
-
-@torch.library.register_fake("fedclip::adapter_backward", lib=_library)
-def _(dz: Tensor, dh: Any, x: Tensor, h: Tensor, z: Tensor, w2: Tensor) -> Any:
-    dim = w2.shape[0]
-    weight, bias = (dim, dim), (dim,)
-    return tuple(w2.new_empty(shape) for shape in (weight, bias, weight, bias))
-
-
-def _steps(rows: int, batch_size: int) -> int:
-    if batch_size < 2:
-        return 0
-    return (rows + batch_size - 2) // batch_size  # a last batch of 1 is no step
-
-
-@torch.library.register_fake("fedclip::local_epoch", lib=_library)
-def _(x: Tensor, y: Any, text: Any, perm: Tensor, batch_size: int, *_: Any) -> Tensor:
-    return x.new_empty(_steps(perm.shape[0], batch_size))
-
-
-@torch.library.register_fake("fedclip::local_round", lib=_library)
-def _(
-    x: Any, y: Any, text: Tensor, perm: list[Tensor], batch_size: int, *_: Any
-) -> Tensor:
-    return text.new_empty(sum(_steps(p.shape[0], batch_size) for p in perm))
-
-
-@torch.library.register_fake("fedclip::squared_distances", lib=_library)
-def _(xs: list[Tensor], origin: Tensor) -> Tensor:
-    return origin.new_empty(len(xs), dtype=torch.float64)
-
-
-@torch.library.register_fake("fedclip::weighted_mean", lib=_library)
-def _(xs: list[Tensor], weights: Tensor) -> Tensor:
-    return xs[0].new_empty(xs[0].shape)
-
-
-@torch.library.register_fake("fedclip::weighted_mean_int8", lib=_library)
-def _(qs: list[Tensor], scales: list[Tensor], weights: Tensor) -> Tensor:
-    return scales[0].new_empty(qs[0].shape)
-
-
-# -------------------------------------------------------------------------- autograd
-
-
-def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    x, _, _, w2, _ = inputs
-    z, h = output
-    ctx.save_for_backward(x, h, z, w2)
-
-
-def _adapter_backward(ctx: Any, dz: Tensor, dh: Tensor) -> Any:
-    x, h, z, w2 = ctx.saved_tensors
-    grads = torch.ops.fedclip.adapter_backward(dz, dh, x, h, z, w2)
-    return (None, *grads)  # x is a frozen feature
-
-
-torch.library.register_autograd(
-    "fedclip::adapter", _adapter_backward, setup_context=_setup_context, lib=_library
-)
-
-
-# -------------------------------------------------------------------------- wrappers
 
 
 def adapter(
@@ -311,7 +209,7 @@ def local_round(
         logit_scale,
         precision == "bf16",
     )
-    return list(losses.split([_steps(len(p), batch_size) for p in perm]))
+    return list(losses.split([step_count(len(p), batch_size) for p in perm]))
 
 
 def squared_distances(xs: Sequence[Tensor], origin: Tensor) -> Tensor:

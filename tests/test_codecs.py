@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedclip_plugin import codecs
+from fedclip_plugin import codec, quantization, topk
 from fedclip_plugin.adapter import initial_state
-from fedclip_plugin.codecs import CODECS, TopK
+from fedclip_plugin.codecs import CODECS
 from fedclip_plugin.compression import (
     compress,
     decode,
@@ -23,6 +23,7 @@ from fedclip_plugin.compression import (
 )
 from fedclip_plugin.config import TrainConfig
 from fedclip_plugin.server import aggregate
+from fedclip_plugin.topk import TopK
 from fedclip_plugin.update import ClientUpdate, State
 from fedclip_plugin.wire import decode_update, encode_update, update_bytes
 
@@ -36,7 +37,7 @@ def steps_of(name: str, x: torch.Tensor) -> torch.Tensor:
     if name == "fp16":
         return x.double().abs() * 2**-11 + 2**-25
     top = 7 if name == "int4" else 127
-    rows = x.double().reshape(1 if name == "topk" else codecs.row_count(x.shape), -1)
+    rows = x.double().reshape(1 if name == "topk" else codec.row_count(x.shape), -1)
     half = rows.abs().amax(dim=1, keepdim=True) / top / 2 * (1 + 1e-5)
     return half.expand_as(rows).reshape(x.shape) + 1e-45
 
@@ -117,9 +118,9 @@ def test_zeros_do_not_travel():
 @given(st.sets(st.integers(0, 5000), max_size=60))
 def test_places_survive_as_gaps(places):
     want = torch.tensor(sorted(places), dtype=torch.int64)
-    gaps = codecs._gaps(want)
+    gaps = topk._gaps(want)
     assert gaps.dtype == torch.uint8
-    assert torch.equal(codecs._places(gaps), want)
+    assert torch.equal(topk._places(gaps), want)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -203,7 +204,7 @@ def test_the_mean_is_that_of_the_decoded_updates(name, weighting):
 def test_int8_is_averaged_without_decoding(monkeypatch):
     sent, updates = coded_updates("int8")
     want = aggregate(updates, sent, TrainConfig())["w"]
-    monkeypatch.setattr(codecs.Int8, "unpack", None)
+    monkeypatch.setattr(quantization.Int8, "unpack", None)
     assert torch.equal(aggregate(updates, sent, TrainConfig())["w"], want)
 
 

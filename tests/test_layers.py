@@ -14,13 +14,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "fedclip_plugin"
 LAYERS = """
-errors means shapes plugins config config_files capabilities checks reference ops
+errors means shapes plugins config config_files
+capabilities checks reference schemas ops
 device update adapter tensor_bytes storage files
 catalog prompts dataset images digits folders parquet data partition hub
 source recipe loading weights encoder
 digests store features cache
 whole_clip
-wire codecs compression screening robust privacy server algorithms evaluation checkpoint
+wire codec quantization topk codecs compression
+screening robust privacy server algorithms evaluation checkpoint
 federation
 rounds
 engine

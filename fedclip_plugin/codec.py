@@ -1,0 +1,92 @@
+"""What every codec of ``codecs.py`` offers, and how a stranger's tensors are judged."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+Parts = tuple[Tensor, ...]
+
+LARGEST_SCALE = 1e17  # larger values would overflow when squared
+_COLUMNS = 64  # a row needs as many values to have a scale of its own
+
+
+def row_count(shape: torch.Size) -> int:
+    """Rows with a scale of their own: the first dimension's, if they are long enough.
+
+    Short rows, vectors and single values share one scale.
+    """
+    rows = shape[0] if len(shape) > 1 else 1
+    return rows if rows and shape.numel() // rows >= _COLUMNS else 1
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether all values of a floating tensor are numbers; in one pass."""
+    return not x.numel() or bool(x.abs().amax().isfinite())
+
+
+class Codec(abc.ABC):
+    """A difference as the tensors that travel, and back; a key each in ``parts``."""
+
+    parts: ClassVar[tuple[str, ...]] = ("",)
+
+    @abc.abstractmethod
+    def pack(self, x: Tensor) -> Parts:
+        """What travels of ``x`` (any shape, float32); NaN and Inf must show in it."""
+
+    @abc.abstractmethod
+    def unpack(self, parts: Parts, shape: torch.Size) -> Tensor:
+        """The difference that ``parts`` stand for: ``shape``, float32."""
+
+    @abc.abstractmethod
+    def fault(self, parts: Parts, shape: torch.Size) -> str | None:
+        """What keeps ``parts`` of a stranger from being unpacked safely, if anything.
+
+        Afterwards :meth:`unpack` gives finite values and takes the memory of ``shape``.
+        """
+
+    @abc.abstractmethod
+    def square(self, parts: Parts, shape: torch.Size) -> float:
+        """Sum of the squared differences."""
+
+    def mean(
+        self, packed: Sequence[Parts], weights: Tensor, shape: torch.Size
+    ) -> Tensor:
+        """Weighted mean of K differences, float32; one at a time in memory.
+
+        ``weights`` (K,) sum up to more than 0.
+        """
+        shares = (weights.double() / weights.double().sum()).tolist()
+        total = torch.zeros(shape, dtype=torch.float64, device=packed[0][0].device)
+        for parts, share in zip(packed, shares):
+            total.add_(self.unpack(parts, shape), alpha=share)
+        return total.float()
+
+
+def told(part: Tensor) -> str:
+    """Shape and dtype, for people."""
+    return f"{tuple(part.shape)} {part.dtype}"
+
+
+def misfit(
+    name: str, part: Tensor, dtype: torch.dtype, shape: torch.Size
+) -> str | None:
+    """How ``part``, called ``name``, differs from ``dtype`` and ``shape``, if it does.
+
+    As the end of a line for people.
+    """
+    if part.dtype == dtype and part.shape == shape:
+        return None
+    return f"{name} is {told(part)}, expected {tuple(shape)} {dtype}"
+
+
+def scale_fault(scale: Tensor, rows: int) -> str | None:
+    """What keeps ``scale`` from being one size a row, if anything does."""
+    odd = misfit("its scale", scale, torch.float32, torch.Size([rows]))
+    if odd is None and not bool(((scale >= 0) & (scale <= LARGEST_SCALE)).all()):
+        return "its scale is NaN, Inf, negative or too large"
+    return odd
