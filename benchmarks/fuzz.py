@@ -122,7 +122,7 @@ def run_random(name: str, seconds: float, seed: int, kept: Path) -> None:
             watched(data)
             if time.monotonic() - start > PATIENCE:
                 raise TimeoutError(f"one input took more than {PATIENCE} s")
-        except Exception:
+        except Exception:  # whatever a reader lets out is the fault looked for
             (kept / "crash-random").write_bytes(data)
             traceback.print_exc()
             raise SystemExit(1) from None

@@ -25,6 +25,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 TOOLS = ("memcheck", "racecheck", "synccheck")
+GPU_TESTS = [f"tests/test_cuda{part}.py" for part in ("", "_training", "_calls")]
 
 
 def say(text: str) -> None:
@@ -63,9 +64,9 @@ def build() -> None:
 
 
 def run_tests() -> tuple[bool, str]:
-    """tests/test_cuda.py; whether all passed and none was skipped for want of a GPU."""
-    options = ["-q", "--noconftest", "-p", "no:cacheprovider", "tests/test_cuda.py"]
-    command = [sys.executable, "-m", "pytest", *options]
+    """GPU_TESTS; whether all passed and none was skipped for want of a GPU."""
+    options = ["-q", "--noconftest", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, *GPU_TESTS]
     done = subprocess.run(
         command, cwd=ROOT, text=True, capture_output=True, check=False
     )

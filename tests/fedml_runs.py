@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -156,6 +157,32 @@ def silo_commands(cf: Path, processes: int) -> list[list[str]]:
         [*common, "--rank", str(r), "--role", "client" if r else "server"]
         for r in range(processes)
     ]
+
+
+def silo(features: Path, tmp_path: Path, clients: int, **more: Any) -> dict[str, Any]:
+    path = write_addresses(tmp_path / "grpc_ipconfig.csv", clients + 1)
+    values = options(
+        features, training_type="cross_silo", backend="GRPC", fedclip_out="out",
+        grpc_ipconfig_path=str(path),
+    )  # fmt: skip
+    return values | {
+        "client_num_in_total": clients, "client_num_per_round": clients, **more,
+    }  # fmt: skip
+
+
+def run_silo(
+    folder: Path, values: dict[str, Any]
+) -> tuple[list[str], Standing, list[dict[str, Any]]]:
+    """A run of two clients, equal to the embedded one: logs, the latter, metrics."""
+    cf = write_yaml(folder / "fedml_config.yaml", values)
+    results = finish(folder, silo_commands(cf, 3))
+    assert [code for code, _ in results] == [0, 0, 0], results[0][1]
+    last = embedded(values)
+    assert close(adapter(folder / "out"), last.best)
+    lines = (folder / "out" / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert found[-1]["clients"] == last.result.clients
+    return [log for _, log in results], last, found
 
 
 def mpirun() -> str | None:

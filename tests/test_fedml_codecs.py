@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,11 @@ from tests.fedml_runs import (
     mpirun,
     namespace,
     options,
-    silo_commands,
+    run_silo,
+    silo,
     write_yaml,
 )
 from tests.fedml_world import fresh_fedml, secured, simulate, state_of
-from tests.test_fedml_processes import silo
 from tests.toy import write_toy
 
 __all__ = ["fresh_fedml"]  # a fixture for every test here too
@@ -161,14 +160,7 @@ def test_cross_silo_gives_the_embedded_adapter(tmp_path: Path, monkeypatch, code
     monkeypatch.chdir(tmp_path)
     features = write_toy(tmp_path / "features", dim=128)
     values = silo(features, tmp_path, 2, fedclip_target="photo", fedclip_compress=codec)
-    cf = write_yaml(tmp_path / "fedml_config.yaml", values)
-    results = finish(tmp_path, silo_commands(cf, 3))
-    assert [code for code, _ in results] == [0, 0, 0], results[0][1]
-    last = embedded(values)
-    assert close(adapter(tmp_path / "out"), last.best)
-    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
-    assert found[-1]["clients"] == last.result.clients
+    _, last, found = run_silo(tmp_path, values)
     size = sum(4 * value.numel() for value in last.best.values())
     share = {"int8": 0.27, "topk": 0.06}[codec]  # scales and header beside the values
     for line in found:

@@ -28,6 +28,8 @@ from tests.fedml_runs import (
     namespace,
     options,
     replay,
+    run_silo,
+    silo,
     silo_commands,
     write_addresses,
     write_yaml,
@@ -161,35 +163,17 @@ def test_mpi_gives_the_embedded_adapter(features, tmp_path, rounds):
 # -------------------------------------------------------------------------- cross-silo
 
 
-def silo(features: Path, tmp_path: Path, clients: int, **more: Any) -> dict[str, Any]:
-    path = write_addresses(tmp_path / "grpc_ipconfig.csv", clients + 1)
-    values = options(
-        features, training_type="cross_silo", backend="GRPC", fedclip_out="out",
-        grpc_ipconfig_path=str(path),
-    )  # fmt: skip
-    return values | {
-        "client_num_in_total": clients, "client_num_per_round": clients, **more,
-    }  # fmt: skip
-
-
 def test_cross_silo_gives_the_embedded_adapter_and_sends_no_more(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     features = write_toy(tmp_path / "features", dim=128)
     values = silo(features, tmp_path, 2, fedclip_target="photo")
-    cf = write_yaml(tmp_path / "fedml_config.yaml", values)
-    results = finish(tmp_path, silo_commands(cf, 3))
-    assert [code for code, _ in results] == [0, 0, 0], results[0][1]
-    last = embedded(values)
-    assert close(adapter(tmp_path / "out"), last.best)
-    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
-    assert found[-1]["clients"] == last.result.clients
+    logs, last, found = run_silo(tmp_path, values)
     assert found[-1]["target"] == last.result.target
     size = sum(4 * value.numel() for value in last.state.values())  # bytes
     for line in found:  # messages, as gRPC carried them
         assert 2 * size <= line["bytes_up"] <= 2 * (size + 4096)
         assert 2 * size <= line["bytes_down"] <= 2 * (size + 4096)
-    for name, (_, log) in zip(("art", "cartoon"), results[1:]):
+    for name, log in zip(("art", "cartoon"), logs[1:]):
         assert log.count(f"FedCLIP client {name} trained") == 3
 
 
