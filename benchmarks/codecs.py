@@ -36,18 +36,29 @@ from fedclip_plugin.svg import figure_style
 from fedclip_plugin.update import ClientUpdate
 
 RESULTS = Path(__file__).parent / "results" / "codecs"
+WAYS = ("bytes_up", "bytes_down")
 EVAL_EVERY = 5  # rounds; the one that is best on validation rows is taken
 SETTINGS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "int4": {"compress": "int4"},
+    "int4 both ways": {"compress": "int4", "compress_down": "int4"},
+    "int4, int8 down": {"compress": "int4", "compress_down": "int8"},
     "topk 10 %": {"compress": "topk", "topk_share": 0.1},
     "topk 5 %": {"compress": "topk", "topk_share": 0.05},
     "int8": {"compress": "int8"},
+    "int8 both ways": {"compress": "int8", "compress_down": "int8"},
     "fp16": {"compress": "fp16"},
     "topk 20 %": {"compress": "topk", "topk_share": 0.2},
     "topk 1 %": {"compress": "topk", "topk_share": 0.01},
     "topk 5 %, no feedback": {"compress": "topk", "error_feedback": "off"},
     "int4, no feedback": {"compress": "int4", "error_feedback": "off"},
+}
+LABELLED = {  # in the figure, and how far from its point, in points
+    "fp32": (-10, 8),
+    "int8 both ways": (-32, 8),
+    "int4, int8 down": (-34, -14),
+    "int4 both ways": (-24, 8),
+    "topk 1 %": (-10, -14),
 }
 COLOURS = {"best": "#0072b2", "paper": "#d55e00"}  # Okabe and Ito's
 
@@ -71,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if name not in rows:
             train = {**PRESETS[preset], **SETTINGS[name]}
             rows[name] = run_all(features, train, args.rounds, args.seeds)
-            print(preset, name, rows[name]["bytes_up"], flush=True)
+            print(preset, name, *(rows[name][k] for k in WAYS), flush=True)
         _write(found, args.out)
 
 
@@ -84,9 +95,9 @@ def _earlier(out: Path, key: list[Any]) -> dict[str, Any]:
 def run_all(
     features: FeatureSet, train: dict[str, Any], rounds: int, seeds: Sequence[int]
 ) -> dict[str, Any]:
-    """Bytes up a client and round, and the best rounds' accuracies, a list a target."""
-    row: dict[str, Any] = {"bytes_up": 0, "targets": {}, "clients": {}}
-    sizes = []
+    """Bytes of a client in a round; accuracies of the best rounds, a list a target."""
+    row: dict[str, Any] = {"targets": {}, "clients": {}}
+    sizes: dict[str, list[float]] = {way: [] for way in WAYS}
     train = {"rounds": rounds, "eval_every": EVAL_EVERY, **train}
     config = RunConfig(data=DataConfig(dataset="features"), train=TrainConfig(**train))
     for target in features.domains:
@@ -96,11 +107,12 @@ def run_all(
                 result = standing.result
                 if result and result.clients and _is_best(standing):
                     best = result
-            sizes.append(standing.progress.bytes_up / rounds / len(fed.clients))
+            for way, found in sizes.items():
+                total = getattr(standing.progress, way)
+                found.append(total / rounds / len(fed.clients))
             row["targets"].setdefault(target, []).append(best.target)
             row["clients"].setdefault(target, []).append(best.mean_test)
-    row["bytes_up"] = round(sum(sizes) / len(sizes))
-    return row
+    return row | {way: round(sum(found) / len(found)) for way, found in sizes.items()}
 
 
 def _is_best(standing: Standing) -> bool:
@@ -167,8 +179,9 @@ def _write(found: dict[str, Any], out: Path) -> None:
         "",
         f"`python -m benchmarks.codecs` on {name}: {rounds} rounds, seeds {seeds}, "
         f"every domain held out in turn; {on['cpu']}, torch {on['torch']}, "
-        f"{on['date']}.  Bytes are those of one client's update in one round, with "
-        "names and checksum; the state goes down in fp32.  Accuracy in per cent of the "
+        f"{on['date']}.  Bytes are those of one client in one round, with names and "
+        "checksum; without `down` or `both ways` the state goes down in fp32.  Fewer: "
+        "up alone, and both ways together.  Accuracy in per cent of the "
         f"best round on the clients' validation rows, of every {EVAL_EVERY}th, and its "
         "difference to fp32 in points; ± is the 95 % interval over seeds, each a mean "
         "over targets.",
@@ -186,14 +199,16 @@ def _write(found: dict[str, Any], out: Path) -> None:
 
 
 def _table(rows: dict[str, Any]) -> list[str]:
-    heads = ["codec", "bytes up", "fewer", "held out", "to fp32", "clients", "to fp32"]
+    heads = ["codec", "bytes up", "bytes down", "fewer up", "fewer in all"]
+    heads += ["held out", "to fp32", "clients", "to fp32"]
     base = rows["fp32"]
     body = []
     for name, row in rows.items():
         cells = [
             name,
-            f"{row['bytes_up']:,}",
+            *(f"{row[way]:,}" for way in WAYS),
             f"{base['bytes_up'] / row['bytes_up']:.1f}x",
+            f"{both_ways(base) / both_ways(row):.1f}x",
         ]
         for kind in ("targets", "clients"):
             values, usual = over_seeds(row[kind]), over_seeds(base[kind])
@@ -203,34 +218,43 @@ def _table(rows: dict[str, Any]) -> list[str]:
     return markdown_table(heads, body)
 
 
+def both_ways(row: dict[str, Any]) -> int:
+    """Bytes up and down."""
+    return sum(row[way] for way in WAYS)
+
+
 def _svg(presets: dict[str, Any]) -> str:
-    """Accuracy of the held-out domains over bytes up; a line a preset."""
+    """Accuracy of the held-out domains over bytes both ways; a colour a preset."""
     with figure_style():
         figure = Figure(figsize=(8, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for preset, rows in presets.items():
             shown = {n: r for n, r in rows.items() if "feedback" not in n}
             points = sorted(
-                (r["bytes_up"], over_seeds(r["targets"]), n) for n, r in shown.items()
+                (both_ways(r), over_seeds(r["targets"]), n) for n, r in shown.items()
             )
             x = [size for size, _, _ in points]
             y = [100 * (mean(values) or 0) for _, values, _ in points]
             half = [100 * (ci95(values) or 0) for _, values, _ in points]
-            style = {"color": COLOURS.get(preset), "marker": "o", "capsize": 3}
+            style = {"color": COLOURS.get(preset), "fmt": "o", "capsize": 3}
             axes.errorbar(x, y, half, label=f"--preset {preset}", **style)
             for (size, _, name), top in zip(points, y):
-                axes.annotate(
-                    name, (size, top), textcoords="offset points", xytext=(4, 6)
-                )
+                if name in LABELLED:
+                    axes.annotate(
+                        name,
+                        (size, top),
+                        textcoords="offset points",
+                        xytext=LABELLED[name],
+                    )
         axes.set_xscale("log", base=2)
-        axes.set_xlabel("bytes up, a client and round")
+        axes.set_xlabel("bytes both ways, a client and round")
         axes.set_ylabel("held-out accuracy, %")
         axes.set_xticks(
-            [2**e for e in range(15, 22)], [_size(e) for e in range(15, 22)]
+            [2**e for e in range(18, 23)], [_size(e) for e in range(18, 23)]
         )
         axes.minorticks_off()
         axes.grid(True, color="#dddddd", linewidth=0.7)
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(frameon=False, loc="center left")
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return out.getvalue()

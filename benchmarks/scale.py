@@ -35,7 +35,13 @@ from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
 from fedclip_plugin.features import load_features
 from fedclip_plugin.federation import Federation, build_federation, participants
 from fedclip_plugin.ops import weighted_mean
-from fedclip_plugin.rounds import next_state, score_state, tally, train_clients
+from fedclip_plugin.rounds import (
+    next_state,
+    score_state,
+    shared_state,
+    tally,
+    train_clients,
+)
 
 MIB = 2**20
 SIZES = (10, 100, 1_000, 10_000)
@@ -92,10 +98,10 @@ def one_round(fed: Federation, number: int) -> dict[str, float]:
     updates = train_clients(fed, state, chosen, number)
     trained = time.perf_counter()
     names = [c.name for c in chosen]
-    counted = tally(fed.algorithm, state, updates, names, train.max_norm_ratio)
+    counted = tally(fed, state, updates, names)
     after = next_state(fed, counted, state, number)
     aggregated, used = time.perf_counter(), time.process_time() - used
-    score_state(fed, after)
+    score_state(fed, shared_state(fed, after))
     return {
         "cpu": used,
         "train": trained - start,

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from .codec import misfit
 from .errors import RunError
 from .shapes import count, fields, number, several
 from .storage import DamagedFileError, read_tensors, sweep, write_tensors
@@ -74,35 +76,65 @@ class Checkpoint:
         if durable:
             self._synced = time.monotonic()
 
-    def load(self) -> tuple[Progress, State, State] | None:
+    def load(self, like: State) -> tuple[Progress, State, State] | None:
         """Progress, current and best state; None where there is no checkpoint.
 
-        Raises RunError for a damaged file or one of another run.
+        ``like`` is what a run begins with: both states have its keys, shapes and dtypes
+        (CPU), beside what clients keep.  Raises RunError for a damaged file, one of
+        another run, or one that was made to look like this run's.
         """
         for directory in self.path.parents[:2]:
             sweep(directory)
         try:
             tensors, meta = read_tensors(self.path)
-            told = json.loads(meta["progress"])
-            if wrong := _PROGRESS(told):
-                raise ValueError(wrong)
-            told["releases"] = tuple(map(tuple, told.get("releases", ())))
-            progress = Progress(**told)
+            progress = _progress(meta)
         except FileNotFoundError:
             return None
         except (
             *(DamagedFileError, KeyError, TypeError, ValueError, RecursionError),
         ) as error:
-            raise RunError(
-                f"checkpoint {self.path} is damaged ({error}); delete it to start again"
-            ) from error
+            raise self._damaged(error) from error
         if meta.get("identity") != self.identity:
             raise RunError(
                 f"checkpoint {self.path} belongs to a run with another configuration "
                 "or other features; use its own options, or another --out"
             )
-        states = [
-            {k[len(p) :]: v for k, v in tensors.items() if k.startswith(p)}
-            for p in ("state/", "best/")
-        ]
-        return progress, states[0], states[1] or dict(states[0])
+        state = _part(tensors, "state/")
+        best = _part(tensors, "best/") or dict(state)
+        if wrong := _misfit(state, like) or _misfit(best, like):
+            raise self._damaged(wrong)
+        return progress, state, best
+
+    def _damaged(self, why: object) -> RunError:
+        return RunError(
+            f"checkpoint {self.path} is damaged ({why}); delete it to start again"
+        )
+
+
+def _progress(meta: Mapping[str, str]) -> Progress:
+    told = json.loads(meta["progress"])
+    if wrong := _PROGRESS(told):
+        raise ValueError(wrong)
+    told["releases"] = tuple(map(tuple, told.get("releases", ())))
+    return Progress(**told)
+
+
+def _part(tensors: State, prefix: str) -> State:
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _misfit(state: State, like: State) -> str | None:
+    """How ``state`` differs from ``like`` in keys, shapes or dtypes, if it does.
+
+    What a client keeps, ``<client>/<key>``, is checked where ``like`` has such a key.
+    """
+    if missing := like.keys() - state.keys():
+        return f"it has no {min(missing)}"
+    for key, value in state.items():
+        client, _, name = key.rpartition("/")
+        if name not in like and not client:
+            return f"{key} is no part of this run"
+        wanted = like.get(name, value)
+        if odd := misfit(key, value, wanted.dtype, wanted.shape):
+            return odd
+    return None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def run(args: argparse.Namespace, display: Display) -> int:
     """``fedclip run``."""
-    from . import experiment
+    from . import directories, experiment
     from .algorithms import get_algorithm
     from .device import resolve_device
     from .privacy import accountant
@@ -35,16 +35,17 @@ def run(args: argparse.Namespace, display: Display) -> int:
     if args.dry_run:
         return _dry_run(config, display)
     name = f"{config.algorithm}-{config.data.dataset}"
-    args.out = experiment.prepare_out(args.out, name, args.resume)
+    args.out = directories.prepare_out(args.out, name, args.resume)
     try:
-        features, stats = experiment.obtain_features(config, display.images)
-        display.say(_features_line(config, stats))
-        record = _recorder(args, display)
-        summary = experiment.run_experiment(
-            config, features, stats, args.out, args.resume, record
-        )
+        with directories.hold(args.out):
+            features, stats = experiment.obtain_features(config, display.images)
+            display.say(_features_line(config, stats))
+            record = _recorder(args, display)
+            summary = experiment.run_experiment(
+                config, features, stats, args.out, args.resume, record
+            )
     finally:
-        experiment.drop_if_empty(args.out)
+        directories.drop_if_empty(args.out)
     _print_results(display, summary, args.out)
     return 0
 

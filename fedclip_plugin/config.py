@@ -35,7 +35,7 @@ AGGREGATIONS = (
 )
 
 
-COMPRESSIONS = ("none", "fp16", "int8", "int4", "topk")
+COMPRESSIONS = ("none", "fp16", "int8", "int4", "topk")  # topk: up alone
 
 
 EMBEDDED_DATASET = "digits"
@@ -146,6 +146,7 @@ class TrainConfig:
     max_norm_ratio: float = 100.0  # to the round's median update; 0 allows any
     participation: float = 1.0  # share of the clients that train in a round
     compress: str = "none"  # the updates on their way up; see codecs.py
+    compress_down: str = "none"  # the state on its way down; see downlink.py
     topk_share: float = 0.05  # of the values that travel, with compress topk
     error_feedback: str = "on"  # clients keep what compression lost for the next round
     eval_every: int = 1  # rounds from one scoring of all clients to the next
@@ -195,6 +196,7 @@ class TrainConfig:
                 "expected a share in (0, 1]"
             )
         _choice("train", "compress", self.compress, COMPRESSIONS)
+        _choice("train", "compress_down", self.compress_down, COMPRESSIONS[:-1])
         _choice("train", "error_feedback", self.error_feedback, ("on", "off"))
         if not 0 < self.topk_share <= 1:
             raise ConfigError(

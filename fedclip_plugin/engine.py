@@ -85,11 +85,12 @@ def federate(
     fed = _within_budget(fed)
     state = best = fed.algorithm.init(fed.task)
     progress = Progress()
-    saved = checkpoint.load() if checkpoint else None
+    saved = checkpoint.load(state) if checkpoint else None
     if saved:
         progress, device = saved[0], fed.task.text.device
-        state = _to(saved[1], device)
-        best = shared_state(fed, _to(saved[2], device))
+        state, best = (_to(found, device) for found in saved[1:])
+        if progress.best_round == progress.round:
+            best = shared_state(fed, state)
     yield Standing(progress, None, state, best)
     while not finished(progress, fed.task.train):
         number = progress.round + 1

@@ -6,7 +6,6 @@ One target and one seed leave their files in the directory itself; several leave
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import time
@@ -27,14 +26,14 @@ from .dataset import ImageDataset
 from .device import resolve_device
 from .digests import Progress, silent
 from .engine import Standing, as_dict, federate, finished
-from .errors import ConfigError, RunError
+from .errors import ConfigError
 from .features import FeatureSet, load_features
 from .federation import build_federation, identity
 from .outputs import Leaf
 from .partition import resolve_targets
 from .personalization import personalize
 from .shapes import SUMMARY
-from .storage import cannot_write, write_bytes, write_json, write_tensors
+from .storage import write_bytes, write_json, write_tensors
 from .update import State
 from .weights import cache_dir
 from .whole_clip import WholeClip, open_whole_clip
@@ -74,80 +73,6 @@ def encode_dataset(
         on_bad_image=config.data.on_bad_image,
     )
     return encode_once(job, cache_dir(), progress)
-
-
-def prepare_out(out: Path | None, name: str, resume: bool) -> Path:
-    """The output directory, made and proved writable.
-
-    Without ``out``: ``runs/<name>``, numbered so that no earlier run is touched; with
-    ``resume`` the newest of them.  An explicit ``out`` that holds a run is moved aside
-    to ``<out>.previous-<n>``: nothing is lost.  Raises RunError for a directory that
-    holds something else, or where nothing can be written.
-    """
-    if out is None:
-        out = _default_out(Path("runs") / name, resume)
-    elif not resume:
-        _move_aside(out)
-    if resume and not (out / "config.toml").is_file():
-        raise RunError(f"--resume: {out} holds no run; start one without --resume")
-    probe = out / ".writable"
-    write_bytes(probe, b"", durable=False)
-    probe.unlink()
-    return out
-
-
-def drop_if_empty(out: Path) -> None:
-    """Remove the directory of a run that failed before it wrote anything."""
-    with contextlib.suppress(OSError):  # it is not empty: a run is in it
-        out.rmdir()
-
-
-def _default_out(base: Path, resume: bool) -> Path:
-    """The next number, or with ``resume`` the last: clocks go back, numbers do not."""
-    taken = {1: base} if base.exists() else {}
-    for path in base.parent.glob(f"{base.name}-*"):
-        word = path.name.removeprefix(f"{base.name}-")
-        if word.isdecimal():
-            taken[int(word)] = path
-    if resume:
-        runs = {n: p for n, p in taken.items() if (p / "config.toml").is_file()}
-        return runs[max(runs)] if runs else base
-    number = max(taken, default=0) + 1
-    while not _claim(path := _numbered(base, number)):
-        number += 1
-    return path
-
-
-def _numbered(base: Path, number: int) -> Path:
-    return base if number == 1 else base.with_name(f"{base.name}-{number}")
-
-
-def _claim(path: Path) -> bool:
-    """Make a directory that nobody else has: two runs at once get one each."""
-    try:
-        path.mkdir(parents=True)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    return True
-
-
-def _move_aside(out: Path) -> None:
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise RunError(f"--out {out} is a file; choose a directory")
-    if not any(out.iterdir()):
-        return
-    if not (out / "config.toml").is_file():
-        raise RunError(
-            f"--out {out} holds files that are no fedclip run; choose another directory"
-        )
-    number = 1
-    while (aside := out.with_name(f"{out.name}.previous-{number}")).exists():
-        number += 1
-    out.rename(aside)
 
 
 def plan(config: RunConfig, features: FeatureSet, out: Path) -> list[Leaf]:

@@ -109,8 +109,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--participation", dest="train.participation", metavar="SHARE", type=float,
         help="share of the clients that train in a round (default: 1)")  # fmt: skip
     add("--compress", dest="train.compress", metavar="C",
-        help="how updates travel up: none (default, fp32), fp16, int8, int4 or topk; "
-        "the state goes down in fp32")  # fmt: skip
+        help="how updates travel up: none (default, fp32), fp16, int8, int4 or topk",
+        )  # fmt: skip
+    add("--compress-down", dest="train.compress_down", metavar="C",
+        help="how the state travels down: none (default, fp32), fp16, int8 or int4",
+        )  # fmt: skip
     add("--topk-share", dest="train.topk_share", metavar="SHARE", type=float,
         help="of an update's values, those that topk sends (default: 0.05)",
         )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,7 +25,7 @@ from .features import FeatureSet
 from .federation import Federation
 from .rounds import score_state
 from .shapes import ROUND
-from .storage import cannot_write, write_bytes, write_tensors
+from .storage import cannot_write, write_parts, write_tensors
 from .update import State
 
 
@@ -66,14 +66,17 @@ class MetricsFile:
             if kind is None:
                 raise cannot_write(self.path, error) from error
 
-    def cut(self, rounds: int) -> list[dict[str, Any]]:
-        """Keep the lines of rounds 1 to ``rounds``; returns what they hold."""
+    def cut(self, rounds: int, wanted: int = 0) -> dict[str, Any] | None:
+        """Keep the lines of rounds 1 to ``rounds``; returns that of round ``wanted``.
+
+        A line holds every client's accuracies: one at a time is in memory.
+        """
         self._file.close()
-        kept = _cut(self.path, rounds)
+        found = _cut(self.path, rounds, wanted)
         self._file = _append_to(self.path)
         if self.quarantined.is_file():
             _cut(self.quarantined, rounds)
-        return kept
+        return found
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Append one round; in the file before its checkpoint is written."""
@@ -95,19 +98,22 @@ def _append_to(path: Path) -> TextIO:
         raise cannot_write(path, error) from error
 
 
-def _cut(path: Path, rounds: int) -> list[dict[str, Any]]:
-    lines, kept = [], []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    for line in text.splitlines(keepends=True):
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # torn by a kill or a full disk: its round is run again
-        if ROUND(entry) is None and entry["round"] <= rounds:
-            lines.append(line)
-            kept.append(entry)
-    write_bytes(path, "".join(lines).encode(), durable=False)
-    return kept
+def _cut(path: Path, rounds: int, wanted: int = 0) -> dict[str, Any] | None:
+    found: list[dict[str, Any]] = []
+
+    def kept(lines: Iterable[bytes]) -> Iterator[bytes]:
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                continue  # torn by a kill or a full disk: its round is run again
+            if ROUND(entry) is None and entry["round"] <= rounds:
+                found[:] = [entry] if entry["round"] == wanted else found
+                yield line
+
+    with path.open("rb") as lines:
+        write_parts(path, kept(lines), durable=False)
+    return found[0] if found else None
 
 
 def write_adapter(leaf: Leaf, features: FeatureSet, standing: Standing) -> None:

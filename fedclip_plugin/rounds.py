@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from . import compression, privacy
+from . import compression, downlink, privacy
 from .algorithms import Algorithm, Client
 from .config import TrainConfig
 from .evaluation import score_clients, score_target, selection_score
@@ -55,21 +55,21 @@ class Tally:
 
 
 def tally(
-    algorithm: Algorithm,
+    fed: Federation,
     state: State,
     updates: Sequence[ClientUpdate],
     participants: Sequence[str],
-    max_norm_ratio: float = 100.0,
 ) -> Tally:
     """Screen the updates of the ``participants`` to whom ``state`` was sent.
 
     Bytes are those of safetensors; a host that counts its own wire replaces them.
     """
-    like = algorithm.update_like(state)
-    sound, bad = screen(updates, like, max_norm_ratio)
+    payload = downlink.payload(fed, state)
+    like = downlink.received(fed, payload)
+    sound, bad = screen(updates, like, fed.task.train.distance_limit)
     up = sum(update_bytes(u) for u in updates)
-    down = len(participants) * state_bytes(like)
-    if not algorithm.communicates:
+    down = len(participants) * state_bytes(payload)
+    if not fed.algorithm.communicates:
         up = down = 0
     return Tally(list(participants), sound, bad, up, down)
 
@@ -79,8 +79,8 @@ def train_clients(
 ) -> list[ClientUpdate]:
     """The clients' side of a round: what each of ``clients`` sends back.
 
-    ``state`` is what the server sent, with what the clients kept for themselves beside
-    it (``<client>/<key>``); what they keep now is in the updates' ``private``.
+    ``state`` is what they see of the server's, with what they kept for themselves
+    beside it (``<client>/<key>``); what they keep now is in the updates' ``private``.
     """
     return as_sent(fed, state, local_updates(fed, state, clients, round_number))
 
@@ -111,24 +111,31 @@ def next_state(
     What clients keep for themselves, where ``state`` holds it, stays as it is.
     """
     train, seed, sound = fed.task.train, fed.task.seed, counted.sound
-    sent = fed.algorithm.update_like(state)
+    if not sound and not train.private:
+        return dict(state)
+    sent = downlink.seen(fed, state)
     if train.private or type(fed.algorithm).aggregate is not Algorithm.aggregate:
         sound = compression.decoded(sound, sent)
     if train.private:
         asked = len(counted.participants)
         entropy = privacy.noise_entropy(train, seed, round_number)
         sound = [privacy.private_update(sound, sent, train, asked, entropy)]
-    return {**state, **fed.algorithm.aggregate(sound, state, fed.task)}
+    after = fed.algorithm.aggregate(sound, {**state, **sent}, fed.task)
+    if fed.algorithm.communicates:
+        after = downlink.carried(fed, after, state, sent)
+    return {**state, **after}
 
 
 def shared_state(fed: Federation, state: State) -> State:
-    """``state`` without what clients keep for themselves, if anything is shared."""
-    return fed.algorithm.update_like(state) if fed.algorithm.communicates else state
+    """What clients see of the server's ``state``; all of it, if nothing is shared."""
+    return downlink.seen(fed, state) if fed.algorithm.communicates else state
 
 
 def score_state(fed: Federation, state: State) -> tuple[Scores, float | None]:
-    """Accuracies of all clients, and of the held-out target if there is one."""
-    state = shared_state(fed, state)
+    """Accuracies of all clients, and of the held-out target if there is one.
+
+    ``state`` is one that :func:`shared_state` gave.
+    """
     clients = score_clients(fed.algorithm, state, fed.clients, fed.task)
     return clients, score_target(fed.algorithm, state, fed.target, fed.task)
 
@@ -144,7 +151,7 @@ def score_round(
     """:func:`score_state` in the rounds that are scored; nothing in the others."""
     if not scored(fed.task.train, round_number):
         return {}, None
-    return score_state(fed, state)
+    return score_state(fed, shared_state(fed, state))
 
 
 def round_result(
@@ -179,9 +186,9 @@ def run_round(
     config = fed.task.train
     seed = privacy.drawing_seed(config, fed.task.seed)
     chosen = participants(fed.clients, config.participation, seed, round_number)
-    updates = train_clients(fed, state, chosen, round_number)
-    names = [c.name for c in chosen]
-    counted = tally(fed.algorithm, state, updates, names, config.distance_limit)
+    seen = {**state, **downlink.seen(fed, state)}
+    updates = train_clients(fed, seen, chosen, round_number)
+    counted = tally(fed, state, updates, [c.name for c in chosen])
     after = next_state(fed, counted, state, round_number)
     after |= private_states(updates)
     trained = time.perf_counter()

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,12 @@ def cannot_write(path: Path, error: OSError) -> RunError:
 
 
 def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
-    """Replace ``path`` by ``data`` in one step.
+    """Replace ``path`` by ``data`` in one step; see :func:`write_parts`."""
+    write_parts(path, (data,), durable)
+
+
+def write_parts(path: Path, parts: Iterable[bytes], durable: bool = True) -> None:
+    """Replace ``path`` by ``parts``, one after the other, in one step.
 
     ``durable`` waits for the disk (power loss); without it the file still survives
     ``kill -9``.  Raises RunError naming the path on a full or read-only disk.
@@ -45,7 +50,7 @@ def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
         handle, name = tempfile.mkstemp(_SCRAP, f".{path.name}.", path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                file.writelines(parts)
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from .. import experiment, outputs
+from .. import directories, experiment, outputs
 from ..algorithms import Client, Samples
 from ..checkpoint import Checkpoint, Progress
 from ..config import RunConfig, TrainConfig
@@ -35,6 +35,7 @@ from ..rounds import (
     next_state,
     round_result,
     score_round,
+    shared_state,
     tally,
 )
 from ..storage import write_bytes, write_json
@@ -161,7 +162,8 @@ class HostRun:
     def _open(self, out: Path, resume: bool) -> None:
         config = self.setup.config
         resume = resume and (out / "config.toml").is_file()
-        directory = experiment.prepare_out(out, "", resume)
+        directory = directories.prepare_out(out, "", resume)
+        self._lock = directories.hold(directory)
         rounds = config.train.rounds
         self.leaf = outputs.Leaf(directory, self.setup.target, self.setup.seed, rounds)
         self._checkpoint = Checkpoint(directory, self._identity())
@@ -170,9 +172,8 @@ class HostRun:
         write_bytes(directory / "config.toml", to_toml(config).encode())
         self._metrics = outputs.MetricsFile(directory / "metrics.jsonl").__enter__()
         done = self.standing.progress
-        for line in self._metrics.cut(done.round):
-            if line["round"] == done.best_round:
-                self._best_clients = line["clients"]
+        if best := self._metrics.cut(done.round, done.best_round):
+            self._best_clients = best.get("clients") or {}
 
     def _identity(self) -> str:
         """Without data here, features are known by who is there: not for a checkpoint.
@@ -185,14 +186,17 @@ class HostRun:
         return identity(features, setup.config, setup.target)
 
     def _take_up(self, checkpoint: Checkpoint) -> None:
-        saved = checkpoint.load()
+        saved = checkpoint.load(self.state)
         if saved is None:
             return
         progress, *states = saved
-        device = self.setup.fed.task.text.device
+        fed = self.setup.fed
         self.state, best = (
-            {key: value.to(device) for key, value in state.items()} for state in states
+            {key: value.to(fed.task.text.device) for key, value in state.items()}
+            for state in states
         )
+        if progress.best_round == progress.round:
+            best = shared_state(fed, self.state)
         self.standing = Standing(progress, None, self.state, best)
 
     def aggregate(
@@ -204,8 +208,7 @@ class HostRun:
         taken over by :meth:`record`, so that a host may still change it.
         """
         fed = self.setup.fed
-        ratio = fed.task.train.distance_limit
-        counted = tally(fed.algorithm, self.state, updates, participants, ratio)
+        counted = tally(fed, self.state, updates, participants)
         number = self.standing.progress.round + 1
         return next_state(fed, counted, self.state, number), counted
 
@@ -217,20 +220,20 @@ class HostRun:
         ``clients`` holds the accuracies that the clients measured themselves; without
         it they are scored here, where their data are, every ``eval_every`` rounds.
         """
-        trained = time.perf_counter()
+        trained, fed = time.perf_counter(), self.setup.fed
         number, target = self.standing.progress.round + 1, None
         if clients is None:
-            clients, target = score_round(self.setup.fed, state, number)
+            clients, target = score_round(fed, state, number)
         now = time.perf_counter()
         seconds = {"train": trained - self._started, "evaluate": now - trained}
         result = round_result(number, counted, clients, target, seconds)
-        train, asked = self.setup.fed.task.train, len(counted.participants)
+        train, asked = fed.task.train, len(counted.participants)
         drawn_from = max(asked, self.drawn_from or 0)
         progress, result = account(train, self.standing.progress, result, drawn_from)
         progress = advance(progress, result)
         best = self.standing.best
         if progress.best_round == number:
-            self._best_clients, best = result.clients, state
+            self._best_clients, best = result.clients, shared_state(fed, state)
         self.state = state
         self.standing = Standing(progress, result, state, best)
         if self._metrics is not None and self._checkpoint is not None:
@@ -260,6 +263,7 @@ class HostRun:
             self._metrics.__exit__(None)
             self._metrics = None
             self._write(leaf, summary)
+            self._lock.release()
         return summary
 
     def _write(self, leaf: outputs.Leaf, summary: dict[str, Any]) -> None:

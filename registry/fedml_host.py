@@ -158,7 +158,7 @@ def _play_server(self: Any, *given: Any, **named: Any) -> None:
 
 
 def _play_client(self: Any, *given: Any, **named: Any) -> None:
-    from .fedml_silo import join
+    from .fedml_silo_client import join
 
     join(*given, **named)
 

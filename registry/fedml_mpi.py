@@ -14,12 +14,16 @@ from fedml.simulation.mpi.fedavg.FedAVGAggregator import FedAVGAggregator
 from fedml.simulation.mpi.fedavg.FedAvgClientManager import FedAVGClientManager
 from fedml.simulation.mpi.fedavg.FedAvgServerManager import FedAVGServerManager
 from fedml.simulation.mpi.fedavg.FedAVGTrainer import FedAVGTrainer
+from fedml.simulation.mpi.fedavg.message_define import MyMessage
 from torch import nn
 
 from ..errors import ConfigError
-from .fedml_roles import ROUND, Params, trainer_of
+from .fedml_roles import ROUND, trainer_of
 from .fedml_server import aggregator_of
-from .fedml_settings import FILE
+from .fedml_settings import FILE, bind
+from .fedml_updates import Params, packed, unpacked
+
+_MODEL = MyMessage.MSG_ARG_KEY_MODEL_PARAMS
 
 
 class _Server(FedAVGAggregator):  # type: ignore[misc]
@@ -33,6 +37,9 @@ class _Server(FedAVGAggregator):  # type: ignore[misc]
 
 
 class _Trainer(FedAVGTrainer):  # type: ignore[misc]
+    def update_model(self, weights: Params) -> None:
+        super().update_model(unpacked(bind(self.args), weights))
+
     def train(self, round_idx: int | None = None) -> tuple[Params, int]:
         self.args.round_idx = round_idx
         given = (self.train_local, self.device, self.args)
@@ -45,6 +52,8 @@ class _Trainer(FedAVGTrainer):  # type: ignore[misc]
 class _Manager(FedAVGServerManager):  # type: ignore[misc]
     def send_message(self, message: Any) -> None:
         message.add_params(ROUND, self.args.round_idx)
+        if (whole := message.get(_MODEL)) is not None:
+            message.add_params(_MODEL, packed(bind(self.args), whole))
         super().send_message(message)
 
 

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from typing import Any
 
 from fedml.core import ClientTrainer
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import ConfigError
 from ..evaluation import accuracy, predict_labels
@@ -20,9 +20,10 @@ from .fedml_data import ClientLoader, client_of, parameters
 from .fedml_log import forward
 from .fedml_noise import unforeseen
 from .fedml_settings import FILE, Binding, bind
+from .fedml_updates import Params
 
-Params = OrderedDict[str, Tensor]
 ROUND = "fedclip_round"  # of the answer that a message asks for, or is
+PROCESS = "fedclip_process"  # tells a second word from a second start
 
 
 def open_binding(args: Any) -> Binding:

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from fedml import mlops
 from fedml.core import ServerAggregator
 from fedml.core.dp.fedml_differential_privacy import FedMLDifferentialPrivacy
-from fedml.core.security.fedml_attacker import FedMLAttacker
 from fedml.core.security.fedml_defender import FedMLDefender
 from torch import Tensor, nn
 
+from .. import downlink
 from ..algorithms import FedClip
 from ..compression import decoded
 from ..config import TrainConfig
@@ -32,7 +30,8 @@ from .core import HostRun
 from .fedml_data import asked, parameters
 from .fedml_log import final_lines, round_line
 from .fedml_noise import unforeseen
-from .fedml_roles import Params, device_state, open_binding, split_metrics
+from .fedml_roles import device_state, open_binding, split_metrics
+from .fedml_updates import Params, finite, fits, hooked, like, named_fedavg
 
 _log = logging.getLogger("fedclip")
 
@@ -122,16 +121,17 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
     def aggregate(self, raw_client_model_or_grad_list: Raw) -> Params:
         """FedCLIP's average; with a defense FedML's own, of FedCLIP's weights."""
         raw = raw_client_model_or_grad_list
-        sent = device_state(self.binding, self.model)
+        state = device_state(self.binding, self.model)
         voters = [(count, state) for count, state in raw if count > 0]
         fed = self.binding.setup.fed
         if not voters and not fed.task.train.private:
-            return OrderedDict(sent)
+            return OrderedDict(state)
         if FedMLDefender.get_instance().is_defense_enabled():
             if self._train.weighting == "uniform":
                 voters = [(1, state) for _, state in voters]
-            with _named_fedavg(self.args):
-                return _like(super().aggregate(voters), sent)
+            with named_fedavg(self.args):
+                theirs = like(super().aggregate(voters), state)
+            return OrderedDict(downlink.carried(fed, theirs, state, self._seen()))
         privacy = FedMLDifferentialPrivacy.get_instance()
         if privacy.to_compute_params_in_aggregation_enabled():
             privacy.set_params_for_dp(raw)
@@ -141,9 +141,9 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         ]
         names = [client.name for client in asked(self.binding, self.args)]
         number = getattr(self.args, "round_idx", 0) + 1
-        after = next_state(fed, Tally(names, updates, [], 0, 0), sent, number)
-        if self._unread is not None and not _finite(after):
-            after = self._screened(*self._unread, sent)
+        after = next_state(fed, Tally(names, updates, [], 0, 0), state, number)
+        if self._unread is not None and not finite(after):
+            after = self._screened(*self._unread, state)
         return OrderedDict(after)
 
     def on_after_aggregation(self, aggregated_model_or_grad: Params) -> Params:
@@ -151,7 +151,7 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         with unforeseen():
             after = super().on_after_aggregation(aggregated_model_or_grad)
         sent = device_state(self.binding, self.model)
-        state = _like(after, sent)
+        state = like(after, sent)
         self._record(state)
         return OrderedDict((key, value.cpu()) for key, value in state.items())
 
@@ -185,9 +185,9 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
 
     def _readable(self, updates: list[ClientUpdate]) -> list[ClientUpdate]:
         """Decoded where FedML or a derived class looks at them; our mean reads both."""
-        shown = _hooked() or getattr(self.args, "enable_contribution", False)
+        shown = hooked() or getattr(self.args, "enable_contribution", False)
         if shown or type(self) is not FedCLIPAggregator:
-            updates = decoded(updates, device_state(self.binding, self.model))
+            updates = decoded(updates, self._seen())
         self._codec = updates[0].codec if updates else "none"
         return updates
 
@@ -198,19 +198,17 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         and Inf pass through it, so where it is finite, all that went in was.
         """
         self._unread = None
-        sent = device_state(self.binding, self.model)
-        if not self._mean_tells() or not all(_fits(u, sent) for u in updates):
-            return self._tally(updates, names, sent)
+        state = device_state(self.binding, self.model)
+        if not self._mean_tells() or not all(fits(u, state) for u in updates):
+            return self._tally(updates, names, state)
         self._unread = updates, names
         size = sum(map(update_bytes, updates))
-        return replace(self._tally([], names, sent), sound=updates, bytes_up=size)
+        return replace(self._tally([], names, state), sound=updates, bytes_up=size)
 
     def _tally(
-        self, updates: list[ClientUpdate], names: list[str], sent: State
+        self, updates: list[ClientUpdate], names: list[str], state: State
     ) -> Tally:
-        fed = self.binding.setup.fed
-        ratio = fed.task.train.distance_limit
-        return tally(fed.algorithm, sent, updates, names, ratio)
+        return tally(self.binding.setup.fed, state, updates, names)
 
     def _mean_tells(self) -> bool:
         fed = self.binding.setup.fed
@@ -221,19 +219,25 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
             and train.aggregation == "mean"
             and train.max_norm_ratio == 0
             and not train.private
-            and not _hooked()
+            and not hooked()
         )
 
     def _screened(
-        self, updates: list[ClientUpdate], names: list[str], sent: State
+        self, updates: list[ClientUpdate], names: list[str], state: State
     ) -> State:
         """The average once more, without the updates that spoiled it."""
-        fed = self.binding.setup.fed
-        counted, before = self._tally(updates, names, sent), self._counted
+        counted, before = self._tally(updates, names, state), self._counted
         if before is not None:
             up, down = before.bytes_up, before.bytes_down
             self._counted = replace(counted, bytes_up=up, bytes_down=down)
-        return fed.algorithm.aggregate(counted.sound, sent, fed.task)
+        number = getattr(self.args, "round_idx", 0) + 1
+        return next_state(self.binding.setup.fed, counted, state, number)
+
+    def _seen(self) -> State:
+        """The adapter as the clients of this round see it."""
+        return downlink.seen(
+            self.binding.setup.fed, device_state(self.binding, self.model)
+        )
 
     def _with_wire(self, counted: Tally) -> Tally:
         if self.wire is None:
@@ -282,44 +286,3 @@ def aggregator_of(given: Any, model: nn.Module, args: Any) -> FedCLIPAggregator:
         )
     aggregator.go_on()  # a directory that cannot be used is refused before training
     return aggregator
-
-
-def _hooked() -> bool:
-    """Whether FedML's security or privacy looks at the single updates."""
-    return bool(
-        FedMLDefender.get_instance().is_defense_enabled()
-        or FedMLDifferentialPrivacy.get_instance().is_dp_enabled()
-        or FedMLAttacker.get_instance().is_attack_enabled()
-    )
-
-
-def _fits(update: ClientUpdate, like: State) -> bool:
-    state = update.state
-    return (
-        update.num_examples > 0
-        and update.codec == "none"
-        and state.keys() == like.keys()
-        and all(
-            state[k].shape == v.shape and state[k].dtype == v.dtype
-            for k, v in like.items()
-        )
-    )
-
-
-def _finite(state: State) -> bool:
-    return all(bool(torch.isfinite(value).all()) for value in state.values())
-
-
-@contextmanager
-def _named_fedavg(args: Any) -> Iterator[None]:
-    """FedML's average knows its own optimizers by name, and fails for another."""
-    name, args.federated_optimizer = args.federated_optimizer, "FedAvg"
-    try:
-        yield
-    finally:
-        args.federated_optimizer = name
-
-
-def _like(state: Mapping[str, Tensor], model: State) -> Params:
-    """``state`` in the dtypes and on the device of ``model``."""
-    return OrderedDict((k, state[k].to(v.device, v.dtype)) for k, v in model.items())

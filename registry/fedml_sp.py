@@ -15,12 +15,14 @@ from fedml.core.dp.fedml_differential_privacy import FedMLDifferentialPrivacy
 from fedml.simulation.sp.fedavg.fedavg_api import FedAvgAPI
 from torch import nn
 
+from .. import downlink
 from ..algorithms import Client
 from ..rounds import train_clients
 from ..update import ClientUpdate, private_states
 from .fedml_data import client_of, parameters
 from .fedml_roles import FedCLIPTrainer, trainer_of
 from .fedml_server import aggregator_of
+from .fedml_updates import packed, unpacked
 
 
 class FedCLIPAPI(FedAvgAPI):  # type: ignore[misc]
@@ -89,15 +91,18 @@ class FedCLIPAPI(FedAvgAPI):  # type: ignore[misc]
             fed = trainer.binding.setup.fed
             device = fed.task.text.device
             state = {k: v.to(device) for k, v in self.model.state_dict().items()}
-            known = {**state, **trainer.kept}
+            known = {**downlink.seen(fed, state), **trainer.kept}
             updates = train_clients(fed, known, clients, number)
             trainer.kept |= private_states(updates)
             return updates
-        sent = parameters(self.model)
-        return [
+        whole, binding = parameters(self.model), self.server_aggregator.binding
+        sent = unpacked(binding, packed(binding, whole))
+        updates = [
             self._one_by_one(client, loader, sent)
             for client, loader in zip(clients, loaders)
         ]
+        trainer.set_model_params(whole)  # the server's model is the same module
+        return updates
 
     def _one_by_one(self, client: Client, loader: Any, sent: Any) -> ClientUpdate:
         """A trainer of the user's own, or noise that each client adds."""
@@ -108,5 +113,4 @@ class FedCLIPAPI(FedAvgAPI):  # type: ignore[misc]
         trainer.train(loader, self.device, args)
         trainer.on_after_local_training(loader, self.device, args)
         state = dict(trainer.get_model_params())
-        trainer.set_model_params(sent)  # the server's model is the same module
         return ClientUpdate(client.name, state, len(client.train))

@@ -19,6 +19,7 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
+from .. import downlink
 from ..algorithms import Client
 from ..errors import ConfigError, FedClipError
 from ..evaluation import score_clients
@@ -72,7 +73,7 @@ def train(party: Party, message: Message) -> RecordDict:
     """
     fed = party.setup.fed
     like = fed.algorithm.init(fed.task)
-    state = records.to_state(message.content, like)
+    state = downlink.received(fed, records.to_state(message.content, like))
     own = records.to_state(party.kept.array_records.get(records.KEPT), like)
     (update,) = train_clients(fed, {**state, **own}, [party.client], party.round)
     kept = {**own, **private_states([update])}
@@ -87,7 +88,8 @@ def train(party: Party, message: Message) -> RecordDict:
 def evaluate(party: Party, message: Message) -> RecordDict:
     """Accuracy of the adapter in the message on the client's rows."""
     fed, client = party.setup.fed, party.client
-    state = records.to_state(message.content, fed.algorithm.init(fed.task))
+    sent = records.to_state(message.content, fed.algorithm.init(fed.task))
+    state = downlink.received(fed, sent)
     scores = score_clients(fed.algorithm, state, [client], fed.task)[client.name]
     metrics = MetricRecord({records.ROWS: len(client.test)})
     for split, key in records.SPLITS.items():

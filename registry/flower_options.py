@@ -100,11 +100,12 @@ def client_settings(shared: str, run_config: Values, node_config: Values) -> Run
     path = run.get(FILE) if not shared else None
     own, _ = load_settings(_destinations({**run, **node}), path)
     if not shared:
-        if own.train.compress != "none":
-            raise ConfigError(
-                f"compress = {own.train.compress!r}: only fedclip's own strategy "
-                "reads compressed updates, and this server is another"
-            )
+        for flag in ("compress", "compress_down"):
+            if (codec := getattr(own.train, flag)) != "none":
+                raise ConfigError(
+                    f"{flag.replace('_', '-')} = {codec!r}: only fedclip's own "
+                    "strategy compresses, and this server is another"
+                )
         return own
     config = from_dict(RunConfig, json.loads(shared), "the server's configuration")
     data = replace(

@@ -81,10 +81,11 @@ class SecureFedClip(FedClip):
     ) -> Iterable[Message]:
         """Runs the protocol with the clients of the round; nothing is left to send."""
         train = self.config.train
-        if train.aggregation != "mean" or train.compress != "none" or train.private:
+        plain = train.compress == train.compress_down == "none"
+        if train.aggregation != "mean" or not plain or train.private:
             raise ConfigError(
                 "SecAgg+ hides the single updates: use --aggregation mean, --compress "
-                "none, and no differential privacy on the server"
+                "none, --compress-down none, and no differential privacy on the server"
             )
         messages = list(super().configure_train(server_round, arrays, config, grid))
         rows = [card.rows[0] for card in self.nodes.roster.cards.values()]

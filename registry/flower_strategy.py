@@ -22,18 +22,21 @@ from flwr.app import (
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result, Strategy
 
+from .. import downlink
 from ..algorithms import get_algorithm
+from ..compression import PLAIN
 from ..errors import ConfigError, FedClipError, RunError
 from ..evaluation import summary_scores
 from ..means import mean
 from ..partition import NO_TARGET
-from ..rounds import RoundResult, Tally, scored
+from ..rounds import Tally, scored
 from ..update import State
 from . import flower_records as records
 from .core import HostRun, one_run, open_setup
+from .flower_log import conclude, describe, greet, tell
 from .flower_nodes import Nodes, Phase
 from .flower_options import server_settings
-from .flower_roster import Card, make_card, setup_without_data
+from .flower_roster import make_card, setup_without_data
 
 _log = logging.getLogger("flwr")
 
@@ -114,7 +117,7 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
             cards = list(self.nodes.clients(grid).values())
             setup = setup or setup_without_data(self.config, cards)
             self.host_run = HostRun(setup, *self.out, len(cards))
-            _greet(cards)
+            greet(cards)
             if self.host_run.done:
                 done, rounds = self.host_run.done, self.config.train.rounds
                 _log.info("fedclip: going on after round %d of %d", done, rounds)
@@ -122,17 +125,7 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
 
     def summary(self) -> None:
         """Log the configuration."""
-        c, s = self.config.train, self.sampling
-        _log.info(
-            "\t├── FedCLIP: lr %g, %d local epochs, batch size %d, %s weighting, "
-            "seed %d",
-            c.lr, c.local_epochs, c.batch_size, c.weighting, self.config.seeds[0],
-        )  # fmt: skip
-        _log.info(
-            "\t└── Sampling: train %g of at least %d, evaluate %g; %d nodes needed",
-            c.participation, s.min_train_nodes, s.fraction_evaluate,
-            s.min_available_nodes,
-        )  # fmt: skip
+        describe(self.config, self.sampling)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -200,7 +193,7 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
             bytes_down=counted.bytes_down + phase.bytes_down,
         )
         result = self._run.record(state, counted, None if self._scores_here else scores)
-        self._tell(result)
+        tell(result, self.nodes.roster.cards.values(), self._run.setup.target)
         metrics = {
             **records.client_metrics(result.clients),
             "val-accuracy": result.mean_val if result.clients else None,
@@ -216,13 +209,7 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         cards = self.nodes.roster.cards.values()
         shots = summary_scores(None, {card.name: card.shot for card in cards})
         summary = self._run.finish(shots)
-        _log.info(
-            "fedclip: best round %d: mean accuracy %s, zero-shot %s",
-            summary["best_round"], _percent(summary["result"]["mean"]),
-            _percent(summary["zero_shot"]["mean"]),
-        )  # fmt: skip
-        if self._run.leaf is not None:
-            _log.info("fedclip: results: %s", self._run.leaf.directory)
+        conclude(summary, self._run.leaf)
         return summary
 
     @property
@@ -243,6 +230,9 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         server_round: int,
         clients: Mapping[int, str],
     ) -> list[Message]:
+        if clients and self.config.train.compress_down != PLAIN:
+            sent = downlink.payload(self._run.setup.fed, self._state(arrays))
+            arrays = records.to_arrays(sent)
         self._phase = self.nodes.address(kind, arrays, config, server_round, clients)
         return [message for message, _ in self._phase.sent]
 
@@ -254,42 +244,6 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         if got != want:
             raise ConfigError(f"arrays {got} are no adapter of this run: {want}")
         return state
-
-    def _tell(self, result: RoundResult) -> None:
-        shots = {card.name: card.shot for card in self.nodes.roster.cards.values()}
-        for name, score in result.clients.items():
-            _log.info(
-                "fedclip: client %s: val %s, test %s, zero-shot %s",
-                name, _percent(score["val"]), _percent(score["test"]),
-                _percent(shots.get(name)),
-            )  # fmt: skip
-        if result.target is not None:
-            target = self._run.setup.target
-            _log.info("fedclip: held-out %s: %s", target, _percent(result.target))
-        _log.info(
-            "fedclip: round %d: mean val %s, test %s; %d bytes up, %d down",
-            result.round, _percent(result.mean_val if result.clients else None),
-            _percent(result.mean_test), result.bytes_up, result.bytes_down,
-        )  # fmt: skip
-
-
-def _greet(cards: list[Card]) -> None:
-    for card in cards:
-        _log.info(
-            "fedclip: client %s: %d training rows, zero-shot %s",
-            card.name, card.rows[0], _percent(card.shot),
-        )  # fmt: skip
-    whole = max(card.federation for card in cards)
-    if whole > len(cards):
-        _log.warning(
-            "fedclip: the data make %d clients, %d take part: set the number of "
-            "SuperNodes to %d",
-            whole, len(cards), whole,
-        )  # fmt: skip
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def serve(strategy: type[FedClip], grid: Grid, context: Context) -> None:

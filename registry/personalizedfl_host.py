@@ -24,7 +24,7 @@ from ..adapter import TwoSides
 from ..algorithms import Client, Samples, Task, get_algorithm
 from ..evaluation import accuracy, zero_shot_labels
 from ..federation import Federation
-from ..rounds import Tally, as_sent, local_updates
+from ..rounds import Tally, as_sent, local_updates, shared_state
 from ..tables import print_table
 from ..update import ClientUpdate, State, private_states
 from .core import HostRun, Setup, score_rows
@@ -156,12 +156,13 @@ class PersonalizedFedClip:
             for i, local in trained
         ]
         names = [local.update.client for _, local in trained]
-        known = {**self.run.state, **self._kept}
+        known = {**shared_state(self.run.setup.fed, self.run.state), **self._kept}
         updates = as_sent(self.run.setup.fed, known, updates)
         self._kept |= private_states(updates)
         state, counted = self.run.aggregate(updates, names)
         self._pending, self._locals = (state, counted), {}
         self._awaited = set(range(len(self._sites)))
+        state = shared_state(self.run.setup.fed, state)
         self.server_model.load_state_dict(state)
         damaged = {bad.client for bad in counted.quarantined}
         for i, site in enumerate(self._sites):

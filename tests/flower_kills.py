@@ -17,7 +17,8 @@ from typing import Any
 from fedclip_plugin.cache import EncodeStats
 from fedclip_plugin.config import RunConfig
 from fedclip_plugin.config_files import from_dict, load_toml
-from fedclip_plugin.experiment import prepare_out, run_experiment
+from fedclip_plugin.directories import prepare_out
+from fedclip_plugin.experiment import run_experiment
 from fedclip_plugin.features import FeatureSet, save_features
 from fedclip_plugin.registry import flower_host
 from fedclip_plugin.storage import read_tensors

@@ -123,9 +123,9 @@ def test_a_bad_payload_loses_nothing_of_the_others():
     art, cartoon = train_clients(fed, state, fed.clients, 1)
     spoilt = {**art.state, "0.weight:scale": art.state["0.weight:scale"] * torch.nan}
     names = [c.name for c in fed.clients]
-    counted = tally(fed.algorithm, state, [replace(art, state=spoilt), cartoon], names)
+    counted = tally(fed, state, [replace(art, state=spoilt), cartoon], names)
     assert [q.client for q in counted.quarantined] == ["art"]
-    alone = tally(fed.algorithm, state, [cartoon], names)
+    alone = tally(fed, state, [cartoon], names)
     after, want = (next_state(fed, c, state, 1) for c in (counted, alone))
     assert all(torch.equal(after[k], v) for k, v in want.items())
 
@@ -157,7 +157,7 @@ def test_what_is_no_adapter_is_left_for_the_screening():
     odd = ClientUpdate("art", {"x": torch.zeros(3)}, 5)
     (same,) = as_sent(fed, state, [odd])
     assert same is odd
-    counted = tally(fed.algorithm, state, [same], ["art"])
+    counted = tally(fed, state, [same], ["art"])
     assert counted.quarantined[0].reason.startswith("keys ['x']")
 
 
@@ -167,7 +167,7 @@ def test_privacy_clips_what_is_aggregated():
     state = fed.algorithm.init(fed.task)
     updates = train_clients(fed, state, fed.clients, 1)
     names, sent = [c.name for c in fed.clients], bare(fed, state)
-    counted = tally(fed.algorithm, state, updates, names, 0.0)
+    counted = tally(fed, state, updates, names)
     after = next_state(fed, counted, state, 1)
     entropy = privacy.noise_entropy(fed.task.train, fed.task.seed, 1)
     want = privacy.private_mean(

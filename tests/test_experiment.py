@@ -15,12 +15,9 @@ from safetensors import safe_open
 
 from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
 from fedclip_plugin.config_files import from_dict, load_toml
+from fedclip_plugin.directories import drop_if_empty, hold, prepare_out
 from fedclip_plugin.errors import RunError
-from fedclip_plugin.experiment import (
-    obtain_features,
-    prepare_out,
-    run_experiment,
-)
+from fedclip_plugin.experiment import obtain_features, run_experiment
 from fedclip_plugin.outputs import MetricsFile
 from tests.toy import write_toy
 
@@ -48,7 +45,7 @@ def test_leaf_leaves_the_documented_files(tmp_path):
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert names == {
         "config.toml", "metrics.jsonl", "adapter.safetensors", "checkpoint",
-        "report.html", "summary.json", "evaluation.json",
+        "report.html", "summary.json", "evaluation.json", ".lock",
     }  # fmt: skip
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
     assert set(summary) >= {
@@ -113,6 +110,25 @@ def test_foreign_directory_is_left_alone(tmp_path):
     with pytest.raises(RunError, match="is a file"):
         prepare_out(tmp_path / "thesis.txt", "x", resume=False)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_directory_of_a_run_at_work_is_refused_and_left_alone(tmp_path, resume):
+    config, out = make_config(write_toy(tmp_path / "f")), tmp_path / "out"
+    run(config, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with hold(out), pytest.raises(RunError, match=r"another run is writing to .*out:"):
+        prepare_out(out, "x", resume)
+    assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert prepare_out(out, "x", resume) == out  # it has ended
+
+
+def test_what_a_run_killed_at_once_left_is_no_run_and_in_nobodys_way(tmp_path):
+    out = tmp_path / "out"
+    hold(out).release()
+    assert prepare_out(out, "x", resume=False) == out
+    drop_if_empty(out)
+    assert not out.exists()
 
 
 def test_default_directory_is_numbered_and_resume_takes_the_newest(

@@ -93,6 +93,30 @@ def test_damaged_checkpoint_is_named(tmp_path):
         next(federate(make(), checkpoint))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("0.weight", torch.zeros(3)),
+        ("0.bias", torch.zeros(16, dtype=torch.float64)),
+        ("2.bias", None),
+        ("more", torch.zeros(1)),
+        ("cartoon/residual/0.bias", torch.zeros(3)),
+    ],
+)
+def test_checkpoint_with_a_right_checksum_and_a_wrong_state_is_named(
+    tmp_path, key, value
+):
+    """Whoever can write the file can write its checksum."""
+    checkpoint = Checkpoint(tmp_path, "one")
+    *_, last = federate(make())
+    state = {**last.state, key: value}
+    if value is None:
+        del state[key]
+    checkpoint.save(last.progress, state, last.best)
+    with pytest.raises(RunError, match=rf"is damaged \(.*{key}"):
+        next(federate(make(), checkpoint))
+
+
 def test_identity_knows_what_matters():
     features, config = toy_features(), make_config()
     base = identity(features, config, "art")

@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("fedml", reason="needs FedML: pip install 'fedclip-plugin[fedml]'")
 
 from fedclip_plugin.compression import decoded
+from fedclip_plugin.downlink import seen as seen_by_clients
 from fedclip_plugin.engine import Standing
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.registry import fedml_host
@@ -40,6 +41,7 @@ VARIANTS = [
     {"fedclip_compress": "int8"},
     {"fedclip_compress": "int4", "client_num_per_round": 2},
     {"fedclip_compress": "topk", "fedclip_topk_share": 0.1},
+    {"fedclip_compress": "int4", "fedclip_compress_down": "int4"},
     {"fedclip_optimizer_state": "keep"},
     {"fedclip_compress": "topk", "fedclip_optimizer_state": "keep"},
 ]
@@ -61,6 +63,7 @@ def test_sp_gives_the_embedded_adapter(features, change):
     last = embedded(values)
     assert distance(state_of(api), shared(last)) == 0
     assert found.result.bytes_up == last.result.bytes_up
+    assert found.result.bytes_down == last.result.bytes_down
 
 
 class OneByOne(fedml_host.FedCLIPTrainer):  # type: ignore[misc]
@@ -124,6 +127,26 @@ def test_fedmls_hooks_see_decoded_adapters(features, codec, monkeypatch):
         assert distance(dict(got), update.state) == 0
 
 
+def test_a_defense_keeps_what_the_clients_did_not_see(features):
+    args = secured(
+        features, enable_defense=True, defense_type="norm_diff_clipping",
+        norm_bound=5.0, fedclip_compress_down="int4",
+    )  # fmt: skip
+    model = fedml_host.create_model(args)
+    server = fedml_host.FedCLIPAggregator(model, args)
+    fed = server.binding.setup.fed
+    draw = torch.Generator().manual_seed(3)
+    state = {
+        key: value + 1e-2 * torch.randn(value.shape, generator=draw)
+        for key, value in model.state_dict().items()
+    }
+    model.load_state_dict(state)
+    seen = seen_by_clients(fed, state)
+    assert distance(seen, state) > 1e-3
+    server.close_round([(10, seen) for _ in fed.clients])  # nobody moved
+    assert distance(dict(model.state_dict()), state) <= 1e-6
+
+
 @pytest.mark.parametrize("codec", ["int8", "topk"])
 def test_a_payload_that_is_none_is_named(features, codec, caplog):
     args = namespace(features, fedclip_compress=codec, fedclip_max_norm_ratio=0)
@@ -148,6 +171,7 @@ def test_mpi_gives_the_embedded_adapter(features, tmp_path):
     values = options(features, backend="MPI", fedclip_out="out", fedclip_target="photo")
     values |= {"client_num_in_total": 2, "client_num_per_round": 2}
     values |= {"fedclip_compress": "topk", "fedclip_optimizer_state": "keep"}
+    values |= {"fedclip_compress_down": "int8"}
     cf = write_yaml(tmp_path / "fedml_config.yaml", values)
     run = [*FEDCLIP, "fedml", "--cf", str(cf), "--offline"]
     ((code, log),) = finish(tmp_path, [[starter, "-np", "3", *run]])
@@ -155,14 +179,17 @@ def test_mpi_gives_the_embedded_adapter(features, tmp_path):
     assert close(adapter(tmp_path / "out"), embedded(values).best)
 
 
-@pytest.mark.parametrize("codec", ["int8", "topk"])
-def test_cross_silo_gives_the_embedded_adapter(tmp_path: Path, monkeypatch, codec):
+@pytest.mark.parametrize(("codec", "down"), [("int8", "int8"), ("topk", "none")])
+def test_cross_silo_gives_the_embedded_adapter(
+    tmp_path: Path, monkeypatch, codec, down
+):
     monkeypatch.chdir(tmp_path)
     features = write_toy(tmp_path / "features", dim=128)
     values = silo(features, tmp_path, 2, fedclip_target="photo", fedclip_compress=codec)
-    _, last, found = run_silo(tmp_path, values)
+    _, last, found = run_silo(tmp_path, values | {"fedclip_compress_down": down})
     size = sum(4 * value.numel() for value in last.best.values())
     share = {"int8": 0.27, "topk": 0.06}[codec]  # scales and header beside the values
     for line in found:
         assert line["bytes_up"] <= 2 * (share * size + 4096)
-        assert line["bytes_down"] >= 2 * size
+        least, most = {"none": (2, 3), "int8": (0.5, 0.6)}[down]
+        assert least * size <= line["bytes_down"] <= most * size

@@ -246,7 +246,7 @@ def test_cross_silo_trains_the_client_that_the_server_asked(features):
     from fedml.cross_silo.server.fedml_aggregator import FedMLAggregator
 
     from fedclip_plugin.registry.fedml_data import asked
-    from fedclip_plugin.registry.fedml_silo import _Adapter
+    from fedclip_plugin.registry.fedml_silo_client import _Adapter
 
     args = namespace(features, training_type="cross_silo", client_num_per_round=2)
     (count, _, _, _, counts, trains, tests, _), _ = fedml_host.load(args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ VARIANTS = [
     {"compress": "int8"},
     {"compress": "int4", "fraction_train": 0.67},
     {"compress": "topk", "topk_share": 0.1},
+    {"compress_down": "fp16"},
+    {"compress": "int4", "compress_down": "int4", "fraction_train": 0.67},
     {"optimizer_state": "keep"},
     {"compress": "topk", "optimizer_state": "keep", "fraction_train": 0.67},
 ]
@@ -66,6 +69,19 @@ def test_what_is_kept_stays_with_the_client(tmp_path: Path) -> None:
     for down, up in trained:
         assert size <= down <= size + 3000
         assert up <= 0.27 * size + 5000
+
+
+def test_a_compressed_state_takes_fewer_bytes_down(tmp_path: Path) -> None:
+    toy = write_toy(tmp_path / "wide", dim=128)
+    size = 4 * (2 * 128 * 128 + 2 * 128)
+    run_config = options(toy, compress_down="int8", num_server_rounds=2)
+    grid = grid_of(run_config)
+    flower_host.FedClip(run_config).start(grid)
+    kinds = {kind for kind, _, _ in grid.traffic}
+    assert {"train", "evaluate"} <= kinds
+    for kind, down, _ in grid.traffic:
+        if kind != "query":
+            assert down <= 0.27 * size + 5000
 
 
 def other_codec(arrays: dict[str, np.ndarray]) -> None:
@@ -111,6 +127,19 @@ def _config() -> Any:
     from flwr.app import ConfigRecord
 
     return ConfigRecord()
+
+
+def test_a_state_that_cannot_be_read_is_named(toy: Path) -> None:
+    """A server that says int8 and sends the adapter as it is."""
+    run_config = options(toy, compress_down="int8")
+    grid = grid_of(run_config)
+    strategy = flower_host.FedClip(run_config)
+    arrays = strategy.initial_arrays(grid)
+    plain = replace(strategy.config.train, compress_down="none")
+    strategy.config = replace(strategy.config, train=plain)
+    messages = strategy.configure_train(1, arrays, _config(), grid)
+    for reply in grid.send_and_receive(list(messages)):
+        assert "what the server sent cannot be read: " in reply.error.reason
 
 
 @pytest.mark.slow

@@ -158,7 +158,9 @@ def rebuilt(train: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "more", [{"aggregation": "median"}, {"compress": "int8"}], ids=str
+    "more",
+    [{"aggregation": "median"}, {"compress": "int8"}, {"compress_down": "int8"}],
+    ids=str,
 )
 def test_what_needs_single_updates_is_refused(toy, more):
     with pytest.raises(ConfigError, match="SecAgg\\+ hides the single updates"):

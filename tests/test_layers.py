@@ -24,11 +24,12 @@ whole_clip
 wire codec quantization topk codecs compression
 screening robust privacy server algorithms evaluation checkpoint
 federation
+downlink
 rounds
 engine
 records averages svg plots class_plots cost_plots partition_plots tables merged
 html_style html_tables html_compare html report
-personalization outputs experiment machine bundle export doctor dryrun
+personalization outputs directories experiment machine bundle export doctor dryrun
 options
 registry
 console interrupts bench commands host_commands cli __main__

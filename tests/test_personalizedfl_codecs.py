@@ -9,6 +9,7 @@ from fedclip_plugin.adapter import KEYS
 from fedclip_plugin.config import TrainConfig
 from fedclip_plugin.engine import federate
 from fedclip_plugin.registry.personalizedfl_host import PersonalizedFedClip
+from fedclip_plugin.rounds import shared_state
 from tests.personalizedfl_world import embedded, make_loaders, open_world, play
 
 VARIANTS = [
@@ -16,6 +17,7 @@ VARIANTS = [
     {"compress": "topk", "topk_share": 0.1},
     {"optimizer_state": "keep"},
     {"compress": "int4", "optimizer_state": "keep"},
+    {"compress": "int4", "compress_down": "int4"},
 ]
 
 
@@ -33,11 +35,15 @@ def test_the_adapter_is_that_of_the_embedded_engine(
     train = TrainConfig(
         rounds=4, local_epochs=wk_iters, batch_size=8, lr=0.01, **change
     )
-    *_, last = federate(embedded(world.features, train, seed=3))
-    ours = algorithm.server_model.state_dict()
+    fed = embedded(world.features, train, seed=3)
+    *_, last = federate(fed)
+    ours, seen = algorithm.server_model.state_dict(), shared_state(fed, last.state)
     assert list(ours) == list(KEYS)
-    assert all(torch.equal(ours[key], last.state[key]) for key in KEYS)
-    assert algorithm.run.standing.result.bytes_up == last.result.bytes_up
+    assert all(torch.equal(ours[key], seen[key]) for key in KEYS)
+    assert all(torch.equal(algorithm.run.state[k], last.state[k]) for k in KEYS)
+    found = algorithm.run.standing.result
+    assert found.bytes_up == last.result.bytes_up
+    assert found.bytes_down == last.result.bytes_down
 
 
 def test_a_spoilt_model_is_left_out_and_comes_back(tmp_path, monkeypatch, caplog):

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.directories import prepare_out
 from fedclip_plugin.engine import federate
-from fedclip_plugin.errors import ConfigError
-from fedclip_plugin.experiment import prepare_out, run_experiment
+from fedclip_plugin.errors import ConfigError, RunError
+from fedclip_plugin.experiment import run_experiment
 from fedclip_plugin.features import load_features
 from fedclip_plugin.registry.core import HostRun, Setup, open_setup
 from fedclip_plugin.registry.settings import load_settings, variables
@@ -146,6 +147,9 @@ def test_a_server_without_data_goes_on_with_what_was_measured(tmp_path):
         state, counted = run.aggregate([update], ["a"])
         run.record(state, counted, {"a": {"val": test, "test": test}})
     other = replace(bare, features=replace(bare.features, key="who came first"))
+    with pytest.raises(RunError, match="another run is writing"):
+        HostRun(other, tmp_path / "out", resume=True)
+    del run  # the server is gone
     run = HostRun(other, tmp_path / "out", resume=True)
     state, counted = run.aggregate([update], ["a"])
     run.record(state, counted, {"a": {"val": 0.6, "test": 0.6}})
@@ -168,7 +172,7 @@ def test_a_nan_update_is_counted_and_left_out(tmp_path, caplog):
 def test_the_tally_counts_what_was_sent(tmp_path):
     setup = make_setup(tmp_path)
     state = setup.fed.algorithm.init(setup.fed.task)
-    counted = tally(setup.fed.algorithm, state, [], ["art", "cartoon"])
+    counted = tally(setup.fed, state, [], ["art", "cartoon"])
     size = sum(4 * v.numel() for v in state.values())
     assert counted.bytes_up == 0
     assert 2 * size <= counted.bytes_down <= 2 * size + 1000

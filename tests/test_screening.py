@@ -12,7 +12,8 @@ import torch
 from fedclip_plugin.algorithms import FedClip
 from fedclip_plugin.cache import EncodeStats
 from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
-from fedclip_plugin.experiment import prepare_out, run_experiment
+from fedclip_plugin.directories import prepare_out
+from fedclip_plugin.experiment import run_experiment
 from fedclip_plugin.features import load_features
 from fedclip_plugin.screening import screen
 from fedclip_plugin.update import ClientUpdate

@@ -21,7 +21,7 @@ from fedclip_plugin.algorithms.base import sample_order
 from fedclip_plugin.checkpoint import Checkpoint
 from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
 from fedclip_plugin.engine import federate
-from fedclip_plugin.errors import ConfigError
+from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.evaluation import predict_labels, zero_shot_labels
 from fedclip_plugin.federation import Federation, build_federation
 from fedclip_plugin.rounds import run_round
@@ -64,6 +64,14 @@ def test_a_variant_trains_resumes_and_sends_its_adapter_alone(train, tmp_path):
     *_, resumed = federate(make(**train), Checkpoint(tmp_path, "id"))
     assert all(torch.equal(resumed.state[k], whole.state[k]) for k in whole.state)
     assert whole.result.bytes_down == 2 * state_bytes(start)
+
+
+def test_kept_moments_of_another_shape_are_named():
+    fed = make(optimizer_state="keep", optimizer="adamw")
+    state, _ = run_round(fed, fed.algorithm.init(fed.task), 1)
+    key = next(key for key in state if key.endswith("0.weight:exp_avg"))
+    with pytest.raises(RunError, match=f"{key}.*shape \\(3,\\), expected"):
+        run_round(fed, {**state, key: torch.zeros(3)}, 2)
 
 
 @pytest.mark.parametrize("name", ["residual"])

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from ..adapter import TwoSides, contrastive_loss, full_keys, plain_keys
 from ..config import TrainConfig
+from ..errors import RunError
 from ..update import ClientUpdate, State
 from .base import Client, Task, sample_order
 
@@ -98,6 +99,13 @@ def _restore(optimizer: Optimizer, module: nn.Module, kept: State, prefix: str) 
     for name, parameter in module.named_parameters():
         start = f"{prefix}{name}:"
         slots = {k[len(start) :]: v for k, v in kept.items() if k.startswith(start)}
+        for slot, value in slots.items():
+            if value.dim() and value.shape != parameter.shape:  # single: step counts
+                raise RunError(
+                    f"{start}{slot}, kept from the round before, is of shape "
+                    f"{tuple(value.shape)}, expected {tuple(parameter.shape)}; start "
+                    "the run again"
+                )
         if slots:
             optimizer.state[parameter] = {k: v.clone() for k, v in slots.items()}
 

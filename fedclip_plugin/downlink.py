@@ -1,0 +1,59 @@
+"""The way down: what clients get of the server's state, in fewer bytes where asked.
+
+The difference from the first state travels, which every client makes by itself from the
+seed.  So nobody has to remember a round, and who was away misses nothing.  The server
+keeps its own state whole: what rounding loses now goes down in a later round (error
+feedback at the server: Tang et al. 2019, DoubleSqueeze, arXiv 1905.05957).
+"""
+
+from __future__ import annotations
+
+from . import compression
+from .codecs import CODECS
+from .compression import PLAIN
+from .errors import UpdateError
+from .federation import Federation
+from .update import State
+
+
+def payload(fed: Federation, state: State) -> State:
+    """What travels to each client of the server's ``state``; the same for all."""
+    shared = fed.algorithm.update_like(state)
+    codec = _codec(fed)
+    if codec == PLAIN:
+        return shared
+    first = fed.algorithm.init(fed.task)
+    return compression.encode(CODECS[codec], shared, first, {})[0]
+
+
+def received(fed: Federation, sent: State) -> State:
+    """The state that a client makes of a :func:`payload`, on the payload's device.
+
+    Raises UpdateError for one that cannot be read.
+    """
+    codec = _codec(fed)
+    if codec == PLAIN:
+        return sent
+    first = fed.algorithm.init(fed.task)
+    if wrong := compression.fault(codec, sent, first):
+        raise UpdateError(f"what the server sent cannot be read: {wrong}")
+    return compression.decode(CODECS[codec], sent, first)
+
+
+def seen(fed: Federation, state: State) -> State:
+    """The server's ``state`` as the clients see it: what their updates start from."""
+    return received(fed, payload(fed, state))
+
+
+def carried(fed: Federation, after: State, state: State, sent: State) -> State:
+    """``after``, made of what was ``sent``, with what that left out of ``state``."""
+    if _codec(fed) == PLAIN:
+        return after
+    return {
+        key: value + (state[key] - sent[key]) if value.is_floating_point() else value
+        for key, value in after.items()
+    }
+
+
+def _codec(fed: Federation) -> str:
+    return fed.task.train.compress_down if fed.algorithm.communicates else PLAIN
