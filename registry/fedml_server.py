@@ -122,13 +122,13 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         """FedCLIP's average; with a defense FedML's own, of FedCLIP's weights."""
         raw = raw_client_model_or_grad_list
         state = device_state(self.binding, self.model)
-        voters = [(count, state) for count, state in raw if count > 0]
+        voters = [(count, given) for count, given in raw if count > 0]
         fed = self.binding.setup.fed
         if not voters and not fed.task.train.private:
             return OrderedDict(state)
         if FedMLDefender.get_instance().is_defense_enabled():
             if self._train.weighting == "uniform":
-                voters = [(1, state) for _, state in voters]
+                voters = [(1, given) for _, given in voters]
             with named_fedavg(self.args):
                 theirs = like(super().aggregate(voters), state)
             return OrderedDict(downlink.carried(fed, theirs, state, self._seen()))
@@ -136,8 +136,8 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         if privacy.to_compute_params_in_aggregation_enabled():
             privacy.set_params_for_dp(raw)
         updates = [
-            ClientUpdate(name, dict(state), int(count), codec=self._codec)
-            for name, (count, state) in zip(self._voters, raw)
+            ClientUpdate(name, dict(given), int(count), codec=self._codec)
+            for name, (count, given) in zip(self._voters, raw)
         ]
         names = [client.name for client in asked(self.binding, self.args)]
         number = getattr(self.args, "round_idx", 0) + 1
