@@ -107,8 +107,9 @@ def test_a_bad_payload_is_left_out(
     assert reason in caplog.text
 
 
-def test_a_strategy_that_cannot_decode_gets_a_refusal(toy: Path) -> None:
-    run_config = options(toy, compress="int8")
+@pytest.mark.parametrize("way", ["compress", "compress_down"])
+def test_a_strategy_that_cannot_decode_gets_a_refusal(toy: Path, way: str) -> None:
+    run_config = options(toy, **{way: "int8"})
     grid = grid_of(run_config)
     arrays = flower_host.FedClip(run_config).initial_arrays(grid)
     replies = list(
