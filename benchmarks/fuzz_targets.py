@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import functools
 import json
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.console import Console
 
-from fedclip_plugin import records
+from benchmarks.fuzz_files import folder, instead, put
+from benchmarks.fuzz_runs import RUN, of_run, read_finished, read_lines
 from fedclip_plugin.checkpoint import Checkpoint, Progress
-from fedclip_plugin.config import TrainConfig
 from fedclip_plugin.errors import (
     DataError,
     FeaturesError,
@@ -29,13 +24,10 @@ from fedclip_plugin.errors import (
     RunError,
     UpdateError,
 )
-from fedclip_plugin.experiment import _finished
 from fedclip_plugin.features import FeatureSet, load_features, save_features
 from fedclip_plugin.images import decode_image
-from fedclip_plugin.outputs import Leaf, MetricsFile
 from fedclip_plugin.storage import DamagedFileError, read_tensors, write_tensors
 from fedclip_plugin.store import FeatureStore
-from fedclip_plugin.tables import print_table
 from fedclip_plugin.tensor_bytes import TensorBytesError, strict_json
 from fedclip_plugin.update import ClientUpdate
 from fedclip_plugin.wire import decode_update, encode_update, pack
@@ -60,26 +52,6 @@ class Target:
         except self.errors:
             return False
         return True
-
-
-@functools.cache
-def folder() -> Path:
-    """A directory for files, in memory where the system has one; left to the system."""
-    shared = Path("/dev/shm")
-    where = shared if shared.is_dir() else None
-    kept = tempfile.TemporaryDirectory(prefix="fedclip-fuzz-", dir=where)
-    _KEPT.append(kept)
-    return Path(kept.name)
-
-
-_KEPT: list[Any] = []  # removed when the process ends
-
-
-def _file(name: str, data: bytes) -> Path:
-    path = folder() / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return path
 
 
 # ------------------------------------------------------------------------- the wire
@@ -134,7 +106,7 @@ def _fields() -> list[bytes]:
 
 def read_checkpoint(data: bytes) -> None:
     """A run's checkpoint."""
-    _file("run/checkpoint/last.safetensors", data)
+    put("run/checkpoint/last.safetensors", data)
     Checkpoint(folder() / "run", "me").load(STATE)
 
 
@@ -147,7 +119,7 @@ def _checkpoints() -> list[bytes]:
 def read_shard(data: bytes) -> None:
     """A shard of the feature cache, and text features: dropped, never an error."""
     store = FeatureStore(folder() / "store")
-    _file("store/shard-1.safetensors", data)
+    put("store/shard-1.safetensors", data)
     for rows in store.load({"ab" * 32, "00" * 32}).values():
         assert rows.dim() == 1
     store._text_path([["a", "b"]]).write_bytes(data)
@@ -163,7 +135,7 @@ def _shards() -> list[bytes]:
 
 def read_tensor_file(data: bytes) -> None:
     """Any safetensors file of ours: adapters, personal adapters, features."""
-    read_tensors(_file("t.safetensors", data))
+    read_tensors(put("t.safetensors", data))
 
 
 def _tensor_files() -> list[bytes]:
@@ -183,19 +155,9 @@ def _features() -> Path:
     return folder() / "features"
 
 
-@contextmanager
-def _instead(path: Path, data: bytes) -> Iterator[None]:
-    before = path.read_bytes()
-    path.write_bytes(data)
-    try:
-        yield
-    finally:
-        path.write_bytes(before)
-
-
 def _in_features(name: str) -> Work:
     def read(data: bytes) -> None:
-        with _instead(_features() / name, data):
+        with instead(_features() / name, data):
             load_features(_features())
 
     return read
@@ -203,78 +165,6 @@ def _in_features(name: str) -> Work:
 
 def _of_features(name: str) -> Callable[[], list[bytes]]:
     return lambda: [(_features() / name).read_bytes()]
-
-
-# ------------------------------------------------------------------- a stranger's run
-
-
-def read_lines(data: bytes) -> None:
-    """``metrics.jsonl`` and ``quarantined.jsonl`` of a run that is resumed."""
-    path = _file("resumed/metrics.jsonl", data)
-    _file("resumed/quarantined.jsonl", data)
-    with MetricsFile(path) as metrics:
-        best = metrics.cut(3, wanted=2)
-    assert best is None or best["round"] == 2
-    for line in path.read_bytes().splitlines():
-        assert json.loads(line)["round"] <= 3
-
-
-def read_finished(data: bytes) -> None:
-    """``summary.json`` of a leaf that a resumed run may keep."""
-    _file("kept/summary.json", data)
-    _finished(Leaf(folder() / "kept", None, 0, 2), TrainConfig(rounds=2))
-
-
-def _run(name: str) -> Work:
-    """``fedclip report`` of a run in which one file is not its own."""
-
-    def read(data: bytes) -> None:
-        with _instead(_leaf() / name, data):
-            show(_leaf())
-
-    return read
-
-
-def show(leaf: Path) -> str:
-    """The tables of a run, as the console gets them."""
-    out = StringIO()
-    found = records.load_runs(leaf)
-    print_table(Console(file=out, width=100), [run.summary for run in found])
-    return out.getvalue()
-
-
-_SCORES = {"target": 0.5, "clients": {"art": 0.5, "photo": None}, "mean": 0.5}
-SUMMARY: dict[str, Any] = {
-    **{"algorithm": "fedclip", "variant": "", "dataset": "toy", "model": "toy"},
-    **{"pretrained": "none", "seed": 0, "target": "scan", "rounds": 2},
-    **{"best_round": 1, "zero_shot": _SCORES, "result": _SCORES, "quarantined": 1},
-    "communication": {"bytes_up": 10, "bytes_down": 20, "params": 5},
-    "seconds": {"features": 0.1, "train": 0.2, "evaluate": 0.3},
-    "skipped_images": ["a.png"],
-}
-ROUND: dict[str, Any] = {
-    **{"round": 1, "loss": 0.1, "mean_val": 0.5, "mean_test": 0.5, "target": None},
-    **{"bytes_up": 5, "bytes_down": 10, "quarantined": 0},
-    "clients": {"art": {"val": 0.5, "test": 0.5}, "photo": {"val": None, "test": None}},
-}
-EVALUATION: dict[str, Any] = {
-    "classes": ["a", "b"],
-    "confusion": {"fedclip": [[1, 2], [3, 4]], "zero_shot": [[1, 2], [3, 4]]},
-    "metrics": {"fedclip": {"macro_f1": 0.5}, "zero_shot": {}},
-    "clients": {"art": {"train": 3, "val": 1, "test": 1, "train_per_class": [1, 2]}},
-}
-RUN = {
-    "summary.json": json.dumps(SUMMARY),
-    "metrics.jsonl": "".join(json.dumps({**ROUND, "round": i}) + "\n" for i in (1, 2)),
-    "evaluation.json": json.dumps(EVALUATION),
-}
-
-
-@functools.cache
-def _leaf() -> Path:
-    for name, content in RUN.items():
-        _file(f"leaf/{name}", content.encode())
-    return folder() / "leaf"
 
 
 # ------------------------------------------------------------------------------ images
@@ -316,7 +206,7 @@ TARGETS = {
     ),
     **{
         f"report, {name}": Target(
-            _run(name), (FedClipError,), lambda name=name: [RUN[name].encode()]
+            of_run(name), (FedClipError,), lambda name=name: [RUN[name].encode()]
         )
         for name in RUN
     },

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from benchmarks import fuzz_targets as fuzz
+from benchmarks import fuzz_runs as fuzz
 from fedclip_plugin.errors import FedClipError
 from fedclip_plugin.report import write_html
 
