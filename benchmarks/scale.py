@@ -32,6 +32,7 @@ from scale_figure import embedded_svg
 from timing import machine
 
 from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.downlink import broadcast
 from fedclip_plugin.features import load_features
 from fedclip_plugin.federation import Federation, build_federation, participants
 from fedclip_plugin.ops import weighted_mean
@@ -98,7 +99,7 @@ def one_round(fed: Federation, number: int) -> dict[str, float]:
     updates = train_clients(fed, state, chosen, number)
     trained = time.perf_counter()
     names = [c.name for c in chosen]
-    counted = tally(fed, state, updates, names)
+    counted = tally(fed, broadcast(fed, state), updates, names)
     after = next_state(fed, counted, state, number)
     aggregated, used = time.perf_counter(), time.process_time() - used
     score_state(fed, shared_state(fed, after))

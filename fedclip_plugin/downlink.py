@@ -8,6 +8,8 @@ feedback at the server: Tang et al. 2019, DoubleSqueeze, arXiv 1905.05957).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from . import compression
 from .codecs import CODECS
 from .compression import PLAIN
@@ -16,14 +18,30 @@ from .federation import Federation
 from .update import State
 
 
+@dataclass(frozen=True)
+class Broadcast:
+    """What goes down to every client of a round, and the state that they make of it."""
+
+    payload: State
+    seen: State
+
+
+def broadcast(fed: Federation, state: State) -> Broadcast:
+    """The server's ``state`` on its way down; the same for all clients."""
+    sent = payload(fed, state)
+    codec = _codec(fed)
+    if codec == PLAIN:
+        return Broadcast(sent, sent)
+    return Broadcast(sent, compression.decode(CODECS[codec], sent, fed.first))
+
+
 def payload(fed: Federation, state: State) -> State:
-    """What travels to each client of the server's ``state``; the same for all."""
+    """What travels of the server's ``state``."""
     shared = fed.algorithm.update_like(state)
     codec = _codec(fed)
     if codec == PLAIN:
         return shared
-    first = fed.algorithm.init(fed.task)
-    return compression.encode(CODECS[codec], shared, first, {})[0]
+    return compression.encode(CODECS[codec], shared, fed.first, {})[0]
 
 
 def received(fed: Federation, sent: State) -> State:
@@ -34,23 +52,19 @@ def received(fed: Federation, sent: State) -> State:
     codec = _codec(fed)
     if codec == PLAIN:
         return sent
-    first = fed.algorithm.init(fed.task)
-    if wrong := compression.fault(codec, sent, first):
+    if wrong := compression.fault(codec, sent, fed.first):
         raise UpdateError(f"what the server sent cannot be read: {wrong}")
-    return compression.decode(CODECS[codec], sent, first)
+    return compression.decode(CODECS[codec], sent, fed.first)
 
 
-def seen(fed: Federation, state: State) -> State:
-    """The server's ``state`` as the clients see it: what their updates start from."""
-    return received(fed, payload(fed, state))
-
-
-def carried(fed: Federation, after: State, state: State, sent: State) -> State:
+def carried(fed: Federation, after: State, state: State, sent: Broadcast) -> State:
     """``after``, made of what was ``sent``, with what that left out of ``state``."""
     if _codec(fed) == PLAIN:
         return after
     return {
-        key: value + (state[key] - sent[key]) if value.is_floating_point() else value
+        key: value + (state[key] - sent.seen[key])
+        if value.is_floating_point()
+        else value
         for key, value in after.items()
     }
 

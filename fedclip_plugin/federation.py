@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from .device import resolve_device
 from .errors import ConfigError
 from .features import FeatureSet
 from .partition import partition_clients
+from .update import State
 from .whole_clip import WholeClip
 
 T = TypeVar("T")
@@ -34,6 +36,11 @@ class Federation:
     task: Task
     clients: tuple[Client, ...]
     target: Samples | None
+
+    @cached_property
+    def first(self) -> State:
+        """The state before the first round; not to be changed."""
+        return self.algorithm.init(self.task)
 
 
 def build_federation(

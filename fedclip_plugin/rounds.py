@@ -10,6 +10,7 @@ from typing import Any
 from . import compression, downlink, privacy
 from .algorithms import Algorithm, Client
 from .config import TrainConfig
+from .downlink import Broadcast
 from .evaluation import score_clients, score_target, selection_score
 from .federation import Federation, participants
 from .means import mean
@@ -45,33 +46,33 @@ class RoundResult:
 
 @dataclass(frozen=True)
 class Tally:
-    """The updates of a round after screening, and the bytes that they cost."""
+    """The updates of a round after screening, the bytes that they cost, and what was
+    sent to get them."""
 
     participants: list[str]
     sound: list[ClientUpdate]
     quarantined: list[Quarantined]
     bytes_up: int
     bytes_down: int
+    sent: Broadcast
 
 
 def tally(
     fed: Federation,
-    state: State,
+    sent: Broadcast,
     updates: Sequence[ClientUpdate],
     participants: Sequence[str],
 ) -> Tally:
-    """Screen the updates of the ``participants`` to whom ``state`` was sent.
+    """Screen the updates of the ``participants`` who answered what was ``sent``.
 
     Bytes are those of safetensors; a host that counts its own wire replaces them.
     """
-    payload = downlink.payload(fed, state)
-    like = downlink.received(fed, payload)
-    sound, bad = screen(updates, like, fed.task.train.distance_limit)
+    sound, bad = screen(updates, sent.seen, fed.task.train.distance_limit)
     up = sum(update_bytes(u) for u in updates)
-    down = len(participants) * state_bytes(payload)
+    down = len(participants) * state_bytes(sent.payload)
     if not fed.algorithm.communicates:
         up = down = 0
-    return Tally(list(participants), sound, bad, up, down)
+    return Tally(list(participants), sound, bad, up, down, sent)
 
 
 def train_clients(
@@ -106,14 +107,14 @@ def as_sent(
 def next_state(
     fed: Federation, counted: Tally, state: State, round_number: int
 ) -> State:
-    """The server's side of a round, after screening: the state that follows.
+    """The server's side of a round, after screening: what follows on its ``state``.
 
     What clients keep for themselves, where ``state`` holds it, stays as it is.
     """
     train, seed, sound = fed.task.train, fed.task.seed, counted.sound
     if not sound and not train.private:
         return dict(state)
-    sent = downlink.seen(fed, state)
+    sent = counted.sent.seen
     if train.private or type(fed.algorithm).aggregate is not Algorithm.aggregate:
         sound = compression.decoded(sound, sent)
     if train.private:
@@ -122,13 +123,15 @@ def next_state(
         sound = [privacy.private_update(sound, sent, train, asked, entropy)]
     after = fed.algorithm.aggregate(sound, {**state, **sent}, fed.task)
     if fed.algorithm.communicates:
-        after = downlink.carried(fed, after, state, sent)
+        after = downlink.carried(fed, after, state, counted.sent)
     return {**state, **after}
 
 
 def shared_state(fed: Federation, state: State) -> State:
     """What clients see of the server's ``state``; all of it, if nothing is shared."""
-    return downlink.seen(fed, state) if fed.algorithm.communicates else state
+    if not fed.algorithm.communicates:
+        return state
+    return downlink.broadcast(fed, state).seen
 
 
 def score_state(fed: Federation, state: State) -> tuple[Scores, float | None]:
@@ -186,9 +189,9 @@ def run_round(
     config = fed.task.train
     seed = privacy.drawing_seed(config, fed.task.seed)
     chosen = participants(fed.clients, config.participation, seed, round_number)
-    seen = {**state, **downlink.seen(fed, state)}
-    updates = train_clients(fed, seen, chosen, round_number)
-    counted = tally(fed, state, updates, [c.name for c in chosen])
+    sent = downlink.broadcast(fed, state)
+    updates = train_clients(fed, {**state, **sent.seen}, chosen, round_number)
+    counted = tally(fed, sent, updates, [c.name for c in chosen])
     after = next_state(fed, counted, state, round_number)
     after |= private_states(updates)
     trained = time.perf_counter()

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from .. import directories, experiment, outputs
+from .. import directories, downlink, experiment, outputs
 from ..algorithms import Client, Samples
 from ..checkpoint import Checkpoint, Progress
 from ..config import RunConfig, TrainConfig
@@ -208,7 +208,8 @@ class HostRun:
         taken over by :meth:`record`, so that a host may still change it.
         """
         fed = self.setup.fed
-        counted = tally(fed, self.state, updates, participants)
+        sent = downlink.broadcast(fed, self.state)
+        counted = tally(fed, sent, updates, participants)
         number = self.standing.progress.round + 1
         return next_state(fed, counted, self.state, number), counted
 

@@ -22,6 +22,7 @@ from .. import downlink
 from ..algorithms import FedClip
 from ..compression import decoded
 from ..config import TrainConfig
+from ..downlink import Broadcast
 from ..errors import ConfigError
 from ..rounds import Scores, Tally, next_state, tally
 from ..update import ClientUpdate, State
@@ -131,7 +132,7 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
                 voters = [(1, given) for _, given in voters]
             with named_fedavg(self.args):
                 theirs = like(super().aggregate(voters), state)
-            return OrderedDict(downlink.carried(fed, theirs, state, self._seen()))
+            return OrderedDict(downlink.carried(fed, theirs, state, self._sent()))
         privacy = FedMLDifferentialPrivacy.get_instance()
         if privacy.to_compute_params_in_aggregation_enabled():
             privacy.set_params_for_dp(raw)
@@ -141,7 +142,8 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         ]
         names = [client.name for client in asked(self.binding, self.args)]
         number = getattr(self.args, "round_idx", 0) + 1
-        after = next_state(fed, Tally(names, updates, [], 0, 0), state, number)
+        counted = Tally(names, updates, [], 0, 0, self._sent())
+        after = next_state(fed, counted, state, number)
         if self._unread is not None and not finite(after):
             after = self._screened(*self._unread, state)
         return OrderedDict(after)
@@ -187,7 +189,7 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         """Decoded where FedML or a derived class looks at them; our mean reads both."""
         shown = hooked() or getattr(self.args, "enable_contribution", False)
         if shown or type(self) is not FedCLIPAggregator:
-            updates = decoded(updates, self._seen())
+            updates = decoded(updates, self._sent().seen)
         self._codec = updates[0].codec if updates else "none"
         return updates
 
@@ -200,15 +202,13 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         self._unread = None
         state = device_state(self.binding, self.model)
         if not self._mean_tells() or not all(fits(u, state) for u in updates):
-            return self._tally(updates, names, state)
+            return self._tally(updates, names)
         self._unread = updates, names
         size = sum(map(update_bytes, updates))
-        return replace(self._tally([], names, state), sound=updates, bytes_up=size)
+        return replace(self._tally([], names), sound=updates, bytes_up=size)
 
-    def _tally(
-        self, updates: list[ClientUpdate], names: list[str], state: State
-    ) -> Tally:
-        return tally(self.binding.setup.fed, state, updates, names)
+    def _tally(self, updates: list[ClientUpdate], names: list[str]) -> Tally:
+        return tally(self.binding.setup.fed, self._sent(), updates, names)
 
     def _mean_tells(self) -> bool:
         fed = self.binding.setup.fed
@@ -226,18 +226,17 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         self, updates: list[ClientUpdate], names: list[str], state: State
     ) -> State:
         """The average once more, without the updates that spoiled it."""
-        counted, before = self._tally(updates, names, state), self._counted
+        counted, before = self._tally(updates, names), self._counted
         if before is not None:
             up, down = before.bytes_up, before.bytes_down
             self._counted = replace(counted, bytes_up=up, bytes_down=down)
         number = getattr(self.args, "round_idx", 0) + 1
         return next_state(self.binding.setup.fed, counted, state, number)
 
-    def _seen(self) -> State:
-        """The adapter as the clients of this round see it."""
-        return downlink.seen(
-            self.binding.setup.fed, device_state(self.binding, self.model)
-        )
+    def _sent(self) -> Broadcast:
+        """The adapter on its way to the clients of this round."""
+        state = device_state(self.binding, self.model)
+        return downlink.broadcast(self.binding.setup.fed, state)
 
     def _with_wire(self, counted: Tally) -> Tally:
         if self.wire is None:

@@ -91,7 +91,7 @@ class FedCLIPAPI(FedAvgAPI):  # type: ignore[misc]
             fed = trainer.binding.setup.fed
             device = fed.task.text.device
             state = {k: v.to(device) for k, v in self.model.state_dict().items()}
-            known = {**downlink.seen(fed, state), **trainer.kept}
+            known = {**downlink.broadcast(fed, state).seen, **trainer.kept}
             updates = train_clients(fed, known, clients, number)
             trainer.kept |= private_states(updates)
             return updates

@@ -14,6 +14,7 @@ from fedclip_plugin.compression import (
     decoded,
 )
 from fedclip_plugin.config import RunConfig, TrainConfig
+from fedclip_plugin.downlink import broadcast
 from fedclip_plugin.engine import federate
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.federation import Federation, build_federation
@@ -123,9 +124,11 @@ def test_a_bad_payload_loses_nothing_of_the_others():
     art, cartoon = train_clients(fed, state, fed.clients, 1)
     spoilt = {**art.state, "0.weight:scale": art.state["0.weight:scale"] * torch.nan}
     names = [c.name for c in fed.clients]
-    counted = tally(fed, state, [replace(art, state=spoilt), cartoon], names)
+    counted = tally(
+        fed, broadcast(fed, state), [replace(art, state=spoilt), cartoon], names
+    )
     assert [q.client for q in counted.quarantined] == ["art"]
-    alone = tally(fed, state, [cartoon], names)
+    alone = tally(fed, broadcast(fed, state), [cartoon], names)
     after, want = (next_state(fed, c, state, 1) for c in (counted, alone))
     assert all(torch.equal(after[k], v) for k, v in want.items())
 
@@ -157,7 +160,7 @@ def test_what_is_no_adapter_is_left_for_the_screening():
     odd = ClientUpdate("art", {"x": torch.zeros(3)}, 5)
     (same,) = as_sent(fed, state, [odd])
     assert same is odd
-    counted = tally(fed, state, [same], ["art"])
+    counted = tally(fed, broadcast(fed, state), [same], ["art"])
     assert counted.quarantined[0].reason.startswith("keys ['x']")
 
 
@@ -167,7 +170,7 @@ def test_privacy_clips_what_is_aggregated():
     state = fed.algorithm.init(fed.task)
     updates = train_clients(fed, state, fed.clients, 1)
     names, sent = [c.name for c in fed.clients], bare(fed, state)
-    counted = tally(fed, state, updates, names)
+    counted = tally(fed, broadcast(fed, state), updates, names)
     after = next_state(fed, counted, state, 1)
     entropy = privacy.noise_entropy(fed.task.train, fed.task.seed, 1)
     want = privacy.private_mean(

@@ -43,9 +43,9 @@ def moved(state: State, size: float = 1e-2) -> State:
 def test_clients_see_the_first_state_exactly_and_others_nearly(codec: str) -> None:
     fed = make(compress_down=codec)
     first = fed.algorithm.init(fed.task)
-    assert same(downlink.seen(fed, first), first)
+    assert same(downlink.broadcast(fed, first).seen, first)
     state = moved(first)
-    seen = downlink.seen(fed, state)
+    seen = downlink.broadcast(fed, state).seen
     step = {"fp16": 2.0**-10, "int8": 1 / 127, "int4": 1 / 7}[codec]
     for key, value in state.items():
         largest = float((value - first[key]).abs().max())
@@ -68,9 +68,11 @@ def test_what_was_not_seen_stays_with_the_server(codec: str) -> None:
     """Clients that did not move leave the server's state as it is."""
     fed = make(compress_down=codec)
     state = moved(fed.algorithm.init(fed.task))
-    seen = downlink.seen(fed, state)
+    seen = downlink.broadcast(fed, state).seen
     updates = [ClientUpdate(c.name, seen, 10) for c in fed.clients]
-    counted = tally(fed, state, updates, [c.name for c in fed.clients])
+    counted = tally(
+        fed, downlink.broadcast(fed, state), updates, [c.name for c in fed.clients]
+    )
     assert len(counted.sound) == 2
     after = next_state(fed, counted, state, 1)
     for key, value in state.items():
@@ -82,7 +84,12 @@ def test_a_round_without_an_answer_leaves_the_state_bit_for_bit() -> None:
     state = moved(fed.algorithm.init(fed.task))
     nan = {k: v * torch.nan for k, v in state.items()}
     names = [c.name for c in fed.clients]
-    counted = tally(fed, state, [ClientUpdate(n, nan, 10) for n in names], names)
+    counted = tally(
+        fed,
+        downlink.broadcast(fed, state),
+        [ClientUpdate(n, nan, 10) for n in names],
+        names,
+    )
     assert len(counted.quarantined) == 2
     assert same(next_state(fed, counted, state, 1), state)
 
@@ -154,9 +161,11 @@ def test_topk_does_not_go_down() -> None:
 def test_privacy_is_of_what_clients_did_to_what_they_saw() -> None:
     fed = make(compress_down="int4", dp_noise_multiplier=1e-3, dp_clip=1e-3)
     state = moved(fed.algorithm.init(fed.task))
-    seen = downlink.seen(fed, state)
+    seen = downlink.broadcast(fed, state).seen
     updates = [ClientUpdate(c.name, seen, 10) for c in fed.clients]
-    counted = tally(fed, state, updates, [c.name for c in fed.clients])
+    counted = tally(
+        fed, downlink.broadcast(fed, state), updates, [c.name for c in fed.clients]
+    )
     after = next_state(fed, counted, state, 1)
     for key, value in state.items():  # noise of 1e-3 * 1e-3 over two clients
         assert 0 < float((after[key] - value).abs().max()) < 1e-5

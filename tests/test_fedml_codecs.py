@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("fedml", reason="needs FedML: pip install 'fedclip-plugin[fedml]'")
 
 from fedclip_plugin.compression import decoded
-from fedclip_plugin.downlink import seen as seen_by_clients
+from fedclip_plugin.downlink import broadcast
 from fedclip_plugin.engine import Standing
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.registry import fedml_host
@@ -141,7 +141,7 @@ def test_a_defense_keeps_what_the_clients_did_not_see(features):
         for key, value in model.state_dict().items()
     }
     model.load_state_dict(state)
-    seen = seen_by_clients(fed, state)
+    seen = broadcast(fed, state).seen
     assert distance(seen, state) > 1e-3
     server.close_round([(10, seen) for _ in fed.clients])  # nobody moved
     assert distance(dict(model.state_dict()), state) <= 1e-6

@@ -15,6 +15,7 @@ from fedclip_plugin.algorithms import FedClip
 from fedclip_plugin.checkpoint import Checkpoint
 from fedclip_plugin.cli import main
 from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.downlink import Broadcast
 from fedclip_plugin.engine import federate
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.federation import Federation, build_federation
@@ -87,19 +88,20 @@ def test_a_delta_above_one_in_the_clients_is_warned_of(caplog):
     assert "more than 1 / 8 clients" in caplog.text
 
 
-def counted(updates: list[ClientUpdate], asked: int = 4) -> Tally:
-    return Tally([f"c{i}" for i in range(asked)], updates, [], 0, 0)
+def counted(updates: list[ClientUpdate], state: State, asked: int = 4) -> Tally:
+    names = [f"c{i}" for i in range(asked)]
+    return Tally(names, updates, [], 0, 0, Broadcast(state, state))
 
 
 def test_who_is_left_out_counts_as_not_moved_and_silence_is_noisy_too():
     fed = make(dp_noise_multiplier=1e-9, dp_clip=10.0)
     state = fed.algorithm.init(fed.task)
     updates = fed.algorithm.local_round(state, fed.clients[:4], fed.task, 1)
-    found = next_state(fed, counted(updates[:3]), state, 1)
+    found = next_state(fed, counted(updates[:3], state), state, 1)
     moves = [flat(u.state) - flat(state) for u in updates[:3]]
     np.testing.assert_allclose(flat(found), flat(state) + sum(moves) / 4, atol=1e-6)
     fed = make()
-    assert not same(next_state(fed, counted([]), state, 1), state)
+    assert not same(next_state(fed, counted([], state), state, 1), state)
 
 
 def test_a_far_update_is_cut_and_not_left_out(monkeypatch):

@@ -11,6 +11,7 @@ import torch
 
 from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
 from fedclip_plugin.directories import prepare_out
+from fedclip_plugin.downlink import broadcast
 from fedclip_plugin.engine import federate
 from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.experiment import run_experiment
@@ -172,7 +173,7 @@ def test_a_nan_update_is_counted_and_left_out(tmp_path, caplog):
 def test_the_tally_counts_what_was_sent(tmp_path):
     setup = make_setup(tmp_path)
     state = setup.fed.algorithm.init(setup.fed.task)
-    counted = tally(setup.fed, state, [], ["art", "cartoon"])
+    counted = tally(setup.fed, broadcast(setup.fed, state), [], ["art", "cartoon"])
     size = sum(4 * v.numel() for v in state.values())
     assert counted.bytes_up == 0
     assert 2 * size <= counted.bytes_down <= 2 * size + 1000
