@@ -53,12 +53,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "topk 5 %, no feedback": {"compress": "topk", "error_feedback": "off"},
     "int4, no feedback": {"compress": "int4", "error_feedback": "off"},
 }
-LABELLED = {  # in the figure, and how far from its point, in points
-    "fp32": (-10, 8),
-    "int8 both ways": (-32, 8),
-    "int4, int8 down": (-34, -14),
-    "int4 both ways": (-24, 8),
-    "topk 1 %": (-10, -14),
+LABELLED = {  # in the figure, and on which side of its point
+    "fp32": "left",
+    "int8 both ways": "right",
+    "int4, int8 down": "right",
+    "int4 both ways": "right",
+    "int4": "right",
+    "topk 1 %": "left",
 }
 COLOURS = {"best": "#0072b2", "paper": "#d55e00"}  # Okabe and Ito's
 
@@ -239,12 +240,15 @@ def _svg(presets: dict[str, Any]) -> str:
             style = {"color": COLOURS.get(preset), "fmt": "o", "capsize": 3}
             axes.errorbar(x, y, half, label=f"--preset {preset}", **style)
             for (size, _, name), top in zip(points, y):
-                if name in LABELLED:
+                if side := LABELLED.get(name):
+                    away = {"left": -7, "right": 7}[side]  # points
+                    other = {"left": "right", "right": "left"}[side]
                     axes.annotate(
                         name,
                         (size, top),
                         textcoords="offset points",
-                        xytext=LABELLED[name],
+                        xytext=(away, 3),
+                        ha=other,
                     )
         axes.set_xscale("log", base=2)
         axes.set_xlabel("bytes both ways, a client and round")
