@@ -53,13 +53,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "topk 5 %, no feedback": {"compress": "topk", "error_feedback": "off"},
     "int4, no feedback": {"compress": "int4", "error_feedback": "off"},
 }
-LABELLED = {  # in the figure, and on which side of its point
-    "fp32": "left",
-    "int8 both ways": "right",
-    "int4, int8 down": "right",
-    "int4 both ways": "right",
-    "int4": "right",
-    "topk 1 %": "left",
+LABELLED = {  # in the figure, and how far from its point, in points
+    "fp32": (-7, 3),
+    "int8 both ways": (7, 3),
+    "int4, int8 down": (-7, -12),
+    "int4 both ways": (7, 3),
+    "topk 1 %": (-7, 3),
 }
 COLOURS = {"best": "#0072b2", "paper": "#d55e00"}  # Okabe and Ito's
 
@@ -240,15 +239,13 @@ def _svg(presets: dict[str, Any]) -> str:
             style = {"color": COLOURS.get(preset), "fmt": "o", "capsize": 3}
             axes.errorbar(x, y, half, label=f"--preset {preset}", **style)
             for (size, _, name), top in zip(points, y):
-                if side := LABELLED.get(name):
-                    away = {"left": -7, "right": 7}[side]  # points
-                    other = {"left": "right", "right": "left"}[side]
+                if away := LABELLED.get(name):
                     axes.annotate(
                         name,
                         (size, top),
                         textcoords="offset points",
-                        xytext=(away, 3),
-                        ha=other,
+                        xytext=away,
+                        ha="left" if away[0] > 0 else "right",
                     )
         axes.set_xscale("log", base=2)
         axes.set_xlabel("bytes both ways, a client and round")
