@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .fedml_settings import FILE, TLS
+from .fedml_settings import FILE, PICKLE, TLS
 
 _IP_HEAD = "eid,rank,grpc_server_ip,grpc_server_port"
 
@@ -53,6 +53,12 @@ def check_silo(args: Any) -> None:
     if args.backend != "GRPC":
         if any(getattr(args, key, None) for key in TLS):
             raise ConfigError(f"{FILE}: {TLS[0]} works with backend: GRPC")
+        if getattr(args, PICKLE, None) is not True:
+            raise ConfigError(
+                f"{FILE}: backend: {args.backend}: its messages are pickles, which can "
+                "run code where they are read: use backend: GRPC, or set "
+                f"{PICKLE}: true where nobody else can write to it"
+            )
         return
     read_tls(args)
     path, known = _rows(args)

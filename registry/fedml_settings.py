@@ -25,6 +25,7 @@ OPTIMIZER = "FedCLIP"
 FILE = "fedml_config.yaml"
 TIMEOUT = "fedclip_round_timeout"  # seconds; of cross-silo alone
 TLS = ("fedclip_tls_ca", "fedclip_tls_cert", "fedclip_tls_key")  # PEM files; likewise
+PICKLE = "fedclip_allow_pickle"  # cross-silo over anything but gRPC
 _FILE_KEY = "fedclip_config"  # of a fedclip.toml elsewhere
 _PARTITIONS = {"homo": "iid", "hetero": "dirichlet"}  # FedML's words for them
 
@@ -131,7 +132,7 @@ def _own_keys(args: Any) -> dict[str, str]:
         variable = name.upper()
         if not name.startswith(PREFIX.lower()) or given is None:
             continue
-        if name in (TIMEOUT, *TLS):
+        if name in (TIMEOUT, PICKLE, *TLS):
             continue
         if variable not in known and name != _FILE_KEY:
             near = difflib.get_close_matches(variable, known, n=1)

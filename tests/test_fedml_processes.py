@@ -97,6 +97,17 @@ def test_addresses_are_checked(features, tmp_path, text, message):
         check_silo(args)
 
 
+@pytest.mark.parametrize("backend", ["TRPC", "MQTT_S3"])
+def test_roads_that_pickle_are_taken_only_when_told_to(features, backend):
+    from fedclip_plugin.registry.fedml_grpc import check_silo
+
+    with pytest.raises(ConfigError, match=f"{backend}: its messages are pickles"):
+        check_silo(namespace(features, backend=backend))
+    args = namespace(features, backend=backend, fedclip_allow_pickle=True)
+    check_silo(args)
+    fedml_host.load(args)  # the key is known
+
+
 def test_a_port_in_use_is_named(features, tmp_path):
     import socket
 
