@@ -18,7 +18,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 def svg(rows: Sequence[Row]) -> str:
     """Four panels on one thread; those without a measurement stay empty."""
     with figure_style():
-        figure = Figure(figsize=(9, 6.4), layout="constrained")
+        figure = Figure(figsize=(9, 7.4), layout="constrained")
         step, width, mean, round_ = figure.subplots(2, 2).flat
         steps = _rows(rows, "training step")
         by_batch = [r for r in steps if r["dim"] == 512]
@@ -46,7 +46,8 @@ def _axes(axes: Axes, title: str, size: str, value: str, sizes: Sequence[int]) -
     axes.minorticks_off()
     axes.grid(True, color="#dddddd", linewidth=0.7)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
+        below = (0.5, -0.2)  # of the axis' label: lines may be anywhere in the plot
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=below, ncols=3)
 
 
 def _lines(
