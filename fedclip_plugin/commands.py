@@ -36,16 +36,16 @@ def run(args: argparse.Namespace, display: Display) -> int:
         return _dry_run(config, display)
     name = f"{config.algorithm}-{config.data.dataset}"
     args.out = directories.prepare_out(args.out, name, args.resume)
-    try:
-        with directories.hold(args.out):
+    with directories.hold(args.out):
+        try:
             features, stats = experiment.obtain_features(config, display.images)
             display.say(_features_line(config, stats))
             record = _recorder(args, display)
             summary = experiment.run_experiment(
                 config, features, stats, args.out, args.resume, record
             )
-    finally:
-        directories.drop_if_empty(args.out)
+        finally:
+            directories.drop_if_empty(args.out)
     _print_results(display, summary, args.out)
     return 0
 

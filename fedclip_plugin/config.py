@@ -35,7 +35,8 @@ AGGREGATIONS = (
 )
 
 
-COMPRESSIONS = ("none", "fp16", "int8", "int4", "topk")  # topk: up alone
+DOWN_COMPRESSIONS = ("none", "fp16", "int8", "int4")
+COMPRESSIONS = (*DOWN_COMPRESSIONS, "topk")
 
 
 EMBEDDED_DATASET = "digits"
@@ -196,7 +197,7 @@ class TrainConfig:
                 "expected a share in (0, 1]"
             )
         _choice("train", "compress", self.compress, COMPRESSIONS)
-        _choice("train", "compress_down", self.compress_down, COMPRESSIONS[:-1])
+        _choice("train", "compress_down", self.compress_down, DOWN_COMPRESSIONS)
         _choice("train", "error_feedback", self.error_feedback, ("on", "off"))
         if not 0 < self.topk_share <= 1:
             raise ConfigError(

@@ -33,12 +33,12 @@ def hold(out: Path) -> FileLock:
 
 
 def prepare_out(out: Path | None, name: str, resume: bool) -> Path:
-    """The output directory, made and proved writable.
+    """The output directory, made and proved writable; to be held (:func:`hold`) next.
 
     Without ``out``: ``runs/<name>``, numbered so that no earlier run is touched; with
     ``resume`` the newest of them.  An explicit ``out`` that holds a run is moved aside
     to ``<out>.previous-<n>``: nothing is lost.  Raises RunError for a directory that
-    holds something else, where another run is at work, or where nothing can be written.
+    holds something else, that another run would lose, or where nothing can be written.
     """
     if out is None:
         out = _default_out(Path("runs") / name, resume)
@@ -46,7 +46,6 @@ def prepare_out(out: Path | None, name: str, resume: bool) -> Path:
         _move_aside(out)
     if resume and not (out / "config.toml").is_file():
         raise RunError(f"--resume: {out} holds no run; start one without --resume")
-    hold(out).release()
     probe = out / ".writable"
     write_bytes(probe, b"", durable=False)
     probe.unlink()
@@ -54,7 +53,7 @@ def prepare_out(out: Path | None, name: str, resume: bool) -> Path:
 
 
 def drop_if_empty(out: Path) -> None:
-    """Remove the directory of a run that failed before it wrote anything."""
+    """Remove a directory where nothing was written; for the one who holds it."""
     with contextlib.suppress(OSError):  # it is not empty: a run is in it
         if [path.name for path in out.iterdir()] == [_LOCK]:
             (out / _LOCK).unlink()

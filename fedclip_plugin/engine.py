@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
-import torch
-
 from . import privacy
 from .checkpoint import Checkpoint, Progress
 from .config import TrainConfig
 from .federation import Federation, participants
 from .rounds import RoundResult, run_round, scored, shared_state
-from .update import State
+from .update import State, on_device
 
 
 def advance(progress: Progress, result: RoundResult) -> Progress:
@@ -83,15 +81,9 @@ def federate(
     privacy may end it before ``rounds``.
     """
     fed = _within_budget(fed)
-    state = best = fed.algorithm.init(fed.task)
-    progress = Progress()
-    saved = checkpoint.load(state) if checkpoint else None
-    if saved:
-        progress, device = saved[0], fed.task.text.device
-        state, best = (_to(found, device) for found in saved[1:])
-        if progress.best_round == progress.round:
-            best = shared_state(fed, state)
-    yield Standing(progress, None, state, best)
+    start = begin(fed, checkpoint)
+    yield start
+    progress, state, best = start.progress, start.state, start.best
     while not finished(progress, fed.task.train):
         number = progress.round + 1
         state, result = run_round(fed, state, number)
@@ -106,6 +98,22 @@ def federate(
             checkpoint.save(progress, state, best)
 
 
+def begin(fed: Federation, checkpoint: Checkpoint | None = None) -> Standing:
+    """The standing before a run's next round: its checkpoint's, or the very first.
+
+    Raises RunError for a checkpoint that cannot be used.
+    """
+    first = fed.algorithm.init(fed.task)
+    saved = checkpoint.load(first) if checkpoint else None
+    if saved is None:
+        return Standing(Progress(), None, first, first)
+    progress = saved[0]
+    state, best = (on_device(found, fed.task.text.device) for found in saved[1:])
+    if progress.best_round == progress.round:  # it is in the file once
+        best = shared_state(fed, state)
+    return Standing(progress, None, state, best)
+
+
 def _within_budget(fed: Federation) -> Federation:
     train, count = fed.task.train, len(fed.clients)
     if not train.private:
@@ -113,10 +121,6 @@ def _within_budget(fed: Federation) -> Federation:
     asked = len(participants(fed.clients, train.participation, 0, 1))
     train = privacy.within_budget(train, count, asked)
     return replace(fed, task=replace(fed.task, train=train))
-
-
-def _to(state: State, device: torch.device) -> State:
-    return {key: value.to(device) for key, value in state.items()}
 
 
 def as_dict(result: RoundResult) -> dict[str, object]:

@@ -122,9 +122,7 @@ def next_state(
         entropy = privacy.noise_entropy(train, seed, round_number)
         sound = [privacy.private_update(sound, sent, train, asked, entropy)]
     after = fed.algorithm.aggregate(sound, {**state, **sent}, fed.task)
-    if fed.algorithm.communicates:
-        after = downlink.carried(fed, after, state, counted.sent)
-    return {**state, **after}
+    return {**state, **downlink.carried(fed, after, state, counted.sent)}
 
 
 def shared_state(fed: Federation, state: State) -> State:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
 """Named tensors; for FedCLIP ``0.weight 0.bias 2.weight 2.bias``, float32 on the CPU
 or on the training device, as in the authors' code (``fed_at_clip.py: img_adap``).
 What a client keeps for itself stands beside them as ``<client>/<key>``."""
+
+
+def on_device(state: Mapping[str, Tensor], device: torch.device | str) -> State:
+    """``state`` where it is used; tensors that are there already are shared."""
+    return {key: value.to(device) for key, value in state.items()}
 
 
 @dataclass(frozen=True)

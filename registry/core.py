@@ -18,10 +18,10 @@ import torch.nn.functional as F
 
 from .. import directories, downlink, experiment, outputs
 from ..algorithms import Client, Samples
-from ..checkpoint import Checkpoint, Progress
+from ..checkpoint import Checkpoint
 from ..config import RunConfig, TrainConfig
 from ..config_files import to_toml
-from ..engine import Standing, account, advance, as_dict
+from ..engine import Standing, account, advance, as_dict, begin
 from ..errors import ConfigError
 from ..evaluation import predict_scores, summary_scores
 from ..features import FeatureSet
@@ -146,8 +146,8 @@ class HostRun:
         self.setup = setup
         self.drawn_from = drawn_from
         _check_budget(setup.fed.task.train, drawn_from)
-        self.state: State = setup.fed.algorithm.init(setup.fed.task)
-        self.standing = Standing(Progress(), None, self.state, self.state)
+        self.standing = begin(setup.fed)
+        self.state: State = self.standing.state
         self._best_clients: Scores = {}
         self._started = time.perf_counter()
         self._metrics: outputs.MetricsFile | None = None
@@ -168,7 +168,8 @@ class HostRun:
         self.leaf = outputs.Leaf(directory, self.setup.target, self.setup.seed, rounds)
         self._checkpoint = Checkpoint(directory, self._identity())
         if resume:
-            self._take_up(self._checkpoint)
+            self.standing = begin(self.setup.fed, self._checkpoint)
+            self.state = self.standing.state
         write_bytes(directory / "config.toml", to_toml(config).encode())
         self._metrics = outputs.MetricsFile(directory / "metrics.jsonl").__enter__()
         done = self.standing.progress
@@ -184,20 +185,6 @@ class HostRun:
         if not setup.fed.clients:
             features = replace(features, key="")
         return identity(features, setup.config, setup.target)
-
-    def _take_up(self, checkpoint: Checkpoint) -> None:
-        saved = checkpoint.load(self.state)
-        if saved is None:
-            return
-        progress, *states = saved
-        fed = self.setup.fed
-        self.state, best = (
-            {key: value.to(fed.task.text.device) for key, value in state.items()}
-            for state in states
-        )
-        if progress.best_round == progress.round:
-            best = shared_state(fed, self.state)
-        self.standing = Standing(progress, None, self.state, best)
 
     def aggregate(
         self, updates: Sequence[ClientUpdate], participants: Sequence[str]

@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..evaluation import accuracy, predict_labels
 from ..rounds import as_sent, local_updates
-from ..update import ClientUpdate, State, private_states
+from ..update import ClientUpdate, State, on_device, private_states
 from .fedml_data import ClientLoader, client_of, parameters
 from .fedml_log import forward
 from .fedml_noise import unforeseen
@@ -64,8 +64,7 @@ def split_metrics(binding: Binding, model: nn.Module, data: Any) -> dict[str, An
 
 def device_state(binding: Binding, model: nn.Module) -> State:
     """The model's adapter where the features are; shared with it on the same device."""
-    device = binding.setup.fed.task.text.device
-    return {key: value.to(device) for key, value in model.state_dict().items()}
+    return on_device(model.state_dict(), binding.setup.fed.task.text.device)
 
 
 class FedCLIPTrainer(ClientTrainer):  # type: ignore[misc]

@@ -20,7 +20,7 @@ from ..algorithms import Client
 from ..rounds import train_clients
 from ..update import ClientUpdate, private_states
 from .fedml_data import client_of, parameters
-from .fedml_roles import FedCLIPTrainer, trainer_of
+from .fedml_roles import FedCLIPTrainer, device_state, trainer_of
 from .fedml_server import aggregator_of
 from .fedml_updates import packed, unpacked
 
@@ -89,8 +89,7 @@ class FedCLIPAPI(FedAvgAPI):  # type: ignore[misc]
         privacy = FedMLDifferentialPrivacy.get_instance()
         if type(trainer) is FedCLIPTrainer and not privacy.is_local_dp_enabled():
             fed = trainer.binding.setup.fed
-            device = fed.task.text.device
-            state = {k: v.to(device) for k, v in self.model.state_dict().items()}
+            state = device_state(trainer.binding, self.model)
             known = {**downlink.broadcast(fed, state).seen, **trainer.kept}
             updates = train_clients(fed, known, clients, number)
             trainer.kept |= private_states(updates)

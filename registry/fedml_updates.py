@@ -17,7 +17,7 @@ from fedml.core.security.fedml_defender import FedMLDefender
 from torch import Tensor
 
 from .. import downlink
-from ..update import ClientUpdate, State
+from ..update import ClientUpdate, State, on_device
 from .fedml_settings import Binding
 
 Params = OrderedDict[str, Tensor]
@@ -26,8 +26,8 @@ Params = OrderedDict[str, Tensor]
 def packed(binding: Binding, whole: Mapping[str, Tensor]) -> Params:
     """The server's adapter as it goes down, ``fedclip_compress_down``; on the CPU."""
     fed = binding.setup.fed
-    sent = downlink.payload(fed, _moved(whole, fed.task.text.device))
-    return OrderedDict(_moved(sent, torch.device("cpu")))
+    sent = downlink.payload(fed, on_device(whole, fed.task.text.device))
+    return OrderedDict(on_device(sent, "cpu"))
 
 
 def unpacked(binding: Binding, sent: Mapping[str, Tensor]) -> Params:
@@ -36,12 +36,8 @@ def unpacked(binding: Binding, sent: Mapping[str, Tensor]) -> Params:
     Raises UpdateError for one that cannot be read.
     """
     fed = binding.setup.fed
-    state = downlink.received(fed, _moved(sent, fed.task.text.device))
-    return OrderedDict(_moved(state, torch.device("cpu")))
-
-
-def _moved(state: Mapping[str, Tensor], device: torch.device) -> State:
-    return {key: value.to(device) for key, value in state.items()}
+    state = downlink.received(fed, on_device(sent, fed.task.text.device))
+    return OrderedDict(on_device(state, "cpu"))
 
 
 def hooked() -> bool:

@@ -9,7 +9,7 @@ import torch
 
 from fedclip_plugin import downlink
 from fedclip_plugin.checkpoint import Checkpoint
-from fedclip_plugin.config import COMPRESSIONS, RunConfig, TrainConfig
+from fedclip_plugin.config import DOWN_COMPRESSIONS, RunConfig, TrainConfig
 from fedclip_plugin.engine import federate
 from fedclip_plugin.errors import ConfigError, UpdateError
 from fedclip_plugin.federation import Federation, build_federation
@@ -18,7 +18,7 @@ from fedclip_plugin.update import ClientUpdate, State
 from fedclip_plugin.wire import state_bytes
 from tests.toy import toy_features
 
-DOWN = [name for name in COMPRESSIONS if name not in ("none", "topk")]
+DOWN = [name for name in DOWN_COMPRESSIONS if name != "none"]
 
 
 def make(algorithm: str = "fedclip", dim: int = 64, **train: Any) -> Federation:

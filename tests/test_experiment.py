@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from fedclip_plugin.cli import main
 from fedclip_plugin.config import DataConfig, RunConfig, TrainConfig
 from fedclip_plugin.config_files import from_dict, load_toml
 from fedclip_plugin.directories import drop_if_empty, hold, prepare_out
@@ -35,7 +36,8 @@ def make_config(features: Path, **changes: object) -> RunConfig:
 def run(config: RunConfig, out: Path, resume: bool = False) -> dict:
     features, stats = obtain_features(config)
     out = prepare_out(out, "unused", resume)
-    return run_experiment(config, features, stats, out, resume)
+    with hold(out):
+        return run_experiment(config, features, stats, out, resume)
 
 
 def test_leaf_leaves_the_documented_files(tmp_path):
@@ -118,9 +120,17 @@ def test_the_directory_of_a_run_at_work_is_refused_and_left_alone(tmp_path, resu
     run(config, out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with hold(out), pytest.raises(RunError, match=r"another run is writing to .*out:"):
-        prepare_out(out, "x", resume)
+        hold(prepare_out(out, "x", resume))
     assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     assert prepare_out(out, "x", resume) == out  # it has ended
+
+
+def test_a_second_run_leaves_one_that_has_written_nothing_yet(tmp_path):
+    """As while its images are encoded: there is a lock, and nothing else."""
+    features, out = write_toy(tmp_path / "f"), tmp_path / "out"
+    with hold(out):
+        assert main(["run", "--features", str(features), "--out", str(out)]) == 2
+        assert [path.name for path in out.iterdir()] == [".lock"]
 
 
 def test_what_a_run_killed_at_once_left_is_no_run_and_in_nobodys_way(tmp_path):
