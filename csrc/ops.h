@@ -35,8 +35,8 @@ Tensor local_round(Tensors x, Tensors y, Tensor text, Tensors perm,
                    double beta1, double beta2, double eps, double weight_decay,
                    double logit_scale, bool bf16);
 
-Tensor weighted_mean(Tensors xs, Tensor weights);
+Tensor weighted_mean(Tensors& xs, const Tensor& weights);
 
-Tensor weighted_mean_int8(Tensors qs, Tensors scales, Tensor weights);
+Tensor weighted_mean_int8(Tensors& qs, Tensors& scales, const Tensor& weights);
 
 }  // namespace fedclip

@@ -35,6 +35,9 @@ struct PyModuleDef {
 
 PyObject* PyModule_Create2(PyModuleDef* definition, int api_version);
 PyObject* PyUnicode_FromString(const char* text);
+int Py_IsInitialized();
+int PyGILState_Ensure();
+void PyGILState_Release(int state);
 
 }  // extern "C"
 

@@ -15,6 +15,8 @@
 #include <string>
 #include <vector>
 
+#include "python_module.h"
+
 namespace fedclip {
 
 using torch::headeronly::ScalarType;
@@ -77,9 +79,9 @@ inline std::string describe(const Tensor& tensor) {
     return is_here(tensor) ? text : text + " on another device";
 }
 
-// Raises unless `tensor` is here and of this type and shape; -1 is any size.
-inline void expect(const std::string& name, const Tensor& tensor, ScalarType dtype,
-                   std::initializer_list<std::int64_t> shape) {
+// Here, and of this type and shape; -1 is any size.
+inline bool fits(const Tensor& tensor, ScalarType dtype,
+                 std::initializer_list<std::int64_t> shape) {
     bool fits = is_here(tensor) && tensor.scalar_type() == dtype &&
                 tensor.dim() == static_cast<std::int64_t>(shape.size());
     std::int64_t d = 0;
@@ -87,7 +89,13 @@ inline void expect(const std::string& name, const Tensor& tensor, ScalarType dty
         fits = fits && (size < 0 || tensor.size(d) == size);
         ++d;
     }
-    if (fits) return;
+    return fits;
+}
+
+// Raises unless it fits.
+inline void expect(const std::string& name, const Tensor& tensor, ScalarType dtype,
+                   std::initializer_list<std::int64_t> shape) {
+    if (fits(tensor, dtype, shape)) return;
     check(false, name, ": expected ", dtype_text(dtype), " ",
           shape_text(shape.begin(), shape.size()), " on ", here(), ", got ",
           describe(tensor));
@@ -129,10 +137,20 @@ std::vector<const T*> pointers(Tensors& tensors) {
     std::vector<const T*> data;
     data.reserve(tensors.size());
     for (Tensor& tensor : tensors) {
-        tensor = row_major(tensor);
+        if (!tensor.is_contiguous()) tensor = torch::stable::contiguous(tensor);
         data.push_back(tensor.const_data_ptr<T>());
     }
     return data;
+}
+
+// Empties lists of tensors.  PyTorch takes the interpreter's lock whenever the last C++
+// owner of a tensor goes: it is cheaper to hold it already.
+template <class... Lists>
+void let_go(Lists&... lists) {
+    const bool python = Py_IsInitialized();
+    const int state = python ? PyGILState_Ensure() : 0;
+    (lists.clear(), ...);
+    if (python) PyGILState_Release(state);
 }
 
 inline void expect_like_first(const char* name, const Tensors& tensors,
@@ -158,9 +176,11 @@ inline void expect_scaled(const Tensors& qs, const Tensors& scales) {
           describe(qs[0]));
     check(scales.size() == qs.size(), "scales: expected ", qs.size(), " entries, got ",
           scales.size());
+    const std::int64_t rows = qs[0].size(0);
     for (std::size_t i = 0; i < scales.size(); ++i) {
+        if (fits(scales[i], ScalarType::Float, {rows})) continue;
         expect("scales[" + std::to_string(i) + "]", scales[i], ScalarType::Float,
-               {qs[0].size(0)});
+               {rows});
     }
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -50,28 +51,28 @@ def check_adapter(prefix: str, x: Tensor, params: Sequence[Tensor]) -> None:
 
 def check_same(name: str, value: Tensor, x: Tensor) -> None:
     """Dtype and device of ``x``."""
-    check(
-        value.dtype == x.dtype and value.device == x.device,
-        f"{name}: expected {x.dtype} on {x.device} as x, "
-        f"got {value.dtype} on {value.device}",
-    )
+    if value.dtype != x.dtype or value.device != x.device:
+        raise ValueError(
+            f"{name}: expected {x.dtype} on {x.device} as x, "
+            f"got {value.dtype} on {value.device}"
+        )
 
 
 def check_index(name: str, value: Tensor, x: Tensor, below: int) -> None:
     """One-dimensional int64 on the device of ``x``, values in ``0..below - 1``."""
-    check(
-        value.dim() == 1 and value.dtype == torch.int64 and value.device == x.device,
-        f"{name}: expected (rows,) int64 on {x.device}, "
-        f"got {tuple(value.shape)} {value.dtype} on {value.device}",
-    )
+    if value.dim() != 1 or value.dtype != torch.int64 or value.device != x.device:
+        raise ValueError(
+            f"{name}: expected (rows,) int64 on {x.device}, "
+            f"got {tuple(value.shape)} {value.dtype} on {value.device}"
+        )
     if value.is_cuda and load_kernels().cuda:
         return  # the kernel looks itself: here it would cost two waits a client
     if value.numel():
         low, high = (int(v) for v in torch.aminmax(value))
-        check(
-            low >= 0 and high < below,
-            f"{name}: expected values in 0..{below - 1}, got {low}..{high}",
-        )
+        if low < 0 or high >= below:
+            raise ValueError(
+                f"{name}: expected values in 0..{below - 1}, got {low}..{high}"
+            )
 
 
 def check_client(
@@ -79,13 +80,14 @@ def check_client(
 ) -> None:
     """One client's ``x`` (N, D), ``y`` (N,), ``text`` (C, D) and ``perm`` (M,)."""
     check_matrix(f"{where}x", x)
-    check(x.is_floating_point(), f"{where}x: expected floating point, got {x.dtype}")
+    if not x.is_floating_point():
+        raise ValueError(f"{where}x: expected floating point, got {x.dtype}")
     check_matrix("text", text, x.shape[1])
     check_same("text", text, x)
-    check(
-        y.shape == x.shape[:1],
-        f"{where}y: expected shape ({x.shape[0]},), got {tuple(y.shape)}",
-    )
+    if y.shape != x.shape[:1]:
+        raise ValueError(
+            f"{where}y: expected shape ({x.shape[0]},), got {tuple(y.shape)}"
+        )
     check_index(f"{where}y", y, x, text.shape[0])
     check_index(f"{where}perm", perm, x, x.shape[0])
 
@@ -94,26 +96,60 @@ def check_moments(
     name: str, moments: Sequence[Tensor], params: Sequence[Tensor]
 ) -> None:
     """Adam moments of the shapes, dtypes and devices of ``params``."""
-    check(
-        [m.shape for m in moments] == [p.shape for p in params],
-        f"{name}: expected the shapes of params, got "
-        f"{[tuple(m.shape) for m in moments]}",
-    )
+    if [m.shape for m in moments] != [p.shape for p in params]:
+        raise ValueError(
+            f"{name}: expected the shapes of params, got "
+            f"{[tuple(m.shape) for m in moments]}"
+        )
     for moment, param in zip(moments, params):
         check_same(name, moment, param)
+
+
+def check_like(name: str, tensors: Sequence[Tensor], wanted: Tensor) -> None:
+    """Each of the shape, dtype and device of ``wanted``."""
+    shape, dtype, device = wanted.shape, wanted.dtype, wanted.device
+    for i, value in enumerate(tensors):
+        if value.shape != shape:
+            raise ValueError(
+                f"{name}[{i}]: expected shape {tuple(shape)}, got {tuple(value.shape)}"
+            )
+        if value.dtype != dtype or value.device != device:
+            check_same(f"{name}[{i}]", value, wanted)
+
+
+def check_scaled(qs: Sequence[Tensor], scales: Sequence[Tensor]) -> None:
+    """``qs`` int8 of one shape (R, ...), with as many ``scales`` (R,) float32."""
+    shape = qs[0].shape
+    check(len(scales) == len(qs), f"scales: expected {len(qs)}, got {len(scales)}")
+    for i, (q, scale) in enumerate(zip(qs, scales)):
+        if q.dtype != torch.int8 or not shape or q.shape != shape:
+            raise ValueError(
+                f"qs[{i}]: expected int8 {tuple(shape) or '(rows, ...)'}, "
+                f"got {q.dtype} {tuple(q.shape)}"
+            )
+        if scale.dtype != torch.float32 or scale.shape != shape[:1]:
+            raise ValueError(
+                f"scales[{i}]: expected float32 ({shape[0]},), "
+                f"got {scale.dtype} {tuple(scale.shape)}"
+            )
+        if q.device != qs[0].device or scale.device != q.device:
+            raise ValueError(
+                f"qs[{i}], scales[{i}]: expected both on {qs[0].device}, "
+                f"got {q.device} and {scale.device}"
+            )
 
 
 def check_weights(weights: Tensor, count: int) -> None:
     """``count`` aggregation weights: finite, non-negative, not all zero."""
     check(count > 0, "weighted mean of an empty list: expected at least one tensor")
-    check(
-        weights.shape == (count,) and weights.is_floating_point(),
-        f"weights: expected shape ({count},) floating point, "
-        f"got {tuple(weights.shape)} {weights.dtype}",
-    )
-    check(
-        bool(torch.isfinite(weights).all())
-        and bool((weights >= 0).all())
-        and float(weights.sum()) > 0,
-        f"weights: expected finite, non-negative, not all zero, got {weights.tolist()}",
-    )
+    if weights.shape != (count,) or not weights.is_floating_point():
+        raise ValueError(
+            f"weights: expected shape ({count},) floating point, "
+            f"got {tuple(weights.shape)} {weights.dtype}"
+        )
+    total = float(weights.sum(dtype=torch.float64))
+    if not (0 < total < math.inf and bool((weights >= 0).all())):
+        raise ValueError(
+            "weights: expected finite, non-negative, not all zero, "
+            f"got {weights.tolist()}"
+        )

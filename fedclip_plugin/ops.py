@@ -7,7 +7,8 @@ wrong.  ``torch.ops.fedclip.<name>`` is the same without the checks of values.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from .checks import (
     check_adapter,
     check_choice,
     check_client,
+    check_like,
     check_matrix,
     check_moments,
-    check_same,
+    check_scaled,
     check_weights,
 )
 from .reference import (
@@ -56,12 +58,31 @@ __all__ = [
 PRECISIONS = ("fp32", "bf16")  # of the matrix products in local training
 _COMPILED = load_kernels().cpu is not None
 
-
 _adapter = torch.ops.fedclip.adapter.default
+_squared_distances = torch.ops.fedclip.squared_distances.default
+_weighted_mean = torch.ops.fedclip.weighted_mean.default
+_weighted_mean_int8 = torch.ops.fedclip.weighted_mean_int8.default
 # Spares 6 us of torch.library's Python a call where nobody wants a gradient.
 _below_autograd: Any = getattr(
     torch._C, "_AutoDispatchBelowAutograd", contextlib.nullcontext
 )
+
+
+def _call(
+    operator: Any, explain: Callable[[], None], lead: Tensor, dtype: Any, *args: Any
+) -> Any:
+    """``operator(*args)``; ``explain`` raises ValueError if the arguments do not fit.
+
+    The compiled kernels for the CPU, which take ``lead`` in ``dtype``, check the same
+    in no time: Python's checks are made where another answers, or one has refused.
+    """
+    if not (_COMPILED and lead.is_cpu and lead.dtype is dtype):
+        explain()
+    try:
+        return operator(*args)
+    except RuntimeError:
+        explain()
+        raise
 
 
 def adapter(
@@ -79,15 +100,9 @@ def adapter(
         _check_fit(x, params)
         z, h = _adapter(x, *params)
         return z, h
-    # The kernel checks the same: Python's checks cost 2 us more, of some 145 at N = 32.
-    if not (_COMPILED and x.is_cpu and x.dtype is torch.float32):
-        _check_fit(x, params)
-    try:
-        with _below_autograd():
-            z, h = _adapter(x, *params)
-    except RuntimeError:
-        _check_fit(x, params)
-        raise
+    with _below_autograd():
+        explain = partial(_check_fit, x, params)
+        z, h = _call(_adapter, explain, x, torch.float32, x, *params)
     return z, h
 
 
@@ -218,15 +233,16 @@ def squared_distances(xs: Sequence[Tensor], origin: Tensor) -> Tensor:
     ``xs`` have the shape, dtype and device of ``origin``.  Raises ValueError naming the
     argument.
     """
-    for i, x in enumerate(xs):
-        check(
-            x.shape == origin.shape,
-            f"xs[{i}]: expected shape {tuple(origin.shape)}, got {tuple(x.shape)}",
-        )
-        check_same(f"xs[{i}]", x, origin)
     if not xs:
         return origin.new_empty(0, dtype=torch.float64)
-    found: Tensor = torch.ops.fedclip.squared_distances(xs, origin)
+    found: Tensor = _call(
+        _squared_distances,
+        partial(check_like, "xs", xs, origin),
+        origin,
+        torch.float32,
+        xs,
+        origin,
+    )
     return found
 
 
@@ -237,13 +253,8 @@ def weighted_mean(xs: Sequence[Tensor], weights: Tensor) -> Tensor:
     Raises ValueError naming the argument.
     """
     check_weights(weights, len(xs))
-    for i, x in enumerate(xs):
-        check(
-            x.shape == xs[0].shape,
-            f"xs[{i}]: expected shape {tuple(xs[0].shape)}, got {tuple(x.shape)}",
-        )
-        check_same(f"xs[{i}]", x, xs[0])
-    mean: Tensor = torch.ops.fedclip.weighted_mean(xs, weights)
+    explain = partial(check_like, "xs", xs, xs[0])
+    mean: Tensor = _call(_weighted_mean, explain, xs[0], torch.float32, xs, weights)
     return mean
 
 
@@ -253,19 +264,16 @@ def weighted_mean_int8(
     """Weighted mean of K int8 tensors with one float32 scale a row; float32.
 
     ``qs[i]`` (R, ...) int8, ``scales[i]`` (R,) float32, ``weights`` (K,).
+    Raises ValueError naming the argument.
     """
     check_weights(weights, len(qs))
-    check(len(scales) == len(qs), f"scales: expected {len(qs)}, got {len(scales)}")
-    for i, (q, scale) in enumerate(zip(qs, scales)):
-        check(
-            q.dtype == torch.int8 and q.dim() >= 1 and q.shape == qs[0].shape,
-            f"qs[{i}]: expected int8 {tuple(qs[0].shape)}, "
-            f"got {q.dtype} {tuple(q.shape)}",
-        )
-        check(
-            scale.dtype == torch.float32 and scale.shape == q.shape[:1],
-            f"scales[{i}]: expected float32 ({q.shape[0]},), "
-            f"got {scale.dtype} {tuple(scale.shape)}",
-        )
-    mean: Tensor = torch.ops.fedclip.weighted_mean_int8(qs, scales, weights)
+    mean: Tensor = _call(
+        _weighted_mean_int8,
+        partial(check_scaled, qs, scales),
+        qs[0],
+        torch.int8,
+        qs,
+        scales,
+        weights,
+    )
     return mean

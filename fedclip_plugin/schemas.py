@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .checks import check_adapter
+from .checks import check_adapter, check_like, check_scaled
 
 _ADAM = (
     "float lr, float beta1, float beta2, float eps, float weight_decay, "
@@ -46,11 +46,12 @@ for _name, _schema in SCHEMAS.items():
 
 
 # ---------------------------------------------------------------- shapes for tracing
+# One tensor on "meta" takes all others here: hence the checks.
 
 
 @torch.library.register_fake("fedclip::adapter", lib=_library)
 def _(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Any:
-    check_adapter("", x, (w1, b1, w2, b2))  # one on "meta" takes all others here
+    check_adapter("", x, (w1, b1, w2, b2))
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
@@ -82,16 +83,19 @@ def _(
 
 @torch.library.register_fake("fedclip::squared_distances", lib=_library)
 def _(xs: list[Tensor], origin: Tensor) -> Tensor:
+    check_like("xs", xs, origin)
     return origin.new_empty(len(xs), dtype=torch.float64)
 
 
 @torch.library.register_fake("fedclip::weighted_mean", lib=_library)
 def _(xs: list[Tensor], weights: Tensor) -> Tensor:
+    check_like("xs", xs, xs[0])
     return xs[0].new_empty(xs[0].shape)
 
 
 @torch.library.register_fake("fedclip::weighted_mean_int8", lib=_library)
 def _(qs: list[Tensor], scales: list[Tensor], weights: Tensor) -> Tensor:
+    check_scaled(qs, scales)
     return scales[0].new_empty(qs[0].shape)
 
 

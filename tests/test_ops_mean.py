@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+
 import pytest
 import torch
 
@@ -70,3 +73,68 @@ def test_the_inputs_stay_as_they_are():
     assert mean.data_ptr() != xs[0].data_ptr()
     OPS.weighted_mean(xs, torch.ones(9))
     assert all(torch.equal(a, b) for a, b in zip(xs, before))
+
+
+def int8(*shape, device="cpu"):
+    return torch.zeros(shape, dtype=torch.int8, device=device)
+
+
+@pytest.mark.parametrize(
+    ("xs", "message"),
+    [
+        ([torch.ones(2), torch.ones(3)], r"xs\[1\]: expected shape \(2,\), got \(3,\)"),
+        ([torch.ones(2), torch.ones(2).double()], r"xs\[1\]: expected torch.float32"),
+        ([torch.ones(2).double(), torch.ones(2)], r"xs\[1\]: expected torch.float64"),
+        ([torch.ones(2), torch.ones(2, device="meta")], r"xs\[1\]: .* on meta"),
+        ([], "expected at least one tensor"),
+    ],
+)
+def test_tensors_that_are_not_alike_are_named(xs, message):
+    with pytest.raises(ValueError, match=message):
+        ops.weighted_mean(xs, torch.ones(len(xs)))
+
+
+@pytest.mark.parametrize(
+    ("qs", "rows", "message"),
+    [
+        ([int8(2, 3), int8(2, 4)], (2, 2), r"qs\[1\]: expected int8 \(2, 3\)"),
+        ([int8(2, 3), torch.ones(2, 3)], (2, 2), r"qs\[1\]: expected int8 \(2, 3\)"),
+        ([int8(), int8()], (1, 1), r"qs\[0\]: expected int8 \(rows, ...\)"),
+        ([int8(2, 3), int8(2, 3)], (2,), "scales: expected 2, got 1"),
+        ([int8(2, 3), int8(2, 3)], (2, 3), r"scales\[1\]: expected float32 \(2,\)"),
+        ([int8(2, 3), int8(2, 3, device="meta")], (2, 2), "got meta and cpu"),
+        ([], (), "expected at least one tensor"),
+    ],
+)
+def test_int8_that_does_not_fit_is_named(qs, rows, message):
+    scales = [torch.ones(count) for count in rows]
+    with pytest.raises(ValueError, match=message):
+        ops.weighted_mean_int8(qs, scales, torch.ones(len(qs)))
+
+
+@pytest.mark.parametrize("weights", [[1.0, -1.0], [0.0, 0.0], [1.0, float("nan")]])
+def test_weights_that_weigh_nothing_are_refused(weights):
+    with pytest.raises(ValueError, match="weights: expected finite, non-negative"):
+        ops.weighted_mean([torch.ones(2)] * 2, torch.tensor(weights))
+
+
+def test_the_callers_keep_their_tensors():
+    """The kernel lets go of the lists it was given, and of nothing else."""
+    xs = [torch.randn(40) for _ in range(20)]
+    counts = [sys.getrefcount(x) for x in xs]
+    want = torch.stack(xs).mean(0)
+    found = []
+    threads = [
+        threading.Thread(
+            target=lambda: found.append(ops.weighted_mean(xs, torch.ones(20)))
+        )
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    for mean in found:
+        torch.testing.assert_close(mean, want)
+    assert [sys.getrefcount(x) for x in xs] == counts

@@ -117,7 +117,7 @@ struct Kernels {
     void (*mean)(const float* const* xs, const float* shares, std::int64_t clients,
                  std::int64_t begin, std::int64_t count, float* out);
     // The same of int8, for rows top .. top + rows - 1 of `columns` elements, from
-    // k = begin on; at most kInt8Rows rows and kInt8Block elements.  Client i has the
+    // k = begin on; at most kInt8Rows rows and kMeanBlock elements.  Client i has the
     // share shares[i] * scales[i][row] of a row.
     void (*mean_int8)(const signed char* const* qs, const float* const* scales,
                       const double* shares, std::int64_t clients, std::int64_t top,
@@ -131,10 +131,10 @@ struct Kernels {
 };
 
 // Elements of a mean summed at a time.  Long stretches of each client's memory matter
-// more than float64 sums in L1: 16 pages of floats or 8 of int8 a client, with 128 or
-// 256 KB of sums in L2.
-constexpr std::int64_t kMeanBlock = 16384, kInt8Block = 32768;
-constexpr std::int64_t kInt8Rows = 1024;
+// more than float64 sums in L1: 16 pages of floats or 4 of int8 a client, with 128 KB
+// of sums in L2.
+constexpr std::int64_t kMeanBlock = 16384;
+constexpr std::int64_t kInt8Rows = 1024;  // of a block's
 constexpr int kPeakFmas = 120;
 
 extern const Kernels kernels_generic, kernels_avx2, kernels_avx512, kernels_avx512bf16;

@@ -11,7 +11,7 @@ namespace fedclip {
 constexpr int kGroup = 8;  // clients, as in reference.py
 // Of int8 there are twice as many: their totals are more memory than they are.
 constexpr int kInt8Group = 16;
-constexpr int kAhead = 1024;  // bytes, to be fetched ahead in a client's int8
+constexpr int kAhead = 512;  // bytes, to be fetched ahead in a client's int8
 
 template <class V>
 INLINE typename V::Reg load_as_float(const float* p) {
@@ -59,7 +59,7 @@ INLINE void sum_vectors(const T* const* xs, const typename V::Reg (&share)[G],
 template <class V, int G, Then then, class T>
 INLINE void group_sum(const T* const* xs, const float* shares, std::int64_t count,
                       double* total, float* out) {
-    constexpr int wide = 4;  // runs of four vectors suit the memory
+    constexpr int wide = sizeof(T) == 1 ? 4 : 8;  // vectors a run: as measured
     typename V::Reg share[G];
     UNROLL for (int g = 0; g < G; ++g) share[g] = V::set(shares[g]);
     std::int64_t k = 0;
@@ -186,7 +186,7 @@ void mean_int8(const signed char* const* qs, const float* const* scales,
                const double* shares, std::int64_t clients, std::int64_t top,
                std::int64_t rows, std::int64_t columns, std::int64_t begin,
                float* out) {
-    alignas(64) double total[kInt8Block];
+    alignas(64) double total[kMeanBlock];
     const ScaledShare share{scales, shares, top};
     if (columns < V::lanes) {
         mean_narrow<V>(qs, share, clients, rows, columns, begin, total, out + begin);

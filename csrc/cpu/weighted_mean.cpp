@@ -18,7 +18,7 @@ constexpr std::int64_t kGrain = 1;  // blocks worth a thread
 
 }  // namespace
 
-Tensor weighted_mean(Tensors xs, Tensor weights) {
+Tensor weighted_mean(Tensors& xs, const Tensor& weights) {
     expect_like_first("xs", xs, ScalarType::Float);
     const std::vector<double> shares = shares_of(weights, xs.size());
     const std::vector<float> factors(shares.begin(), shares.end());
@@ -36,10 +36,11 @@ Tensor weighted_mean(Tensors xs, Tensor weights) {
                                std::min(kMeanBlock, size - first), out);
             }
         });
+    let_go(xs);
     return mean;
 }
 
-Tensor weighted_mean_int8(Tensors qs, Tensors scales, Tensor weights) {
+Tensor weighted_mean_int8(Tensors& qs, Tensors& scales, const Tensor& weights) {
     expect_scaled(qs, scales);
     const std::int64_t clients = std::int64_t(qs.size()), rows = qs[0].size(0);
     const std::vector<double> shares = shares_of(weights, qs.size());
@@ -52,8 +53,8 @@ Tensor weighted_mean_int8(Tensors qs, Tensors scales, Tensor weights) {
     // A block is some whole rows, or a part of one row.
     const std::int64_t columns = mean.numel() / rows;
     const std::int64_t height =
-        std::clamp<std::int64_t>(kInt8Block / columns, 1, kInt8Rows);
-    const std::int64_t width = std::min(columns, kInt8Block);
+        std::clamp<std::int64_t>(kMeanBlock / columns, 1, kInt8Rows);
+    const std::int64_t width = std::min(columns, kMeanBlock);
     const std::int64_t across = parts_of(columns, width), down = parts_of(rows, height);
     torch::stable::parallel_for(
         0, down * across, kGrain, [&](std::int64_t begin, std::int64_t end) {
@@ -65,6 +66,7 @@ Tensor weighted_mean_int8(Tensors qs, Tensors scales, Tensor weights) {
                                     top * columns + left, out);
             }
         });
+    let_go(qs, scales);
     return mean;
 }
 

@@ -42,7 +42,7 @@ void run_mean(const Launch& launch, const std::vector<const T*>& data,
 
 }  // namespace
 
-Tensor weighted_mean(Tensors xs, Tensor weights) {
+Tensor weighted_mean(Tensors& xs, const Tensor& weights) {
     check(!xs.empty(), "xs: expected at least one tensor, got none");
     const Launch launch("weighted_mean", xs[0]);
     expect_like_first("xs", xs, ScalarType::Float);
@@ -50,10 +50,11 @@ Tensor weighted_mean(Tensors xs, Tensor weights) {
     const auto data = pointers<float>(xs);
     const Tensor mean = torch::stable::new_empty(xs[0], xs[0].sizes());
     run_mean(launch, data, shares, {}, 1, mean);
+    let_go(xs);
     return mean;
 }
 
-Tensor weighted_mean_int8(Tensors qs, Tensors scales, Tensor weights) {
+Tensor weighted_mean_int8(Tensors& qs, Tensors& scales, const Tensor& weights) {
     check(!qs.empty(), "qs: expected at least one tensor, got none");
     const Launch launch("weighted_mean_int8", qs[0]);
     expect_scaled(qs, scales);
@@ -63,6 +64,7 @@ Tensor weighted_mean_int8(Tensors qs, Tensors scales, Tensor weights) {
     const Tensor mean = torch::stable::new_empty(scales[0], qs[0].sizes());
     const std::int64_t rows = qs[0].size(0);
     run_mean(launch, data, shares, scale, rows ? mean.numel() / rows : 1, mean);
+    let_go(qs, scales);
     return mean;
 }
 

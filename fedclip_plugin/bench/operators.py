@@ -165,7 +165,7 @@ def mean(clients: int, rounds: int, dim: int = 512) -> Row:
     shares = (weights / weights.sum()).tolist()
     small = [[(x * 20).to(torch.int8) for x in xs] for xs in by_key]
     scales = [[torch.rand(len(x)) for x in xs] for xs in by_key]
-    fp32, int8 = torch.ops.fedclip.weighted_mean, torch.ops.fedclip.weighted_mean_int8
+    fp32, int8 = ops.weighted_mean, ops.weighted_mean_int8
     times = interleave(
         {
             OURS: lambda: [fp32(xs, weights) for xs in by_key],

@@ -12,7 +12,7 @@ import torch
 from .. import capabilities
 from ..errors import ConfigError
 from .operators import Row, forward, mean, round_over_clients, train_step
-from .timing import fma_peak, machine
+from .timing import fma_peak, machine, settle_allocator
 
 Report = dict[str, Any]
 Progress = Callable[[str, int, int, str], None]  # what, done, total, note
@@ -44,7 +44,7 @@ def _on(
         run = partial(forward, 512, rows, times, compiled)
         yield Measurement(f"adapter forward, B = {rows}", threads, run)
     for n in (4, 16) if quick else (4, 16, 100, 1000):
-        run = partial(mean, n, max(2, min(rounds, 2000 // n)))
+        run = partial(mean, n, max(8, min(rounds, 2000 // n)))
         yield Measurement(f"weighted mean of {n}", threads, run)
 
 
@@ -79,6 +79,7 @@ def run(
             f"nothing to measure, the kernels are not in use: {found['note']}; "
             "pip install -e . builds them"
         )
+    settle_allocator()
     before = torch.get_num_threads()
     facts = {**machine(), "fma_peak_gflops": round(fma_peak())}
     todo = list(measurements(quick, compiled, rounds, threads))
