@@ -4,6 +4,8 @@
 
 #if defined(__aarch64__)
 #include <arm_neon.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 #include "cpu/pair.h"
@@ -116,7 +118,20 @@ struct Generic {
     }
 
     INLINE static Reg from_int8(const signed char* p) {
+#if defined(__aarch64__)
+        int bits;
+        __builtin_memcpy(&bits, p, sizeof bits);
+        const int8x8_t bytes = vreinterpret_s8_s32(vdup_n_s32(bits));
+        return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))));
+#elif defined(__SSE2__)
+        int bits;
+        __builtin_memcpy(&bits, p, sizeof bits);
+        // Each byte four times over: shifted down, the last one keeps its sign.
+        const __m128i one = _mm_cvtsi32_si128(bits), two = _mm_unpacklo_epi8(one, one);
+        return _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(two, two), 24));
+#else
         return Reg{float(p[0]), float(p[1]), float(p[2]), float(p[3])};
+#endif
     }
     INLINE static void add_to(double* total, Reg a) {
         UNROLL for (int i = 0; i < lanes; ++i) total[i] += a[i];
