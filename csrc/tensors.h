@@ -169,19 +169,20 @@ inline void expect_like_first(const char* name, const Tensors& tensors,
     }
 }
 
-// Int8 tensors of one shape, each with a scale for every row.
-inline void expect_scaled(const Tensors& qs, const Tensors& scales) {
+// Int8 tensors of one shape, each with a scale for every row, or one in all.  Returns
+// the number of scales.
+inline std::int64_t expect_scaled(const Tensors& qs, const Tensors& scales) {
     expect_like_first("qs", qs, ScalarType::Char);
-    check(qs[0].dim() >= 1, "qs[0]: expected at least one dimension, got ",
-          describe(qs[0]));
     check(scales.size() == qs.size(), "scales: expected ", qs.size(), " entries, got ",
           scales.size());
-    const std::int64_t rows = qs[0].size(0);
+    std::int64_t rows = qs[0].dim() ? qs[0].size(0) : 1;
+    if (fits(scales[0], ScalarType::Float, {1})) rows = 1;
     for (std::size_t i = 0; i < scales.size(); ++i) {
         if (fits(scales[i], ScalarType::Float, {rows})) continue;
         expect("scales[" + std::to_string(i) + "]", scales[i], ScalarType::Float,
                {rows});
     }
+    return rows;
 }
 
 template <typename T>

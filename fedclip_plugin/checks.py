@@ -118,23 +118,23 @@ def check_like(name: str, tensors: Sequence[Tensor], wanted: Tensor) -> None:
 
 
 def check_scaled(qs: Sequence[Tensor], scales: Sequence[Tensor]) -> None:
-    """``qs`` int8 of one shape (R, ...), with as many ``scales`` (R,) float32."""
-    shape = qs[0].shape
+    """``qs`` int8 of one shape, with float32 ``scales``: one a row, or one in all."""
     check(len(scales) == len(qs), f"scales: expected {len(qs)}, got {len(scales)}")
+    shape, device = qs[0].shape, qs[0].device
+    rows = (1,) if scales[0].shape == (1,) else tuple(shape[:1]) or (1,)
     for i, (q, scale) in enumerate(zip(qs, scales)):
-        if q.dtype != torch.int8 or not shape or q.shape != shape:
+        if q.dtype != torch.int8 or q.shape != shape:
             raise ValueError(
-                f"qs[{i}]: expected int8 {tuple(shape) or '(rows, ...)'}, "
-                f"got {q.dtype} {tuple(q.shape)}"
+                f"qs[{i}]: expected int8 {tuple(shape)}, got {q.dtype} {tuple(q.shape)}"
             )
-        if scale.dtype != torch.float32 or scale.shape != shape[:1]:
+        if scale.dtype != torch.float32 or scale.shape != rows:
             raise ValueError(
-                f"scales[{i}]: expected float32 ({shape[0]},), "
+                f"scales[{i}]: expected float32 {rows}, "
                 f"got {scale.dtype} {tuple(scale.shape)}"
             )
-        if q.device != qs[0].device or scale.device != q.device:
+        if q.device != device or scale.device != device:
             raise ValueError(
-                f"qs[{i}], scales[{i}]: expected both on {qs[0].device}, "
+                f"qs[{i}], scales[{i}]: expected both on {device}, "
                 f"got {q.device} and {scale.device}"
             )
 

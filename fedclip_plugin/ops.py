@@ -261,10 +261,10 @@ def weighted_mean(xs: Sequence[Tensor], weights: Tensor) -> Tensor:
 def weighted_mean_int8(
     qs: Sequence[Tensor], scales: Sequence[Tensor], weights: Tensor
 ) -> Tensor:
-    """Weighted mean of K int8 tensors with one float32 scale a row; float32.
+    """Weighted mean of K int8 tensors with float32 scales; float32.
 
-    ``qs[i]`` (R, ...) int8, ``scales[i]`` (R,) float32, ``weights`` (K,).
-    Raises ValueError naming the argument.
+    ``qs[i]`` (R, ...) int8, ``weights`` (K,); ``scales[i]`` (R,) float32, one a row, or
+    (1,) for all of them.  Raises ValueError naming the argument.
     """
     check_weights(weights, len(qs))
     mean: Tensor = _call(

@@ -57,13 +57,16 @@ class Int8(Codec):
         return q.to(torch.int8), scale
 
     def steps(self, parts: Parts, shape: torch.Size) -> Tensor:
-        """The int8 steps, in rows (R, N / R)."""
-        return parts[0].reshape(row_count(shape), -1)
+        """The int8 steps, in ``shape``."""
+        return parts[0]
+
+    def rows(self, parts: Parts, shape: torch.Size) -> Tensor:
+        """The steps of each scale, (R, N / R)."""
+        return self.steps(parts, shape).reshape(row_count(shape), -1)
 
     def unpack(self, parts: Parts, shape: torch.Size) -> Tensor:
         """Steps times the scale of their row."""
-        steps, scale = self.steps(parts, shape), parts[1]
-        return (steps * scale[:, None]).reshape(shape)
+        return (self.rows(parts, shape) * parts[1][:, None]).reshape(shape)
 
     def fault(self, parts: Parts, shape: torch.Size) -> str | None:
         """Shapes, dtypes, or scales that are no sizes."""
@@ -72,8 +75,8 @@ class Int8(Codec):
 
     def square(self, parts: Parts, shape: torch.Size) -> float:
         """Of the steps in a row, times the square of its scale."""
-        steps = self.steps(parts, shape).float()
-        squares = steps.square().sum(dim=1, dtype=torch.float64)
+        rows = self.rows(parts, shape).float()
+        squares = rows.square().sum(dim=1, dtype=torch.float64)
         return float((squares * parts[1].double().square()).sum())
 
     def mean(
@@ -82,7 +85,7 @@ class Int8(Codec):
         """On the int8 values themselves, in one call of the kernel."""
         steps = [self.steps(parts, shape) for parts in packed]
         scales = [parts[1] for parts in packed]
-        return ops.weighted_mean_int8(steps, scales, weights).reshape(shape)
+        return ops.weighted_mean_int8(steps, scales, weights)
 
 
 class Int4(Int8):
@@ -101,11 +104,11 @@ class Int4(Int8):
         return _deflated(pairs[0::2] | pairs[1::2] << 4), scale
 
     def steps(self, parts: Parts, shape: torch.Size) -> Tensor:
-        """The pairs taken apart, in rows (R, N / R)."""
+        """The pairs taken apart, in ``shape``."""
         packed = _inflated(parts[0], (shape.numel() + 1) // 2)
         pairs = torch.stack([packed & 15, packed >> 4], dim=1).reshape(-1)
         flat = pairs[: shape.numel()].to(torch.int8) - 8
-        return flat.reshape(row_count(shape), -1)
+        return flat.reshape(shape)
 
     def fault(self, parts: Parts, shape: torch.Size) -> str | None:
         """Shapes, dtypes, or scales that are no sizes."""

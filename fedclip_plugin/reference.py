@@ -235,11 +235,11 @@ def weighted_mean_int8_reference(
 ) -> Tensor:
     """Weighted mean of ``scales[i][:, None] * qs[i]``; float32, shape of ``qs[0]``.
 
-    ``qs[i]`` (R, ...) int8, ``scales[i]`` (R,) float32: one scale a row.
+    ``qs[i]`` (R, ...) int8; ``scales[i]`` (R,) float32, one a row, or (1,).
     """
     shares = weights.double() / weights.double().sum()
     total = torch.zeros(qs[0].shape, dtype=torch.float64, device=qs[0].device)
     for q, scale, share in zip(qs, scales, shares):
-        row = (scale.double() * share).reshape(-1, *[1] * (q.dim() - 1))
-        total += row * q
+        row = scale.double() * share
+        total += row.reshape(-1, *[1] * (q.dim() - 1)) * q if q.dim() else row[0] * q
     return total.float()

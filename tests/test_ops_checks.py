@@ -209,9 +209,11 @@ def test_weighted_mean_int8_names_the_wrong_argument():
     q, scale, one = torch.ones(3, 4, dtype=torch.int8), torch.ones(3), torch.ones(1)
     with pytest.raises(RuntimeError, match=r"^qs\[0\]: expected the type"):
         OPS.weighted_mean_int8([q.int()], [scale], one)
-    with pytest.raises(RuntimeError, match=r"^qs\[0\]: expected at least one dim"):
+    with pytest.raises(RuntimeError, match=r"^scales\[0\]: expected float32 \(1,\)"):
         OPS.weighted_mean_int8([q[0, 0]], [scale], one)
     with pytest.raises(RuntimeError, match=r"^scales\[0\]: expected float32 \(3,\)"):
         OPS.weighted_mean_int8([q], [torch.ones(2)], one)
     with pytest.raises(RuntimeError, match=r"^scales: expected 1 entries, got 2"):
         OPS.weighted_mean_int8([q], [scale, scale], one)
+    with pytest.raises(RuntimeError, match=r"^scales\[1\]: expected float32 \(1,\)"):
+        OPS.weighted_mean_int8([q, q], [one, scale], torch.ones(2))

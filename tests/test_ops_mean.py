@@ -30,12 +30,14 @@ def test_weighted_mean(count, shape):
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize(
     "shape",
-    [(5,), (3, 7), (1500, 33), (2, 36_001), (0, 4), (4, 2, 3), (3000,)],
+    [(5,), (3, 7), (1500, 33), (2, 36_001), (0, 4), (4, 2, 3), (3000,), ()],
 )
-def test_weighted_mean_int8(count, shape):
+@pytest.mark.parametrize("one_scale", [False, True])
+def test_weighted_mean_int8(count, shape, one_scale):
     torch.manual_seed(count)
     qs = [torch.randint(-128, 128, shape, dtype=torch.int8) for _ in range(count)]
-    scales = [torch.rand(shape[0]) / 100 for _ in range(count)]
+    rows = (1,) if one_scale else shape[:1] or (1,)
+    scales = [torch.rand(rows) / 100 for _ in range(count)]
     weights = torch.rand(count, dtype=torch.float64) + 0.1
     mean = OPS.weighted_mean_int8(qs, scales, weights)
     exact = ops.weighted_mean_int8_reference(qs, scales, weights)
@@ -99,7 +101,8 @@ def test_tensors_that_are_not_alike_are_named(xs, message):
     [
         ([int8(2, 3), int8(2, 4)], (2, 2), r"qs\[1\]: expected int8 \(2, 3\)"),
         ([int8(2, 3), torch.ones(2, 3)], (2, 2), r"qs\[1\]: expected int8 \(2, 3\)"),
-        ([int8(), int8()], (1, 1), r"qs\[0\]: expected int8 \(rows, ...\)"),
+        ([int8(), int8()], (1, 3), r"scales\[1\]: expected float32 \(1,\)"),
+        ([int8(2, 3), int8(2, 3)], (1, 2), r"scales\[1\]: expected float32 \(1,\)"),
         ([int8(2, 3), int8(2, 3)], (2,), "scales: expected 2, got 1"),
         ([int8(2, 3), int8(2, 3)], (2, 3), r"scales\[1\]: expected float32 \(2,\)"),
         ([int8(2, 3), int8(2, 3, device="meta")], (2, 2), "got meta and cpu"),

@@ -41,8 +41,8 @@ Tensor weighted_mean(Tensors& xs, const Tensor& weights) {
 }
 
 Tensor weighted_mean_int8(Tensors& qs, Tensors& scales, const Tensor& weights) {
-    expect_scaled(qs, scales);
-    const std::int64_t clients = std::int64_t(qs.size()), rows = qs[0].size(0);
+    const std::int64_t rows = expect_scaled(qs, scales);
+    const std::int64_t clients = std::int64_t(qs.size());
     const std::vector<double> shares = shares_of(weights, qs.size());
     const auto data = pointers<signed char>(qs);
     const auto scale = pointers<float>(scales);

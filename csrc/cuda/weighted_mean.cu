@@ -57,12 +57,11 @@ Tensor weighted_mean(Tensors& xs, const Tensor& weights) {
 Tensor weighted_mean_int8(Tensors& qs, Tensors& scales, const Tensor& weights) {
     check(!qs.empty(), "qs: expected at least one tensor, got none");
     const Launch launch("weighted_mean_int8", qs[0]);
-    expect_scaled(qs, scales);
+    const std::int64_t rows = expect_scaled(qs, scales);
     const std::vector<double> shares = shares_of(weights, qs.size());
     const auto data = pointers<signed char>(qs);
     const auto scale = pointers<float>(scales);
     const Tensor mean = torch::stable::new_empty(scales[0], qs[0].sizes());
-    const std::int64_t rows = qs[0].size(0);
     run_mean(launch, data, shares, scale, rows ? mean.numel() / rows : 1, mean);
     let_go(qs, scales);
     return mean;

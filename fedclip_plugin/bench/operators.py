@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
+from ..codecs import CODECS
 from . import rivals
 from .timing import Timing, fma_peak, interleave
 
@@ -163,13 +164,15 @@ def mean(clients: int, rounds: int, dim: int = 512) -> Row:
     everything = [t for tensors in by_key for t in tensors]
     weights = torch.rand(clients, dtype=torch.float64) + 0.1
     shares = (weights / weights.sum()).tolist()
-    small = [[(x * 20).to(torch.int8) for x in xs] for xs in by_key]
-    scales = [[torch.rand(len(x)) for x in xs] for xs in by_key]
-    fp32, int8 = ops.weighted_mean, ops.weighted_mean_int8
+    int8 = CODECS["int8"]
+    packed = [[int8.pack(x) for x in xs] for xs in by_key]
     times = interleave(
         {
-            OURS: lambda: [fp32(xs, weights) for xs in by_key],
-            "ours, int8": lambda: [int8(q, s, weights) for q, s in zip(small, scales)],
+            OURS: lambda: [ops.weighted_mean(xs, weights) for xs in by_key],
+            "ours, int8": lambda: [
+                int8.mean(parts, weights, x[0].shape)
+                for parts, x in zip(packed, by_key)
+            ],
             "read": lambda: torch.ops.fedclip_benchmark.read(everything),
             "PersonalizedFL": lambda: rivals.personalizedfl_mean(states, shares),
             "add_": lambda: rivals.add_mean(states, shares),
