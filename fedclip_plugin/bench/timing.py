@@ -1,7 +1,7 @@
 """Interleaved timing: every candidate once a round, so that load hits all alike.
 
-The order is another one in each round: a plain read of memory takes a sixth longer
-right after some candidates than after others.
+The order is another one in each round: a plain read of memory takes up to a sixth
+longer right after some candidates than after others.
 """
 
 from __future__ import annotations
