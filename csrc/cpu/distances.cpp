@@ -8,7 +8,7 @@ namespace fedclip {
 namespace {
 
 // (K,) float64.
-Tensor squared_distances(Tensors xs, Tensor origin) {
+Tensor squared_distances(Tensors& xs, const Tensor& origin) {
     xs.push_back(origin);  // of the same type and shape
     expect_like_first("xs", xs, ScalarType::Float);
     const auto data = pointers<float>(xs);
@@ -21,6 +21,7 @@ Tensor squared_distances(Tensors xs, Tensor origin) {
                 out[i] = kernels().squared_distance(data[i], data[clients], size);
             }
         });
+    let_go(xs);
     return found;
 }
 
