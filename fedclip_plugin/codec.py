@@ -53,6 +53,10 @@ class Codec(abc.ABC):
     def square(self, parts: Parts, shape: torch.Size) -> float:
         """Sum of the squared differences."""
 
+    def squares(self, packed: Sequence[Parts], shape: torch.Size) -> Tensor:
+        """The same of K differences: (K,) float64."""
+        return torch.tensor([self.square(p, shape) for p in packed], dtype=torch.double)
+
     def mean(
         self, packed: Sequence[Parts], weights: Tensor, shape: torch.Size
     ) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from . import ops
@@ -90,15 +91,18 @@ def fault(codec: str, payload: State, sent: State) -> str | None:
     return None
 
 
-def payload_distance(update: ClientUpdate, sent: State) -> float:
-    """How far (L2) an encoded update without fault moved, from its payload."""
-    codec = CODECS[update.codec]
-    squares = [
-        codec.square(_parts(codec, update.state, key), start.shape)
-        for key, start in sent.items()
-        if start.is_floating_point()
-    ]
-    return float(sum(squares) ** 0.5)
+def payload_squares(updates: Sequence[ClientUpdate], sent: State) -> Tensor:
+    """Squared L2 distances that K updates of one codec moved, from what travelled.
+
+    (K,) float64; the updates are without fault.
+    """
+    codec = CODECS[updates[0].codec]
+    total = torch.zeros(len(updates), dtype=torch.float64)
+    for key, start in sent.items():
+        if start.is_floating_point():
+            packed = [_parts(codec, u.state, key) for u in updates]
+            total += codec.squares(packed, start.shape)
+    return total
 
 
 # ----------------------------------------------------------------------------- updates

@@ -32,6 +32,7 @@ from .reference import (
     local_epoch_reference,
     local_round_reference,
     squared_distances_reference,
+    squared_norms_int8_reference,
     weighted_mean_int8_reference,
     weighted_mean_reference,
 )
@@ -49,6 +50,8 @@ __all__ = [
     "local_round_reference",
     "squared_distances",
     "squared_distances_reference",
+    "squared_norms_int8",
+    "squared_norms_int8_reference",
     "weighted_mean",
     "weighted_mean_int8",
     "weighted_mean_int8_reference",
@@ -60,6 +63,7 @@ _COMPILED = load_kernels().cpu is not None
 
 _adapter = torch.ops.fedclip.adapter.default
 _squared_distances = torch.ops.fedclip.squared_distances.default
+_squared_norms_int8 = torch.ops.fedclip.squared_norms_int8.default
 _weighted_mean = torch.ops.fedclip.weighted_mean.default
 _weighted_mean_int8 = torch.ops.fedclip.weighted_mean_int8.default
 # Spares 6 us of torch.library's Python a call where nobody wants a gradient.
@@ -243,6 +247,18 @@ def squared_distances(xs: Sequence[Tensor], origin: Tensor) -> Tensor:
         xs,
         origin,
     )
+    return found
+
+
+def squared_norms_int8(qs: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
+    """``|scales[i] * qs[i]|^2`` of each of K int8 tensors; (K,) float64.
+
+    ``qs[i]`` (R, ...) int8; ``scales[i]`` (R,) float32, one a row, or (1,).  Raises
+    ValueError naming the argument.
+    """
+    check(len(qs) > 0, "squared norms of an empty list: expected at least one tensor")
+    explain = partial(check_scaled, qs, scales)
+    found: Tensor = _call(_squared_norms_int8, explain, qs[0], torch.int8, qs, scales)
     return found
 
 

@@ -230,6 +230,21 @@ def squared_distances_reference(xs: Sequence[Tensor], origin: Tensor) -> Tensor:
     return torch.stack([(x - origin).square().sum(dtype=torch.float64) for x in xs])
 
 
+def squared_norms_int8_reference(
+    qs: Sequence[Tensor], scales: Sequence[Tensor]
+) -> Tensor:
+    """``|scales[i][:, None] * qs[i]|^2`` of each; (K,) float64.
+
+    ``qs[i]`` (R, ...) int8; ``scales[i]`` (R,) float32, one a row, or (1,).
+    """
+    found = qs[0].new_zeros(len(qs), dtype=torch.float64)
+    for i, (q, scale) in enumerate(zip(qs, scales)):
+        if q.numel():
+            rows = q.reshape(len(scale), -1).double()
+            found[i] = (rows.square().sum(dim=1) * scale.double().square()).sum()
+    return found
+
+
 def weighted_mean_int8_reference(
     qs: Sequence[Tensor], scales: Sequence[Tensor], weights: Tensor
 ) -> Tensor:

@@ -30,6 +30,7 @@ SCHEMAS = {
     "local_round": "(Tensor[] x, Tensor[] y, Tensor text, Tensor[] perm,"
     f" int batch_size, {_MUTATED}, int[] step, {_ADAM}) -> Tensor",
     "squared_distances": "(Tensor[] xs, Tensor origin) -> Tensor",
+    "squared_norms_int8": "(Tensor[] qs, Tensor[] scales) -> Tensor",
     "weighted_mean": "(Tensor[] xs, Tensor weights) -> Tensor",
     "weighted_mean_int8": "(Tensor[] qs, Tensor[] scales, Tensor weights) -> Tensor",
 }
@@ -85,6 +86,12 @@ def _(
 def _(xs: list[Tensor], origin: Tensor) -> Tensor:
     check_like("xs", xs, origin)
     return origin.new_empty(len(xs), dtype=torch.float64)
+
+
+@torch.library.register_fake("fedclip::squared_norms_int8", lib=_library)
+def _(qs: list[Tensor], scales: list[Tensor]) -> Tensor:
+    check_scaled(qs, scales)
+    return scales[0].new_empty(len(qs), dtype=torch.float64)
 
 
 @torch.library.register_fake("fedclip::weighted_mean", lib=_library)

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from . import ops
-from .compression import PLAIN, fault, payload_distance
+from .compression import PLAIN, fault, payload_squares
 from .update import ClientUpdate, State
 from .wire import MAX_EXAMPLES
 
@@ -78,15 +79,20 @@ def distances(updates: Sequence[ClientUpdate], expected: State) -> list[float]:
 
     Those of compressed updates come from what travelled.
     """
-    plain = [u for u in updates if u.codec == PLAIN]
-    total = torch.zeros(len(plain), dtype=torch.float64)
+    found: dict[int, float] = {}
+    for codec in sorted({u.codec for u in updates}):
+        places = [i for i, u in enumerate(updates) if u.codec == codec]
+        squares = _plain_squares if codec == PLAIN else payload_squares
+        total = squares([updates[i] for i in places], expected)
+        found.update(zip(places, total.sqrt().tolist()))
+    return [found[i] for i in range(len(updates))]
+
+
+def _plain_squares(updates: Sequence[ClientUpdate], expected: State) -> Tensor:
+    total = torch.zeros(len(updates), dtype=torch.float64)
     for key, origin in expected.items():
-        total += ops.squared_distances([u.state[key] for u in plain], origin).cpu()
-    of_plain = iter(total.sqrt().tolist())
-    return [
-        next(of_plain) if u.codec == PLAIN else payload_distance(u, expected)
-        for u in updates
-    ]
+        total += ops.squared_distances([u.state[key] for u in updates], origin).cpu()
+    return total
 
 
 def _not_finite(state: State) -> str:

@@ -86,6 +86,7 @@ def test_opcheck(name):
             [torch.randn(4, 5).cuda() for _ in range(3)],
             torch.randn(4, 5).cuda(),
         ),
+        "squared_norms_int8": (qs, scales),
         "weighted_mean": ([torch.randn(4, 5).cuda() for _ in range(3)], weights),
         "weighted_mean_int8": (qs, scales, weights),
     }

@@ -38,6 +38,7 @@ def samples():
             SCALE,
         ),
         "local_round": (*one, *ADAM, SCALE),
+        "squared_norms_int8": (qs, scales),
         "weighted_mean": ([torch.randn(4, 5) for _ in range(3)], weights),
         "weighted_mean_int8": (qs, scales, weights),
         "squared_distances": ([torch.randn(4, 5) for _ in range(3)], torch.randn(4, 5)),

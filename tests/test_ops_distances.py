@@ -1,6 +1,8 @@
-"""The operator squared_distances against float64, on every shape and thread count."""
+"""Squared distances, and norms of int8, against float64: any shape, any threads."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
@@ -111,3 +113,70 @@ def test_direct_calls_are_guarded_too():
 def test_opcheck():
     *xs, origin = tensors(3, (5, 7))
     torch.library.opcheck(torch.ops.fedclip.squared_distances.default, (xs, origin))
+
+
+INT8_SHAPES = [(), (1,), (17,), (5, 3), (3, 64), (2, 4097), (70, 33), (4, 2, 3), (0, 4)]
+
+
+def int8s(count: int, shape: tuple[int, ...], one_scale: bool):
+    torch.manual_seed(len(shape))
+    qs = [torch.randint(-128, 128, shape, dtype=torch.int8) for _ in range(count)]
+    rows = (1,) if one_scale else shape[:1] or (1,)
+    return qs, [torch.rand(rows) / 100 for _ in range(count)]
+
+
+@pytest.mark.parametrize("shape", INT8_SHAPES)
+@pytest.mark.parametrize("one_scale", [False, True])
+def test_norms_of_int8(shape, one_scale):
+    qs, scales = int8s(3, shape, one_scale)
+    found = ops.squared_norms_int8(qs, scales)
+    exact = ops.squared_norms_int8_reference(qs, scales)
+    by_hand = [
+        math.fsum(
+            (float(scale) * float(step)) ** 2
+            for row, scale in zip(q.reshape(len(s), -1) if q.numel() else [], s)
+            for step in row
+        )
+        for q, s in zip(qs, scales)
+    ]
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, exact, rtol=3e-7, atol=0)
+    torch.testing.assert_close(exact.tolist(), by_hand, rtol=1e-9, atol=0)
+
+
+def test_the_largest_steps_lose_nothing():
+    q = torch.full((2, 5000), -128, dtype=torch.int8)
+    found = ops.squared_norms_int8([q], [torch.tensor([1.0, 2.0])])
+    assert float(found[0]) == 5 * 5000 * 128.0**2
+
+
+def test_strided_int8_and_any_number_of_threads():
+    base = torch.randint(-128, 128, (41, 34), dtype=torch.int8)
+    qs, scales = [base.t(), base[:34, 7:].repeat(1, 2)[:, :41]], [torch.rand(68)[::2]]
+    want = ops.squared_norms_int8_reference(qs, scales * 2)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found = ops.squared_norms_int8(qs, scales * 2)
+            torch.testing.assert_close(found, want, rtol=3e-7, atol=0)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("scale", [torch.nan, torch.inf])
+def test_a_scale_that_is_no_number_shows(scale):
+    qs, scales = int8s(2, (3, 40), False)
+    scales[1][2] = scale
+    finite = torch.isfinite(ops.squared_norms_int8(qs, scales))
+    assert finite.tolist() == [True, False]
+
+
+def test_int8_that_does_not_fit_is_named():
+    qs, scales = int8s(2, (3, 40), False)
+    with pytest.raises(ValueError, match=r"qs\[1\]: expected int8 \(3, 40\)"):
+        ops.squared_norms_int8([qs[0], qs[1].float()], scales)
+    with pytest.raises(ValueError, match=r"scales\[1\]: expected float32 \(3,\)"):
+        ops.squared_norms_int8(qs, [scales[0], scales[1][:2]])
+    with pytest.raises(ValueError, match="expected at least one tensor"):
+        ops.squared_norms_int8([], [])

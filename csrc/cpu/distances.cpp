@@ -1,5 +1,6 @@
-// The operator `squared_distances`: how far each client's tensor is from one origin. On
-// GPUs the PyTorch reference serves.
+// The operators `squared_distances` and `squared_norms_int8`: how far each client's
+// tensor is from one origin, as it is or as an int8 difference.  On GPUs the PyTorch
+// references serve.
 #include "cpu/kernels.h"
 #include "register.h"
 #include "tensors.h"
@@ -25,7 +26,29 @@ Tensor squared_distances(Tensors& xs, const Tensor& origin) {
     return found;
 }
 
+// (K,) float64.
+Tensor squared_norms_int8(Tensors& qs, Tensors& scales) {
+    const std::int64_t rows = expect_scaled(qs, scales);
+    const auto data = pointers<signed char>(qs);
+    const auto scale = pointers<float>(scales);
+    const std::int64_t clients = std::int64_t(qs.size()), size = qs[0].numel();
+    Tensor found = torch::stable::new_empty(scales[0], {clients}, ScalarType::Double);
+    double* out = found.mutable_data_ptr<double>();
+    torch::stable::parallel_for(
+        0, clients, 1, [&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t i = begin; i < end; ++i) {
+                out[i] = kernels().squared_norm_int8(data[i], scale[i], rows,
+                                                     rows ? size / rows : 0);
+            }
+        });
+    let_go(qs, scales);
+    return found;
+}
+
 }  // namespace
 }  // namespace fedclip
 
-STABLE_TORCH_LIBRARY_IMPL(fedclip, CPU, m) { FEDCLIP_IMPL(m, squared_distances, true); }
+STABLE_TORCH_LIBRARY_IMPL(fedclip, CPU, m) {
+    FEDCLIP_IMPL(m, squared_distances, true);
+    m.impl("squared_norms_int8", TORCH_BOX(&fedclip::squared_norms_int8));
+}

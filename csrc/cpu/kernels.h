@@ -125,6 +125,9 @@ struct Kernels {
                       float* out);
     // |x - origin|^2 over `count` elements.
     double (*squared_distance)(const float* x, const float* origin, std::int64_t count);
+    // sum_r |scales[r] q[r]|^2 over rows of `columns` elements.
+    double (*squared_norm_int8)(const signed char* q, const float* scales,
+                                std::int64_t rows, std::int64_t columns);
     // Benchmarks: rounds * kPeakFmas FMAs of a register, and a plain read.
     float (*fma_peak)(std::int64_t rounds);
     float (*read)(const float* data, std::int64_t count);

@@ -39,6 +39,7 @@ constexpr Kernels kernels_of() {
     k.mean = mean<V>;
     k.mean_int8 = mean_int8<V>;
     k.squared_distance = squared_distance<V>;
+    k.squared_norm_int8 = squared_norm_int8<V>;
     k.fma_peak = fma_peak<V>;
     k.read = read<V>;
     return k;
