@@ -91,6 +91,8 @@ def misfit(
 def scale_fault(scale: Tensor, rows: int) -> str | None:
     """What keeps ``scale`` from being one size a row, if anything does."""
     odd = misfit("its scale", scale, torch.float32, torch.Size([rows]))
-    if odd is None and not bool(((scale >= 0) & (scale <= LARGEST_SCALE)).all()):
-        return "its scale is NaN, Inf, negative or too large"
+    if odd is None:
+        least, most = (float(v) for v in scale.aminmax())  # NaN if there is one
+        if not (least >= 0 and most <= LARGEST_SCALE):
+            return "its scale is NaN, Inf, negative or too large"
     return odd

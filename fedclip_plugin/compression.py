@@ -33,7 +33,7 @@ def payload_keys(codec: str, sent: State) -> list[str]:
 
 
 def _parts(codec: Codec, payload: Mapping[str, Tensor], key: str) -> Parts:
-    return tuple(payload[key + part] for part in codec.parts)
+    return tuple([payload[key + part] for part in codec.parts])
 
 
 def encode(
