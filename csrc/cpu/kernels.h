@@ -117,8 +117,8 @@ struct Kernels {
     void (*mean)(const float* const* xs, const float* shares, std::int64_t clients,
                  std::int64_t begin, std::int64_t count, float* out);
     // The same of int8, for rows top .. top + rows - 1 of `columns` elements, from
-    // k = begin on; at most kInt8Rows rows and kMeanBlock elements.  Client i has the
-    // share shares[i] * scales[i][row] of a row.
+    // k = begin on; at most kMeanBlock elements.  Client i has the share
+    // shares[i] * scales[i][row] of a row.
     void (*mean_int8)(const signed char* const* qs, const float* const* scales,
                       const double* shares, std::int64_t clients, std::int64_t top,
                       std::int64_t rows, std::int64_t columns, std::int64_t begin,
@@ -137,7 +137,6 @@ struct Kernels {
 // more than float64 sums in L1: 16 pages of floats or 4 of int8 a client, with 128 KB
 // of sums in L2.
 constexpr std::int64_t kMeanBlock = 16384;
-constexpr std::int64_t kInt8Rows = 1024;  // of a block's
 constexpr int kPeakFmas = 120;
 
 extern const Kernels kernels_generic, kernels_avx2, kernels_avx512, kernels_avx512bf16;

@@ -150,37 +150,6 @@ struct ScaledShare {
     }
 };
 
-// The same where a row is shorter than a vector (the int8 of a bias has one element a
-// row): along the rows of one client after another.
-template <class V>
-INLINE void mean_narrow(const signed char* const* qs, const ScaledShare& share,
-                        std::int64_t clients, std::int64_t rows, std::int64_t columns,
-                        std::int64_t begin, double* total, float* out) {
-    float sum[kInt8Rows * V::lanes], shares[kInt8Rows];
-    const std::int64_t count = rows * columns;
-    for (std::int64_t k = 0; k < count; ++k) total[k] = 0;
-    for (std::int64_t first = 0; first < clients; first += kGroup) {
-        for (std::int64_t k = 0; k < count; ++k) sum[k] = 0;
-        for (std::int64_t i = first; i < least(first + kGroup, clients); ++i) {
-            for (std::int64_t r = 0; r < rows; ++r) shares[r] = share(i, r);
-            const signed char* q = qs[i] + begin;
-            std::int64_t whole = 0;  // rows done in vectors: those of one element
-            for (; columns == 1 && whole + V::lanes <= rows; whole += V::lanes) {
-                const typename V::Reg old = V::load(sum + whole);
-                V::store(sum + whole,
-                         V::fma(V::load(shares + whole), V::from_int8(q + whole), old));
-            }
-            for (std::int64_t r = whole; r < rows; ++r) {
-                for (std::int64_t c = 0; c < columns; ++c) {
-                    sum[r * columns + c] += shares[r] * float(q[r * columns + c]);
-                }
-            }
-        }
-        for (std::int64_t k = 0; k < count; ++k) total[k] += sum[k];
-    }
-    for (std::int64_t k = 0; k < count; ++k) out[k] = float(total[k]);
-}
-
 template <class V>
 void mean_int8(const signed char* const* qs, const float* const* scales,
                const double* shares, std::int64_t clients, std::int64_t top,
@@ -188,12 +157,8 @@ void mean_int8(const signed char* const* qs, const float* const* scales,
                float* out) {
     alignas(64) double total[kMeanBlock];
     const ScaledShare share{scales, shares, top};
-    if (columns < V::lanes) {
-        mean_narrow<V>(qs, share, clients, rows, columns, begin, total, out + begin);
-    } else {
-        mean_rows<V, kInt8Group>(qs, share, clients, rows, columns, begin, total,
-                                 out + begin);
-    }
+    mean_rows<V, kInt8Group>(qs, share, clients, rows, columns, begin, total,
+                             out + begin);
 }
 
 }  // namespace fedclip

@@ -52,8 +52,7 @@ Tensor weighted_mean_int8(Tensors& qs, Tensors& scales, const Tensor& weights) {
 
     // A block is some whole rows, or a part of one row.
     const std::int64_t columns = mean.numel() / rows;
-    const std::int64_t height =
-        std::clamp<std::int64_t>(kMeanBlock / columns, 1, kInt8Rows);
+    const std::int64_t height = std::max<std::int64_t>(1, kMeanBlock / columns);
     const std::int64_t width = std::min(columns, kMeanBlock);
     const std::int64_t across = parts_of(columns, width), down = parts_of(rows, height);
     torch::stable::parallel_for(
