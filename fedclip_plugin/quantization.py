@@ -80,15 +80,14 @@ class Int8(Codec):
 
     def squares(self, packed: Sequence[Parts], shape: torch.Size) -> Tensor:
         """On the int8 values themselves, in one call of the kernel."""
-        steps = [self.steps(parts, shape) for parts in packed]
-        return ops.squared_norms_int8(steps, [parts[1] for parts in packed]).cpu()
+        steps, scales = zip(*packed)
+        return ops.squared_norms_int8(steps, scales).cpu()
 
     def mean(
         self, packed: Sequence[Parts], weights: Tensor, shape: torch.Size
     ) -> Tensor:
         """On the int8 values themselves, in one call of the kernel."""
-        steps = [self.steps(parts, shape) for parts in packed]
-        scales = [parts[1] for parts in packed]
+        steps, scales = zip(*packed)
         return ops.weighted_mean_int8(steps, scales, weights)
 
 
@@ -114,6 +113,13 @@ class Int4(Int8):
         pairs = torch.stack([packed & 15, packed >> 4], dim=1).reshape(-1)
         flat = pairs[: shape.numel()].to(torch.int8) - 8
         return flat.reshape(shape)
+
+    def mean(
+        self, packed: Sequence[Parts], weights: Tensor, shape: torch.Size
+    ) -> Tensor:
+        """On the steps, in one call of the kernel."""
+        apart = [(self.steps(parts, shape), parts[1]) for parts in packed]
+        return super().mean(apart, weights, shape)
 
     def fault(self, parts: Parts, shape: torch.Size) -> str | None:
         """Shapes, dtypes, or scales that are no sizes."""
