@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.runs import markdown_table
-from benchmarks.timing import machine
+from benchmarks.timing import machine, out_file
 from fedclip_plugin.averages import ci95, percent, with_half
 from fedclip_plugin.config import PRESETS, DataConfig, RunConfig, TrainConfig
 from fedclip_plugin.engine import Standing, federate
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--eager-rounds", type=int, default=5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=RESULTS, help="without ending")
+    parser.add_argument("--out", type=out_file, default=RESULTS, help="without ending")
     args = parser.parse_args(argv)
     features = load_features(args.features)
     file = args.out.with_suffix(".json")

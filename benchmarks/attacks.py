@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.attack_charts import heat_map
 from benchmarks.attack_models import LIES, Attacked, attackers
-from benchmarks.timing import machine
+from benchmarks.timing import machine, out_file
 from fedclip_plugin.averages import ci95, percent
 from fedclip_plugin.config import (
     AGGREGATIONS,
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=RESULTS, help="without ending")
+    parser.add_argument("--out", type=out_file, default=RESULTS, help="without ending")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     features = load_features(args.features)

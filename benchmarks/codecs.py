@@ -22,7 +22,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.runs import markdown_table
-from benchmarks.timing import machine
+from benchmarks.timing import machine, out_file
 from fedclip_plugin import compression
 from fedclip_plugin.adapter import initial_state
 from fedclip_plugin.averages import ci95, percent
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--presets", nargs="+", default=["best", "paper"])
-    parser.add_argument("--out", type=Path, default=RESULTS, help="without ending")
+    parser.add_argument("--out", type=out_file, default=RESULTS, help="without ending")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     features = load_features(args.features)

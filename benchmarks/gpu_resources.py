@@ -172,6 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="gpu_resources", description=__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
     arguments = parser.parse_args(argv)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "cuda-resources.md"
     path.write_text(markdown(find_nvcc()))
     print(path.read_text())

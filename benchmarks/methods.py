@@ -27,7 +27,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.runs import finish_runs, markdown_table
-from benchmarks.timing import machine
+from benchmarks.timing import machine, out_file
 from fedclip_plugin.averages import (
     KINDS,
     METRICS,
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/methods"))
     parser.add_argument("--time", action="store_true", help="only time, see above")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="without ending")
+    parser.add_argument("--out", type=out_file, default=RESULTS, help="without ending")
     args = parser.parse_args(argv)
     if "features" in args.only and args.features is None:
         parser.error("the table `features` needs --features DIR")

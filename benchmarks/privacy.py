@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import machine
+from benchmarks.timing import machine, out_file
 from fedclip_plugin.averages import ci95, percent
 from fedclip_plugin.config import PRESETS, DataConfig, RunConfig, TrainConfig
 from fedclip_plugin.engine import federate
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--target", default="sketch", help="held-out domain")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=RESULTS, help="without ending")
+    parser.add_argument("--out", type=out_file, default=RESULTS, help="without ending")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     features = load_features(args.features)
