@@ -1,4 +1,4 @@
-"""The timing of ``fedclip bench``, and a place for results: for this folder's scripts."""
+"""The timing of ``fedclip bench``, and a place for results, for these scripts."""
 
 from __future__ import annotations
 
