@@ -63,6 +63,25 @@ def pure(session: nox.Session) -> None:
     _run(session, "pytest", "-m", "not slow", *tests, *session.posargs, **env)
 
 
+AVX2_TORCH = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+
+
+@nox.session(venv_backend="none")
+@nox.parametrize("isa", ["avx2", "generic"])
+def lowered(session: nox.Session, isa: str) -> None:
+    """What computes, as on a lesser processor: our kernels and PyTorch's own."""
+    ask = "import fedclip_plugin as f; print(*f.capabilities()['isa_available'])"
+    if isa not in _output(session, sys.executable, "-c", ask).split():
+        session.skip(f"this processor has no {isa}")
+    tests = [f"tests/{name}.py" for name in CORE_TESTS]
+    command = ("pytest", "-q", "-m", "not slow", *tests, *session.posargs)
+    _run(session, *command, FEDCLIP_ISA=isa, **AVX2_TORCH)
+
+
 def _output(session: nox.Session, *command: str) -> str:
     """The last line that a command prints."""
     return str(session.run(*command, external=True, silent=True)).split("\n")[-2]
