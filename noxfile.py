@@ -18,27 +18,13 @@ nox.needs_version = ">=2024.4"
 
 PYTHON = [sys.executable, "-m"]
 ROOT = Path(__file__).parent
-CORE_TESTS = (
-    "test_baselines",
-    "test_codecs",
-    "test_compression",
-    "test_config",
-    "test_evaluation",
-    "test_experiment",
-    "test_features",
-    "test_fedclip",
-    "test_federation",
-    "test_ops",
-    "test_personalization",
-    "test_plugins",
-    "test_privacy_runs",
-    "test_registry_core",
-    "test_robust",
-    "test_screening",
-    "test_server",
-    "test_storage",
-    "test_variants",
-    "test_wire",
+# What computes: run once more without the kernels, on lesser processors, beside hosts.
+CORE_TESTS = tuple(
+    f"tests/{name}"
+    for name in (
+        *("algorithms", "features", "federation", "ops", "runs", "server"),
+        *("settings", "storage", "wire"),
+    )
 )
 CXX_SUFFIXES = {".cpp", ".h", ".cu", ".cuh"}
 
@@ -59,8 +45,7 @@ def core(session: nox.Session) -> None:
 def pure(session: nox.Session) -> None:
     """What computes, once more on the pure-PyTorch references."""
     env = {"FEDCLIP_PURE_PYTHON": "1", "OMP_NUM_THREADS": "1"}
-    tests = [f"tests/{name}.py" for name in CORE_TESTS]
-    _run(session, "pytest", "-m", "not slow", *tests, *session.posargs, **env)
+    _run(session, "pytest", "-m", "not slow", *CORE_TESTS, *session.posargs, **env)
 
 
 AVX2_TORCH = {
@@ -77,8 +62,7 @@ def lowered(session: nox.Session, isa: str) -> None:
     ask = "import fedclip_plugin as f; print(*f.capabilities()['isa_available'])"
     if isa not in _output(session, sys.executable, "-c", ask).split():
         session.skip(f"this processor has no {isa}")
-    tests = [f"tests/{name}.py" for name in CORE_TESTS]
-    command = ("pytest", "-q", "-m", "not slow", *tests, *session.posargs)
+    command = ("pytest", "-q", "-m", "not slow", *CORE_TESTS, *session.posargs)
     _run(session, *command, FEDCLIP_ISA=isa, **AVX2_TORCH)
 
 
@@ -111,13 +95,10 @@ def sanitize(session: nox.Session) -> None:
         _output(session, "gcc", f"-print-file-name={name}")
         for name in ("libasan.so", "libubsan.so")
     )
-    tests = [
-        f"tests/{path.name}" for path in sorted((ROOT / "tests").glob("test_ops*.py"))
-    ]
     for isa in available:
         _run(
             session,
-            *("pytest", "-q", *tests, "tests/test_kernels_numerics.py"),
+            *("pytest", "-q", "tests/ops", "tests/csrc/test_numerics.py"),
             *("-k", "not opcheck and not compile and not instruction"),
             FEDCLIP_ISA=isa,
             LD_PRELOAD=preload,
@@ -137,8 +118,8 @@ def _in_host_environment(session: nox.Session, extra: str, *more: str) -> None:
     if not tests.exists():
         tests.symlink_to(ROOT / "tests")
     session.chdir(folder)  # the sources are out of reach: the installed package runs
-    host = sorted((ROOT / "tests").glob(f"test_{extra}_*.py"))
-    names = [f"tests/{name}.py" for name in (*(p.stem for p in host), *CORE_TESTS)]
+    names = [f"tests/registry/{extra}", f"tests/faults/test_{extra}_kills.py"]
+    names += CORE_TESTS
     options = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder)]
     env = {
         # waiting threads that spin starve the many processes of a host

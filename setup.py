@@ -28,7 +28,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # torch 2.10
 # Messages name a source as csrc/..., wherever it was built.
@@ -190,4 +190,16 @@ def compiled() -> dict[str, Any]:
     return {"ext_modules": modules, "cmdclass": {"build_ext": build_command()}}
 
 
-setup(**compiled(), options={"bdist_wheel": {"py_limited_api": "cp310"}})
+def packages() -> dict[str, Any]:
+    """Every folder of the package; ``registry/`` is installed below it."""
+    bindings = ["registry", *(f"registry.{name}" for name in find_packages("registry"))]
+    return {
+        "packages": [
+            *find_packages(include=["fedclip_plugin", "fedclip_plugin.*"]),
+            *(f"fedclip_plugin.{name}" for name in bindings),
+        ],
+        "package_dir": {"fedclip_plugin.registry": "registry"},
+    }
+
+
+setup(**packages(), **compiled(), options={"bdist_wheel": {"py_limited_api": "cp310"}})

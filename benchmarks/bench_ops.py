@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from fedclip_plugin.bench import figure, suite, tables
-from fedclip_plugin.console import Display
+from fedclip_plugin.cli.console import Display
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import open_clip
 
 from benchmarks.timing import machine
-from fedclip_plugin.adapter import initial_state
-from fedclip_plugin.update import ClientUpdate, State
-from fedclip_plugin.wire import encode_update
+from fedclip_plugin.algorithms.adapter import initial_state
+from fedclip_plugin.wire.message import encode_update
+from fedclip_plugin.wire.update import ClientUpdate, State
 
 RESULTS = Path(__file__).parent / "results" / "payload.md"
 

@@ -7,9 +7,11 @@ torch and the kernels are loaded by the modules that compute.
 
 from __future__ import annotations
 
-# Imported here, so that no later import binds the module over the function below.
-from . import capabilities as _capabilities
-from .capabilities import Capabilities
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .ops.kernels import Capabilities
+
 
 __version__ = "0.1.0"  # the only place; pyproject.toml reads it
 
@@ -18,6 +20,6 @@ __all__ = ["__version__", "capabilities"]
 
 def capabilities() -> Capabilities:
     """What this installation computes with; see :class:`Capabilities` for the keys."""
-    from . import ops  # noqa: F401  registers the operators, which are then listed
+    from .ops import kernels  # importing ops registers what is then listed
 
-    return {"version": __version__, **_capabilities.capabilities()}
+    return {"version": __version__, **kernels.capabilities()}

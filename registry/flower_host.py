@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
-    from .flower_client import client_app, make_client_app
-    from .flower_strategy import FedClip, server_app
+    from .flower.client import client_app, make_client_app
+    from .flower.strategy import FedClip, server_app
 
 # Flower reads this list, without importing the module, to see whether a path is right.
 __all__ = ["FedClip", "client_app", "make_client_app", "server_app"]
 
 _HOMES = {
-    "FedClip": "flower_strategy",
-    "server_app": "flower_strategy",
-    "client_app": "flower_client",
-    "make_client_app": "flower_client",
+    "FedClip": "flower.strategy",
+    "server_app": "flower.strategy",
+    "client_app": "flower.client",
+    "make_client_app": "flower.client",
 }
 
 

@@ -34,7 +34,7 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """A feature directory; the working directory has no fedclip.toml."""
-    from tests.toy import write_toy
+    from tests.federation.toy import write_toy
 
     monkeypatch.chdir(tmp_path)
     return write_toy(tmp_path / "toy")

@@ -51,7 +51,14 @@ def run(changes: dict[str, Any], folder: Path, rounds: int) -> tuple[float, floa
     folder.mkdir()
     cf = folder / "fedml_config.yaml"
     cf.write_text(yaml.safe_dump({"train_args": keys}), encoding="utf-8")
-    command = [sys.executable, "-m", "fedclip_plugin.cli", "fedml", "--cf", str(cf)]
+    command = [
+        sys.executable,
+        "-m",
+        "fedclip_plugin.cli",
+        "fedml",
+        "--cf",
+        str(cf),
+    ]
     done = subprocess.run(
         [*command, "--offline"], capture_output=True, text=True, cwd=folder
     )

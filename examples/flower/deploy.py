@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from fedclip_plugin.cli import main as fedclip
+from fedclip_plugin.cli.parser import main as fedclip
 
 APP = Path(__file__).resolve().parent
 DOMAINS = ("scan", "negative", "photo", "sketch")  # in the order of the data set

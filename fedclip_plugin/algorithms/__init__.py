@@ -7,13 +7,13 @@ group ``fedclip_plugin.algorithms``.
 from __future__ import annotations
 
 from ..errors import ConfigError
-from ..plugins import Registry
 from .base import Algorithm, Client, Samples, Task
 from .fedavg import FedAvg, FedProx
 from .fedclip import FedClip
 from .linear import Linear
 from .local import Local
 from .lora import FedAvgLora
+from .plugins import Registry
 from .promptfl import PromptFL
 from .zeroshot import ZeroShot
 

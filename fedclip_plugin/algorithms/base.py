@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import TrainConfig
+from ..config.schema import TrainConfig
 from ..errors import ConfigError
-from ..server import aggregate
-from ..update import ClientUpdate, State
+from ..server.aggregation import aggregate
+from ..wire.update import ClientUpdate, State
 
 if TYPE_CHECKING:
-    from ..whole_clip import WholeClip
+    from ..clip.whole import WholeClip
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..adapter import contrastive_loss
-from ..update import ClientUpdate, State
+from ..wire.update import ClientUpdate, State
+from .adapter import contrastive_loss
 from .base import Algorithm, Client, Samples, Task
-from .module import client_update, make_optimizer, train_local
+from .training import client_update, make_optimizer, train_local
 
 
 class FedAvg(Algorithm):

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..adapter import ATTENTION, KEYS, apply_sides, initial_state
-from ..config import TrainConfig
-from ..update import ClientUpdate, State
+from ..config.schema import TrainConfig
+from ..wire.update import ClientUpdate, State
+from .adapter import ATTENTION, KEYS, apply_sides, initial_state
 from .base import Algorithm, Client, Task, sample_order
-from .module import client_update, train_module
+from .training import client_update, train_module
 
 AT_ONCE = 64  # clients whose Adam moments are in memory; more would gain nothing
 

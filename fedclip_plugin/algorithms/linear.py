@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..update import ClientUpdate, State
+from ..wire.update import ClientUpdate, State
 from .base import Algorithm, Client, Task
-from .module import client_update, make_optimizer, train_local
+from .training import client_update, make_optimizer, train_local
 
 
 class Linear(Algorithm):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import ConfigError
-from ..update import ClientUpdate, State
+from ..wire.update import ClientUpdate, State
 from .base import Client, Task
 from .fedclip import FedClip
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
-from ..update import State
+from ..wire.update import State
 from .base import Task
 from .fedavg import FedAvg
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..update import ClientUpdate, State
+from ..wire.update import ClientUpdate, State
 from .base import Algorithm, Client, Task
-from .module import client_update, make_optimizer, train_local
+from .training import client_update, make_optimizer, train_local
 
 
 class PromptFL(Algorithm):

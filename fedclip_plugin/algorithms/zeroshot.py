@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..update import ClientUpdate, State
+from ..wire.update import ClientUpdate, State
 from .base import Algorithm, Client, Task
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..svg import figure_style
+from ..report.figures.svg import figure_style
 from .operators import OURS, Row
 
 # Okabe and Ito's set, which colour-blind readers can tell apart.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
-from ..codecs import CODECS
+from ..wire.codecs import CODECS
 from . import rivals
 from .timing import Timing, fma_peak, interleave
 

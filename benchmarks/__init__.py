@@ -1,0 +1,1 @@
+"""What this package costs and reaches, measured; README.md lists the commands."""

@@ -1,0 +1,236 @@
+"""The engines that scale_hosts.py compares: how each is started on the same clients."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fedml_round import arguments
+
+ROOT = Path(__file__).resolve().parents[2]
+CORES = os.cpu_count() or 1
+GIB_A_NODE = 0.55  # two idle processes, 0.2 GiB, and a ClientApp at work; some spare
+
+
+@dataclass(frozen=True)
+class Job:
+    """So many clients for so many rounds; all files lie in ``work``."""
+
+    work: Path
+    clients: int
+    rounds: int
+
+    @property
+    def features(self) -> Path:
+        """The feature directory."""
+        return self.work / "random"
+
+    @property
+    def out(self) -> Path:
+        """Where the run leaves its files."""
+        return self.work / "out"
+
+    def options(self) -> dict[str, Any]:
+        """Options of ``fedclip run`` that are the same for all engines."""
+        return {
+            "features": str(self.features), "partition": "iid", "target": "none",
+            "clients": self.clients, "rounds": self.rounds, "out": str(self.out),
+        }  # fmt: skip
+
+
+Engine = Callable[[Job], "AbstractContextManager[subprocess.Popen[Any]]"]
+
+
+@contextlib.contextmanager
+def started(
+    job: Job, *words: object, **environ: str
+) -> Iterator[subprocess.Popen[Any]]:
+    """A process group of its own, its log in ``work/log``; ended at the end."""
+    command = [sys.executable, *map(str, words)]
+    with (job.work / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=job.work,
+            env={**os.environ, **environ},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for pid in reversed(family(process.pid)):  # ray's are groups of their own
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        process.kill()
+        process.wait()
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            status = (entry / "stat").read_text().rpartition(")")[2].split()
+            children.setdefault(int(status[1]), []).append(int(entry.name))
+    found, todo = [], [pid]
+    while todo:
+        found.append(todo.pop())
+        todo += children.get(found[-1], [])
+    return found
+
+
+def embedded(job: Job) -> AbstractContextManager[subprocess.Popen[Any]]:
+    """``fedclip run``."""
+    words = [w for k, v in job.options().items() for w in (f"--{k}", v)]
+    return started(job, "-m", "fedclip_plugin.cli", "run", *words, "--quiet")
+
+
+def fedml(job: Job) -> AbstractContextManager[subprocess.Popen[Any]]:
+    """FedML's simulation in one process."""
+    return started(job, __file__, "fedml", *job_words(job))
+
+
+def simulation(job: Job) -> AbstractContextManager[subprocess.Popen[Any]]:
+    """Flower's simulation engine: an actor of ray for each core."""
+    # a thread an actor, as in a deployment: all share the cores
+    own = {"FLWR_HOME": str(job.work / "flwr"), "OMP_NUM_THREADS": "1"}
+    return started(job, __file__, "simulation", *job_words(job), **own)
+
+
+def job_words(job: Job) -> tuple[object, ...]:
+    return job.work, job.clients, job.rounds
+
+
+@contextlib.contextmanager
+def deployment(job: Job) -> Iterator[subprocess.Popen[Any]]:
+    """The example's Deployment: certificates, SuperLink, SuperNodes, ``flwr run``."""
+    deploy = example()
+    deploy.PATIENCE = 400.0  # a hundred SuperNodes come up on few cores
+    app = job.work / "app"
+    app.mkdir()
+    config = "\n".join(f"{k} = {json.dumps(v)}" for k, v in flower_options(job).items())
+    (app / "pyproject.toml").write_text(_APP + config + "\n")
+    nodes = [f"partition-id={i}" for i in range(job.clients)]
+    with deploy.Deployment(job.work, nodes) as found:
+        process = found.run(app)
+        with (job.work / "log").open("w") as log:
+            drain = threading.Thread(
+                target=shutil.copyfileobj, args=(process.stdout, log)
+            )
+            drain.start()
+            try:
+                yield process
+            finally:
+                process.terminate()
+                process.wait()
+                drain.join()
+
+
+_APP = """[project]
+name = "fedclip-scale"
+version = "1.0.0"
+license = "MIT"
+dependencies = []
+[tool.flwr.app]
+publisher = "fedclip"
+fab-include = ["pyproject.toml"]
+[tool.flwr.app.components]
+serverapp = "fedclip_plugin.registry.flower_host:server_app"
+clientapp = "fedclip_plugin.registry.flower_host:client_app"
+[tool.flwr.app.config]
+"""
+
+
+def flower_options(job: Job) -> dict[str, Any]:
+    """The run config."""
+    own = job.options()
+    rounds = own.pop("rounds")
+    return {
+        **own, "dataset": "random", "num-server-rounds": rounds,
+        "min-available-nodes": job.clients, "start-timeout": 900, "round-timeout": 900,
+    }  # fmt: skip
+
+
+def example() -> ModuleType:
+    """``examples/flower/deploy.py`` as a module."""
+    path = ROOT / "examples" / "flower" / "deploy.py"
+    spec = importlib.util.spec_from_file_location("deploy", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["deploy"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def inside_fedml(job: Job) -> None:
+    """FedCLIPAPI as ``fedclip fedml`` starts it."""
+    import logging
+
+    import torch
+    from fedml import mlops
+
+    from fedclip_plugin.registry import fedml_host
+
+    args = arguments(job.clients, job.features, fedclip_out=str(job.out))
+    args.comm_round, args.frequency_of_the_test = job.rounds, 1
+    fedml_host.register()
+    mlops.pre_setup(args)
+    logging.disable(logging.INFO)
+    dataset, _ = fedml_host.load(args)
+    model = fedml_host.create_model(args)
+    fedml_host.FedCLIPAPI(args, torch.device("cpu"), dataset, model).train()
+
+
+def inside_simulation(job: Job) -> None:
+    """Server and client apps as ``flwr run`` starts them, on ray."""
+    from flwr.serverapp import ServerApp
+    from flwr.simulation import run_simulation
+
+    from fedclip_plugin.registry import flower_host
+
+    os.environ["FEDCLIP_FEATURES"] = str(job.features)
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Any, context: Any) -> None:
+        flower_host.FedClip(flower_options(job)).start(grid)
+
+    backend = {
+        "client_resources": {"num_cpus": 1},
+        "init_args": {"num_cpus": CORES, "include_dashboard": False},
+    }
+    run_simulation(server, flower_host.client_app, job.clients, backend_config=backend)
+
+
+ENGINES: dict[str, tuple[Engine, str]] = {
+    "embedded": (embedded, "fedclip-plugin"),
+    "fedml": (fedml, "fedml"),
+    "simulation": (simulation, "flwr"),
+    "deployment": (deployment, "flwr"),
+}
+"""Name -> how it is started, and the distribution whose version counts."""
+
+
+if __name__ == "__main__":  # what `started` runs
+    name, folder, *numbers = sys.argv[1:]
+    clients, rounds = map(int, numbers)
+    inside = {"fedml": inside_fedml, "simulation": inside_simulation}
+    inside[name](Job(Path(folder), clients, rounds))

@@ -1,0 +1,75 @@
+"""Names that users select by, and what third parties add to them by entry point."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from importlib import metadata
+from typing import Generic, TypeVar
+
+from ..errors import ConfigError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Lower-case names -> things of one ``kind``, each name given once.
+
+    A name that is not registered is looked up among the entry points of ``group``, so
+    an installed package adds its own without being imported before.
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind = kind
+        self.group = group
+        self._items: dict[str, T] = {}
+
+    def register(self, name: str, item: T) -> T:
+        """Add ``item``; raises ConfigError for a name that is taken or malformed."""
+        if name != name.lower() or not name.strip():
+            raise ConfigError(
+                f"{self.kind} {name!r}: expected a lower-case name, "
+                f"such as {name.strip().lower() or 'mine'!r}"
+            )
+        taken = self._items.get(name)
+        if taken is not None and taken is not item:
+            raise ConfigError(
+                f"{self.kind} {name!r} is registered already, as {taken!r}; "
+                "choose another name"
+            )
+        self._items[name] = item
+        return item
+
+    def get(self, name: str) -> T:
+        """What ``name``, in any case, stands for; ConfigError with a suggestion."""
+        key = name.lower()
+        if key not in self._items:
+            for point in self._entry_points(key):
+                self.register(key, self._load(point))
+        if key in self._items:
+            return self._items[key]
+        near = difflib.get_close_matches(key, self.names(), n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(
+            f"unknown --{self.kind} {name!r}: {hint}known: {', '.join(self.names())}"
+        )
+
+    def names(self) -> list[str]:
+        """All names, those of entry points included."""
+        found = {point.name.lower() for point in self._entry_points()}
+        return sorted(found | set(self._items))
+
+    def _entry_points(self, name: str | None = None) -> Iterator[metadata.EntryPoint]:
+        for point in metadata.entry_points(group=self.group):
+            if name is None or point.name.lower() == name:
+                yield point
+
+    def _load(self, point: metadata.EntryPoint) -> T:
+        try:
+            item: T = point.load()
+        except Exception as error:  # code of others: anything may come
+            raise ConfigError(
+                f"{self.kind} {point.name!r} of {point.value} cannot be loaded: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        return item

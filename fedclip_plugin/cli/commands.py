@@ -1,0 +1,256 @@
+"""The commands about host frameworks: ``hosts``, ``register`` and ``fedml``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+from ..features import obtain
+from ..settings.sources import read_config
+from .console import Display
+
+if TYPE_CHECKING:
+    from ..config.schema import RunConfig
+    from ..federation.engine import Standing
+    from ..runs.files import Leaf
+    from .doctor import Check
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..registry import Host
+
+
+def run(args: argparse.Namespace, display: Display) -> int:
+    """``fedclip run``."""
+    from ..algorithms import get_algorithm
+    from ..ops.kernels import resolve_device
+    from ..runs import directory as directories
+    from ..runs import experiment
+    from ..server.privacy import accountant
+
+    earlier = args.out / "config.toml" if args.resume and args.out else None
+    config = read_config(args, earlier)
+    get_algorithm(config.algorithm)  # what is unknown fails before any work
+    resolve_device(config.model.device)
+    if config.train.private:
+        accountant()
+    if args.dry_run:
+        return _dry_run(config, display)
+    name = f"{config.algorithm}-{config.data.dataset}"
+    args.out = directories.prepare_out(args.out, name, args.resume)
+    with directories.hold(args.out):
+        try:
+            features, stats = obtain.obtain_features(config, display.images)
+            display.say(_features_line(config, stats))
+            record = _recorder(args, display)
+            summary = experiment.run_experiment(
+                config, features, stats, args.out, args.resume, record
+            )
+        finally:
+            directories.drop_if_empty(args.out)
+    _print_results(display, summary, args.out)
+    return 0
+
+
+def _dry_run(config: RunConfig, display: Display) -> int:
+    from .doctor import diagnose
+    from .dry_run import estimate
+
+    code = _print_checks([c for c in diagnose(config) if c.status != "ok"], display)
+    if code == 0:
+        for cost in estimate(config):
+            line = f"{cost.name:>9}: {cost.detail}"
+            display.out.print(line, markup=False, highlight=False, soft_wrap=True)
+        display.say("nothing was run; leave --dry-run out to start")
+    return code
+
+
+def _features_line(config: RunConfig, stats: Any) -> str:
+    if config.data.features is not None:
+        return f"features: {stats.images} images from {config.data.features}"
+    rate = f" ({stats.encoded / stats.seconds:.0f} images/s)" if stats.encoded else ""
+    cached = stats.images - stats.encoded
+    return (
+        f"features: {stats.images} images, {stats.encoded} encoded now in "
+        f"{stats.precision}, {cached} from the cache; {stats.seconds:.1f} s{rate}"
+    )
+
+
+def _recorder(args: argparse.Namespace, display: Display) -> Any:
+    if not args.tensorboard:
+        return display.round
+    from ..federation.engine import as_dict
+    from ..report.tensorboard import TensorBoardLog
+
+    logs: dict[Path, TensorBoardLog] = {}
+
+    def record(leaf: Leaf, standing: Standing) -> None:
+        display.round(leaf, standing)
+        if standing.result is None:
+            return
+        if leaf.directory not in logs:
+            logs[leaf.directory] = TensorBoardLog(leaf.directory)
+        logs[leaf.directory].log(as_dict(standing.result))
+        if standing.last:
+            logs.pop(leaf.directory).close()
+
+    return record
+
+
+def _print_results(display: Display, summary: dict[str, Any], out: Path) -> None:
+    from ..report.console import print_table
+
+    print_table(display.finish(), summary.get("runs", [summary]))
+    display.say(f"results: {out}  (report: {out / 'report.html'})")
+
+
+def features(args: argparse.Namespace, display: Display) -> int:
+    """``fedclip features``."""
+    from ..features.feature_set import save_features
+
+    config = read_config(args)
+    found, stats = obtain.obtain_features(config, display.images)
+    save_features(found, args.to)
+    display.say(_features_line(config, stats))
+    display.say(f"written: {args.to}")
+    return 0
+
+
+def data(args: argparse.Namespace, display: Display) -> int:
+    """``fedclip data``."""
+    from ..data.hub import materialise
+
+    def progress(done: int, total: int) -> None:
+        display.images(f"write {args.name}", done, total)
+
+    materialise(args.name, args.to, source=args.source, progress=progress)
+    display.say(f"written: {args.to}")
+    return 0
+
+
+def report(args: argparse.Namespace, display: Display) -> int:
+    """``fedclip report``."""
+    from ..report.console import print_table
+    from ..report.records import load_runs
+    from ..report.text import merge
+    from ..report.write import write_html
+    from ..storage.files import write_bytes
+
+    if args.to is not None and args.format == "table":
+        raise ConfigError("--to FILE needs --format markdown, latex, csv or html")
+    if args.format == "html":
+        pages = [args.runs] if args.to else [[run] for run in args.runs]
+        for runs in pages:
+            display.say(f"written: {write_html(*runs, to=args.to)}")
+        return 0
+    records = load_runs(*args.runs)
+    if args.format == "table":
+        print_table(display.out, [r.summary for r in records])
+    elif args.to is None:
+        print(merge(records, args.format), end="")
+    else:
+        write_bytes(args.to, merge(records, args.format).encode(), durable=False)
+        display.say(f"written: {args.to}")
+    return 0
+
+
+def export(args: argparse.Namespace, display: Display) -> int:
+    """``fedclip export``."""
+    from ..export.run import export_run
+
+    config = read_config(args, args.run_directory / "config.toml")
+    formats = tuple(args.format or ("torch", "onnx"))
+    for path in export_run(args.run_directory, config, args.to, formats):
+        display.say(f"written: {path}")
+    return 0
+
+
+def bench(args: argparse.Namespace, display: Display) -> int:
+    """``fedclip bench``."""
+    import torch
+
+    from ..bench import suite, tables
+
+    threads = torch.get_num_threads() if args.threads is None else args.threads
+    for flag, value in (("--threads", threads), ("--rounds", args.rounds)):
+        if value < 1:
+            raise ConfigError(f"{flag} {value}: expected at least 1")
+    if args.json and not args.json.parent.is_dir():  # not after minutes of work
+        raise ConfigError(f"--json {args.json}: its folder does not exist; make it")
+    report = suite.run(args.quick, args.compile, args.rounds, threads, display.step)
+    tables.print_report(display.finish(), report)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        display.say(f"written: {args.json}")
+    return 0
+
+
+def doctor(args: argparse.Namespace, display: Display) -> int:
+    """``fedclip doctor``; exit code 2 when a check fails."""
+    from .doctor import diagnose
+
+    return _print_checks(diagnose(read_config(args)), display)
+
+
+def _print_checks(checks: Sequence[Check], display: Display) -> int:
+    colour = {"ok": "green", "warn": "yellow", "fail": "red"}
+    for check in checks:
+        display.out.print(
+            f"[{colour[check.status]}]{check.status:>4}[/] [bold]{check.name}[/]: ",
+            end="",
+        )
+        display.out.print(check.detail, markup=False, highlight=False, soft_wrap=True)
+        if check.remedy and check.status != "ok":
+            display.out.print(f"     -> {check.remedy}", markup=False, soft_wrap=True)
+    return 2 if any(check.status == "fail" for check in checks) else 0
+
+
+def hosts(args: argparse.Namespace, display: Display) -> int:
+    """``fedclip hosts``."""
+    from ..registry import HOSTS
+
+    for host in HOSTS.values():
+        display.out.print(f"[bold]{host.title}[/] {_found(host)}", highlight=False)
+        for label, text in (
+            ("supported", host.supported),
+            ("install", host.install),
+            ("select", host.select),
+        ):
+            line = f"  {label:<10} {text}"
+            display.out.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _found(host: Host) -> str:
+    if host.package is None:
+        return "(a repository of yours)"
+    version = host.version()
+    return f"{version} is installed" if version else "is not installed here"
+
+
+def register(args: argparse.Namespace, display: Display) -> int:
+    """``fedclip register``."""
+    from ..registry import get_host, register
+
+    if get_host(args.host).name == "fedml" and args.path is None:
+        raise ConfigError(
+            "FedML is registered for one process: use `fedclip fedml --cf FILE`, or "
+            'call fedclip_plugin.registry.register("fedml") in your script'
+        )
+    display.say(register(args.host, args.path, undo=args.undo))
+    return 0
+
+
+def fedml(args: argparse.Namespace, display: Display) -> int:
+    """``fedclip fedml``."""
+    from ..registry import fedml_host
+
+    fedml_host.run(
+        args.cf, args.rank, args.role, args.offline, args.algorithm, args.run_id,
+        resume=args.resume,
+    )  # fmt: skip
+    return 0

@@ -1,0 +1,123 @@
+"""What the command line shows while it works: bars on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from ..federation.engine import Standing
+    from ..runs.files import Leaf
+
+PLAIN_SECONDS = 5.0  # between two lines where there is no terminal
+
+
+class Display:
+    """Progress of encoding and of rounds, on stderr; silent when ``quiet``.
+
+    Results go to ``out`` (stdout), so that they can be piped.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.out = Console()
+        self.err = Console(stderr=True)
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._started: dict[str, tuple[float, int]] = {}
+        self._said = 0.0
+
+    def __enter__(self) -> Display:
+        self._handler = RichHandler(
+            console=self.err, show_time=False, show_path=False, markup=False
+        )
+        logging.getLogger("fedclip").addHandler(self._handler)
+        if self.err.is_terminal and not self.quiet:
+            self._bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.err,
+                transient=True,
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.finish()
+        logging.getLogger("fedclip").removeHandler(self._handler)
+
+    def finish(self) -> Console:
+        """Take the bars away; the console (stdout) on which to print results."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+        return self.out
+
+    def say(self, text: str) -> None:
+        """A line of news."""
+        if not self.quiet:
+            self.err.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def images(self, what: str, done: int, total: int) -> None:
+        """``cache.Progress``: images hashed or encoded, with their rate."""
+        now = time.monotonic()
+        start, before = self._started.setdefault(what, (now, done))
+        spent = now - start  # the first call comes when the first batch is done
+        rate = f"{(done - before) / spent:.0f} images/s" if spent > 0.5 else ""
+        self._show(what, done, total, rate)
+
+    def round(self, leaf: Leaf, standing: Standing) -> None:
+        """``experiment.OnRound``: accuracy after each round."""
+        note, result = "", standing.result
+        if result is not None and result.mean_val is not None:
+            note = f"val {100 * result.mean_val:.1f}"
+            if result.target is not None:
+                note += f", {leaf.target} {100 * result.target:.1f}"
+        done = standing.progress.round
+        self._show(leaf.label, done, done if standing.last else leaf.rounds, note)
+
+    def step(self, what: str, done: int, total: int, note: str) -> None:
+        """Progress of any other work."""
+        self._show(what, done, total, note)
+
+    def _show(self, what: str, done: int, total: int, note: str) -> None:
+        line = f"{what}: {done}/{total}" + (f", {note}" if note else "")
+        if self._bars is not None:
+            if what not in self._tasks:
+                self._tasks[what] = self._bars.add_task(what, total=total, note=note)
+            task, ended = self._tasks[what], done == total
+            self._bars.update(task, completed=done, note=note, visible=not ended)
+            if ended:
+                self.say(line)  # a finished bar becomes a line above the others
+        elif done == total or time.monotonic() - self._said > PLAIN_SECONDS:
+            self._said = time.monotonic()
+            self.say(line)
+
+
+def print_error(message: str) -> None:
+    """One line on stderr, if it can be written to."""
+    with contextlib.suppress(OSError):
+        print(f"fedclip: error: {' '.join(message.split())}", file=sys.stderr)

@@ -1,0 +1,138 @@
+"""``fedclip run --dry-run``: check data and weights, and tell what a run would cost.
+
+Times are measured here on a few images and one round of random features; nothing is
+written, fetched or cached.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from ..algorithms import get_algorithm
+from ..clip.download import cached_file
+from ..clip.encoder import EncoderSpec, FrozenClip
+from ..config.schema import RunConfig
+from ..data.folders import load_dataset
+from ..data.partition import resolve_targets
+from ..features.feature_set import FeatureSet, load_features
+from ..federation.build import build_federation, participants
+from ..federation.rounds import run_round
+from ..report.wording import human_bytes, human_seconds
+from ..server.privacy import planned
+from .doctor import encode_sample
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A line of the estimate: what, and how much of it."""
+
+    name: str
+    detail: str
+
+
+def estimate(config: RunConfig) -> list[Cost]:
+    """What `fedclip run` with this configuration would do and need.
+
+    Raises FedClipError for what a run would refuse.
+    """
+    features, found = _stand_in(config)
+    targets = resolve_targets(features.domains, config.data.targets)
+    runs = len(targets) * len(config.seeds)
+    named = ", ".join(target or "none" for target in targets)
+    found.append(
+        Cost("runs", f"{runs}: held out {named}; seeds {_listed(config.seeds)}")
+    )
+    if get_algorithm(config.algorithm).needs_clip:
+        detail = f"--alg {config.algorithm} trains CLIP itself: measure one round"
+        return [*found, Cost("training", detail)]
+    return [*found, *_training(config, features, targets[0], runs)]
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _stand_in(config: RunConfig) -> tuple[FeatureSet, list[Cost]]:
+    """Features of the right shapes: the real ones, or random ones for the images."""
+    if config.data.features is not None:
+        return load_features(config.data.features), []
+    dataset = load_dataset(config.data.dataset, config.data.root)
+    spec = EncoderSpec.from_config(config)
+    source = spec.source()
+    dim, classes = int(source.config["embed_dim"]), len(dataset.classes)
+    generator = torch.Generator().manual_seed(0)
+    features = FeatureSet(
+        model=source.name,
+        pretrained=source.tag,
+        prompt=config.data.prompts,
+        classes=dataset.classes,
+        domains=tuple(d.name for d in dataset.domains),
+        logit_scale=100.0,
+        embed_dim=dim,
+        key="random",
+        image={
+            d.name: torch.randn(len(d.files), dim, generator=generator)
+            for d in dataset.domains
+        },
+        label={d.name: torch.tensor(d.labels) for d in dataset.domains},
+        text=torch.randn(classes, dim, generator=generator),
+    )
+    count = sum(len(d.files) for d in dataset.domains)
+    if cached_file(source) is None:
+        detail = f"{count} images; the weights {source.tag} have to be fetched first"
+    else:
+        rate = _encoding_rate(config, FrozenClip.load(spec))
+        detail = (
+            f"{count} images at {rate:.0f} images/s: {human_seconds(count / rate)}, "
+            "once, less what is in the cache"
+        )
+    return features, [Cost("encoding", detail)]
+
+
+def _encoding_rate(config: RunConfig, clip: FrozenClip) -> float:
+    pixels = encode_sample(config, clip)
+    clip.resolve_precision(pixels)
+    seconds = []
+    for _ in range(3):  # the first warms up
+        start = time.perf_counter()
+        clip.encode_images(pixels)
+        seconds.append(time.perf_counter() - start)
+    return len(pixels) / min(seconds)
+
+
+def _training(
+    config: RunConfig, features: FeatureSet, target: str | None, runs: int
+) -> list[Cost]:
+    fed = build_federation(features, config, target, config.seeds[0])
+    train = config.train
+    share, seed = train.participation, config.seeds[0]
+    chosen = len(participants(fed.clients, share, seed, 1))
+    sizes = sorted(len(c.train) for c in fed.clients)
+    state = fed.algorithm.init(fed.task)
+    state, first = run_round(fed, state, 1)
+    start = time.perf_counter()
+    run_round(fed, state, 2)
+    seconds = time.perf_counter() - start
+    sent = first.bytes_up + first.bytes_down
+    private = planned(train, len(fed.clients), chosen) if train.private else None
+    return [
+        Cost(
+            "clients",
+            f"{len(fed.clients)}, {chosen} a round; {sizes[0]} to {sizes[-1]} training "
+            "images each",
+        ),
+        Cost(
+            "bytes",
+            f"{human_bytes(sent)} a round, {human_bytes(sent * train.rounds)} a run",
+        ),
+        Cost(
+            "training",
+            f"{train.rounds} rounds at {1000 * seconds:.0f} ms: "
+            f"{human_seconds(seconds * train.rounds)} a run, "
+            f"{human_seconds(seconds * train.rounds * runs)} in all",
+        ),
+        *([Cost("privacy", private)] if private else []),
+    ]

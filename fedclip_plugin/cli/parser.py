@@ -1,0 +1,287 @@
+"""``fedclip``: federate CLIP from the command line.
+
+Exit codes: 0 done, 2 usage or bad input (one line that names it and the remedy),
+1 a fault of ours, 130 or 143 ended by Ctrl-C or SIGTERM (with the command that goes
+on).
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .. import __version__
+from ..errors import FedClipError
+from ..settings import options
+from .console import Display, print_error
+from .interrupts import Stops
+
+EPILOG = """examples:
+  fedclip run                                   the embedded data, under a minute
+  fedclip run --dataset pacs --root DATA        the paper's table (OpenAI's ViT-B/32)
+  fedclip run --features DIR --target sketch --seed 0 1 2
+  fedclip run --resume --out runs/pacs          go on after a crash
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command; ``--help`` of each teaches its use."""
+    parser = argparse.ArgumentParser(
+        prog="fedclip",
+        description="Federated CLIP: frozen backbone, a 2 MB attention adapter, every "
+        "image encoded once.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"fedclip {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_run(commands)
+    _add_features(commands)
+    _add_data(commands)
+    _add_report(commands)
+    _add_export(commands)
+    _add_hosts(commands)
+    _add_register(commands)
+    _add_fedml(commands)
+    _add_bench(commands)
+    _add_doctor(commands)
+    return parser
+
+
+_Commands = argparse._SubParsersAction  # argparse names the type only privately
+_Run = Callable[[argparse.Namespace, Display], int]
+
+
+def _command(
+    commands: _Commands[argparse.ArgumentParser],
+    name: str,
+    run: _Run,
+    text: str,
+    epilog: str = "",
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_run(commands: _Commands[argparse.ArgumentParser]) -> None:
+    from .commands import run
+
+    parser = _command(commands, "run", run, "Run a federation and report it.", EPILOG)
+    options.add_run_options(parser)
+    options.add_model_options(parser)
+    options.add_data_options(parser)
+
+
+def _add_features(commands: _Commands[argparse.ArgumentParser]) -> None:
+    from .commands import features
+
+    parser = _command(
+        commands, "features", features, "Encode a data set to a feature directory."
+    )
+    parser.add_argument("--to", metavar="DIR", type=Path, required=True)
+    options.add_model_options(parser)
+    options.add_data_options(parser)
+
+
+def _add_data(commands: _Commands[argparse.ArgumentParser]) -> None:
+    from .commands import data
+
+    parser = _command(
+        commands, "data", data, "Write a data set as <domain>/<class>/<image> folders."
+    )
+    parser.add_argument("name", help="pacs, officehome, digits, ... (from the hub)")
+    parser.add_argument("--to", metavar="DIR", type=Path, required=True)
+    parser.add_argument(
+        "--from", dest="source", metavar="PATH", help="a local parquet file or folder"
+    )
+
+
+def _add_report(commands: _Commands[argparse.ArgumentParser]) -> None:
+    from .commands import report
+
+    parser = _command(
+        commands, "report", report, "Show finished runs; several merge into one table."
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path)
+    parser.add_argument(
+        "--format", choices=("table", "markdown", "latex", "csv", "html"),
+        default="table",
+        help="html writes report.html anew in every RUN, or with --to one page of all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--to", metavar="FILE", type=Path, help="write there what --format says"
+    )
+
+
+def _add_export(commands: _Commands[argparse.ArgumentParser]) -> None:
+    from .commands import export
+
+    parser = _command(
+        commands,
+        "export",
+        export,
+        "Fold backbone and adapter of a run into one module that needs no fedclip.",
+    )
+    parser.add_argument("run_directory", metavar="RUN", type=Path)
+    parser.add_argument("--to", metavar="DIR", type=Path, required=True)
+    parser.add_argument(
+        "--format", action="append", choices=("torch", "onnx"),
+        help="default: both",
+    )  # fmt: skip
+    options.add_model_options(parser)
+
+
+def _add_hosts(commands: _Commands[argparse.ArgumentParser]) -> None:
+    from .commands import hosts
+
+    _command(
+        commands, "hosts", hosts, "List the host frameworks, and how to select fedclip."
+    )
+
+
+def _add_register(commands: _Commands[argparse.ArgumentParser]) -> None:
+    from .commands import register
+
+    parser = _command(
+        commands,
+        "register",
+        register,
+        "Make --alg fedclip known to a PersonalizedFL checkout; --undo takes it back.",
+        "example:\n  fedclip register personalizedfl ~/PersonalizedFL",
+    )
+    parser.add_argument("host", metavar="HOST", help="personalizedfl")
+    parser.add_argument("path", metavar="PATH", type=Path, nargs="?")
+    parser.add_argument("--undo", action="store_true", help="restore every byte")
+
+
+FEDML_EPILOG = """examples:
+  fedclip fedml --cf fedml_config.yaml --offline                        simulation
+  fedclip fedml --cf fedml_config.yaml --rank 0 --role server           cross-silo
+  fedclip fedml --cf fedml_config.yaml --rank 1 --role client
+"""
+
+
+def _add_fedml(commands: _Commands[argparse.ArgumentParser]) -> None:
+    from .commands import fedml
+
+    parser = _command(
+        commands,
+        "fedml",
+        fedml,
+        "Run FedML from its own fedml_config.yaml, with FedCLIP as the algorithm.",
+        FEDML_EPILOG,
+    )
+    parser.add_argument(
+        "--cf", metavar="FILE", type=Path, required=True, help="fedml_config.yaml"
+    )
+    parser.add_argument("--rank", type=int, metavar="N", help="cross-silo: 0 = server")
+    parser.add_argument("--role", choices=("server", "client"), help="cross-silo")
+    parser.add_argument("--run-id", metavar="ID", help="cross-silo: the same for all")
+    parser.add_argument(
+        "--alg", dest="algorithm", default="fedclip", metavar="NAME",
+        help="algorithm (default: fedclip)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--offline", action="store_true", help="ask no server for configuration"
+    )
+    parser.add_argument(
+        "--resume", action="store_true",
+        help="go on with the run in fedclip_out; it begins where there is none",
+    )  # fmt: skip
+
+
+def _add_bench(commands: _Commands[argparse.ArgumentParser]) -> None:
+    from .commands import bench
+
+    parser = _command(
+        commands, "bench", bench, "Time the operators on the CPU against other ways."
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="a few sizes")
+    add("--compile", action="store_true", help="torch.compile as well")
+    add("--threads", metavar="N", type=int,
+        help="as many threads, and one (default: torch's)")  # fmt: skip
+    add("--rounds", metavar="N", type=int, default=60,
+        help="timings of each (default: 60)")  # fmt: skip
+    add("--json", metavar="FILE", type=Path, help="write the figures to a file")
+
+
+def _add_doctor(commands: _Commands[argparse.ArgumentParser]) -> None:
+    from .commands import doctor
+
+    parser = _command(
+        commands, "doctor", doctor, "Check versions, model, weights, data and memory."
+    )
+    options.add_model_options(parser)
+    options.add_data_options(parser)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    args = build_parser().parse_args(words)
+    # Before torch is loaded: threads that spin while they wait make a run ten times
+    # slower as soon as another process uses one of the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with Stops(args, words) as stops:
+        try:
+            return _run(args)
+        except KeyboardInterrupt:
+            stops.tell()
+            return stops.code
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        with Display(args.quiet) as display:
+            code: int = args.run(args, display)
+            sys.stdout.flush()
+            return code
+    except FedClipError as error:
+        print_error(str(error))
+        return 2
+    except BrokenPipeError:  # `fedclip report ... | head`
+        _drop_stdout()
+        return 0
+    except OSError as error:
+        if error.filename is not None:
+            print_error(
+                f"{error.filename}: {error.strerror}; check the path and its disk"
+            )
+            return 2
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return _fault(error)
+        print_error(f"cannot write the output: {error.strerror}; free some space")
+        _drop_stdout()
+        return 2
+    except Exception as error:
+        return _fault(error)
+
+
+def _drop_stdout() -> None:
+    """Python would fail once more when it writes out the rest at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fault(error: Exception) -> int:
+    if os.environ.get("FEDCLIP_DEBUG"):
+        raise error
+    print_error(
+        f"internal fault, {type(error).__name__}: {error}; please report it "
+        "(FEDCLIP_DEBUG=1 shows where)"
+    )
+    return 1

@@ -1,0 +1,1 @@
+"""The frozen CLIP: prompts, weights, loading and encoding."""

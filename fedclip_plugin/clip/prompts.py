@@ -1,0 +1,101 @@
+"""Class folders to captions: `clean_class_name`, `captions`, `prompt_templates`.
+
+The paper's captions are "a picture of a <class>", also before a vowel ("a picture of a
+elephant"): the article is not corrected, for the text features would change.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from ..config.schema import PAPER_PROMPT
+from ..data.dataset import close_match
+from ..errors import ConfigError
+
+TEMPLATES = {
+    "paper": (PAPER_PROMPT,),
+    "ensemble": (
+        PAPER_PROMPT,
+        "a photo of a {}",
+        "a painting of a {}",
+        "a cartoon of a {}",
+        "a pencil drawing of a {}",
+        "an outline of a {}",
+        "a {} seen up close",
+        "a {} on a plain background",
+    ),
+}
+
+_NUMBER_PREFIX = re.compile(r"^(\d{2,}[\s._-]+|\d+\.\s*)(?=\D)")  # "056.dog", "01-frog"
+_CALTECH_SUFFIX = re.compile(
+    r"-101$"
+)  # Caltech-256 marks what it took from Caltech-101
+_SEPARATOR = re.compile(r"([\s_-]|\.(?!\d))+")
+_HUMP = re.compile(r"(?<=[a-z]{2})(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})")
+_ACRONYM = 3  # letters
+
+
+def clean_class_name(folder: str) -> str:
+    """The words of a class folder.
+
+    "touring-bike" -> "touring bike", "Alarm_Clock" and "AlarmClock" -> "alarm clock",
+    "056.dog" -> "dog"; "TV", "7", "A" and PACS's names stay.  All-capital words of
+    up to three letters count as acronyms.
+    """
+    name = folder.strip()
+    if len(name) < 2:
+        return name or folder
+    bare = _NUMBER_PREFIX.sub("", name)
+    if bare != name:
+        bare = _CALTECH_SUFFIX.sub("", bare)
+    words = _SEPARATOR.sub(" ", bare).split()
+    words = [part for word in words for part in _HUMP.split(word)]
+    return " ".join(map(_lower, words)) or folder
+
+
+def class_words(classes: Sequence[str]) -> list[str]:
+    """`clean_class_name` of each; the folder itself where two would come out alike."""
+    cleaned = [clean_class_name(folder) for folder in classes]
+    count = Counter(name.casefold() for name in cleaned)
+    return [
+        name if count[name.casefold()] == 1 else folder
+        for name, folder in zip(cleaned, classes)
+    ]
+
+
+def captions(classes: Sequence[str], prompt: str) -> list[str]:
+    """One caption per class, in order; `prompt` holds one {} for the class name."""
+    if prompt.count("{}") != 1:
+        raise ConfigError(
+            f"--prompt {prompt!r} must hold exactly one {{}} for the class name, "
+            f"as in {PAPER_PROMPT!r}"
+        )
+    return [prompt.replace("{}", name) for name in class_words(classes)]
+
+
+def prompt_templates(prompts: str | Sequence[str]) -> tuple[str, ...]:
+    """Templates with named sets ("paper", "ensemble") put in full, repeats dropped.
+
+    Raises ConfigError on what is neither such a name nor a template with one {}.
+    """
+    templates: list[str] = []
+    for prompt in [prompts] if isinstance(prompts, str) else prompts:
+        if prompt in TEMPLATES:
+            templates += TEMPLATES[prompt]
+        elif prompt.count("{}") == 1:
+            templates.append(prompt)
+        else:
+            raise ConfigError(
+                f"--prompt {prompt!r}: expected a template with one {{}} such as "
+                f"{PAPER_PROMPT!r}, or one of {', '.join(TEMPLATES)}"
+                f"{close_match(prompt, TEMPLATES)}"
+            )
+    if not templates:
+        raise ConfigError("--prompt: expected at least one template")
+    return tuple(dict.fromkeys(templates))
+
+
+def _lower(word: str) -> str:
+    return word if word.isupper() and 1 < len(word) <= _ACRONYM else word.lower()

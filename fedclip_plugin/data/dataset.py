@@ -1,0 +1,144 @@
+"""The published data sets: domains in order, other spellings, and their sizes.
+
+Orders are those of the authors' code (`util/config.py`), so that a domain's index is
+what `--test_envs` means there.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config.schema import EMBEDDED_DATASET
+
+
+@dataclass(frozen=True)
+class ImageDomain:
+    """The images of one domain, encoded, in a fixed order.
+
+    `files` are N names relative to the data set's root, sorted as torchvision's
+    `ImageFolder` sorts them; `labels` is (N,) int64, an index into the data set's
+    classes. `read(i)` gives image i as encoded bytes (PNG, JPEG, ...) and raises
+    `DataError` where it cannot. `stat(i)` is a cheap stamp that changes with file i,
+    or `stat` is None for images that live in memory.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    read: Callable[[int], bytes]
+    stat: Callable[[int], str] | None = None
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """Domains that share their classes, in the order in which reports list them."""
+
+    name: str
+    classes: tuple[str, ...]
+    domains: tuple[ImageDomain, ...]
+
+
+@dataclass(frozen=True)
+class KnownDataset:
+    """A published data set: its domains in the order of the authors' code."""
+
+    domains: Mapping[str, tuple[str, ...]]  # our name -> other folder names in use
+    classes: int
+    images: int
+    aliases: tuple[str, ...] = ()
+    hub: str | None = None  # a data set of the Hugging Face hub with the same images
+    numbered: tuple[str, ...] = ()  # class names, where a distribution has numbers
+
+
+def _plain(*domains: str) -> dict[str, tuple[str, ...]]:
+    return dict.fromkeys(domains, ())
+
+
+KNOWN = {
+    "pacs": KnownDataset(
+        {
+            "art_painting": ("art", "paintings"),
+            "cartoon": ("cartoons",),
+            "photo": ("photos",),
+            "sketch": ("sketches",),
+        },
+        classes=7,
+        images=9991,
+        aliases=("homework3-pacs",),
+        hub="flwrlabs/pacs",
+    ),
+    "vlcs": KnownDataset(
+        {
+            "caltech101": ("caltech",),
+            "labelme": (),
+            "sun09": ("sun",),
+            "voc2007": ("voc", "pascal", "pascalvoc2007"),
+        },
+        classes=5,
+        images=10729,
+        numbered=("bird", "car", "chair", "dog", "person"),
+    ),
+    "officehome": KnownDataset(
+        {"art": (), "clipart": (), "product": (), "real_world": ("real",)},
+        classes=65,
+        images=15588,
+        aliases=("off_home", "office_home", "OfficeHomeDataset_10072016"),
+        hub="flwrlabs/office-home",
+    ),
+    "office31": KnownDataset(
+        _plain("amazon", "dslr", "webcam"),
+        classes=31,
+        images=4110,
+        aliases=("office",),
+    ),
+    "office_caltech": KnownDataset(
+        _plain("amazon", "dslr", "webcam", "caltech"),
+        classes=10,
+        images=2533,
+        aliases=("office_caltech10", "office_caltech_10"),
+    ),
+    "terra_incognita": KnownDataset(
+        {f"location_{n}": (f"l{n}",) for n in (38, 43, 46, 100)},
+        classes=10,
+        images=24788,
+        aliases=("terra",),
+    ),
+    "domainnet": KnownDataset(
+        {
+            "clipart": ("clip",),
+            "infograph": ("info",),
+            "painting": ("paint",),
+            "quickdraw": ("quick",),
+            "real": (),
+            "sketch": (),
+        },
+        classes=345,
+        images=586575,
+        aliases=("domain_net",),
+    ),
+}
+
+
+def spelling_key(name: str) -> str:
+    """What stays of a name when case, spaces and punctuation do not count."""
+    return "".join(char for char in name.casefold() if char.isalnum())
+
+
+def close_match(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?`, or nothing: the tail of an error about an unknown name."""
+    keys = {spelling_key(item): item for item in known}
+    found = difflib.get_close_matches(spelling_key(name), keys, n=1, cutoff=0.6)
+    return f"; did you mean {keys[found[0]]!r}?" if found else ""
+
+
+def canonical_name(name: str) -> str:
+    """`Office-Home`, `off_home` -> `officehome`; a name that is not known stays."""
+    for known, entry in KNOWN.items():
+        if spelling_key(name) in map(spelling_key, (known, *entry.aliases)):
+            return known
+    return EMBEDDED_DATASET if spelling_key(name) == EMBEDDED_DATASET else name

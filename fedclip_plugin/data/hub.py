@@ -1,0 +1,260 @@
+"""`fedclip data NAME --to DIR`: a data set as image folders, from parquet files.
+
+The parquet files come from the Hugging Face hub (`flwrlabs/pacs`,
+`flwrlabs/office-home` or any `owner/name`), or from disk with `--from`.  Each row is an
+image:
+
+    image   encoded bytes: a struct {bytes, path}, or binary  (also: img, picture)
+    domain  text, or an index into ClassLabel names    (also: environment, env, style)
+    label   text, or an index into ClassLabel names    (also: class, category)
+
+The bytes are written as they are to DIR/<domain>/<class>/<name>, where the name is the
+one in `path`, so that ImageFolder's order and with it the paper's split come out as
+with the original folders; without a `path`, the row's number.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..config.schema import EMBEDDED_DATASET
+from ..errors import DataError
+from .dataset import KNOWN, ImageDataset, canonical_name
+from .folders import image_files, load_dataset, subfolders
+from .parquet import ImageTable
+
+Progress = Callable[[int, int], None]
+"""Called with the images done and the images in all."""
+
+_MARKER = ".fedclip-data.json"
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_SIGNATURES = (
+    (re.compile(rb"\xff\xd8\xff"), ".jpg"),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), ".png"),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), ".webp"),
+    (re.compile(rb"BM"), ".bmp"),
+    (re.compile(rb"II\*\x00|MM\x00\*"), ".tif"),
+    (re.compile(rb"P[3-6]\s"), ".ppm"),
+)
+
+
+@dataclass(frozen=True)
+class Materialised:
+    """What `materialise` left in `path`; `written` of the `images` are new."""
+
+    path: Path
+    images: int
+    written: int
+
+
+def materialise(
+    name: str,
+    to: str | os.PathLike[str],
+    source: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Materialised:
+    """Write data set `name` as image folders to `to`, for `--root`.
+
+    `name` is `digits`, a data set with images on the hub, or a hub id `owner/name`;
+    with `source`, a parquet file or a folder of them, any name.  A second call writes
+    nothing, and one after an interruption goes on; files are whole or absent.  Raises
+    DataError naming the remedy.
+    """
+    name, path = canonical_name(name), Path(to).expanduser()
+    report = progress or (lambda done, total: None)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with FileLock(path / ".fedclip-data.lock", timeout=0):
+            done = _finished(name, path)
+            if source is None and done is not None:
+                return Materialised(path, done, 0)
+            return _materialise(name, path, source, report)
+    except Timeout as error:
+        raise DataError(
+            f"--to {to}: another `fedclip data` is writing there; wait for it"
+        ) from error
+    except OSError as error:
+        raise DataError(_storage_fault(error, path)) from error
+
+
+def _materialise(
+    name: str,
+    path: Path,
+    source: str | os.PathLike[str] | None,
+    report: Progress,
+) -> Materialised:
+    if name == EMBEDDED_DATASET and source is None:
+        dataset = load_dataset(name, None)
+        total = sum(len(domain.files) for domain in dataset.domains)
+        written = _write(name, _embedded_files(dataset), total, path, report)
+    else:
+        folder = _download(name, path) if source is None else Path(source).expanduser()
+        tables = [ImageTable.open(file) for file in _parquet_files(folder)]
+        total = sum(table.num_rows for table in tables)
+        if total == 0:
+            raise DataError(f"{folder} holds no rows; expected one per image")
+        written = _write(name, _table_files(tables), total, path, report)
+        _complete_classes(path, tables)
+    _mark(path, name, total)
+    return Materialised(path, total, written)
+
+
+def _mark(path: Path, name: str, images: int | None) -> None:
+    """Note whose folder this is; `images` once they are all there."""
+    marker = {"dataset": name, "images": images}
+    _write_file(path / _MARKER, json.dumps(marker).encode())
+
+
+def _finished(name: str, path: Path) -> int | None:
+    """How many images an earlier call left, None unless all are still there.
+
+    Raises DataError where `path` holds something else: names could mix unnoticed.
+    """
+    try:
+        marker = json.loads((path / _MARKER).read_text(encoding="utf-8"))
+        dataset, images = marker["dataset"], marker["images"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        dataset, images = None, None
+    found = sum(len(image_files(domain)) for domain in subfolders(path))
+    if dataset != name and (dataset or found):
+        held = (
+            f"the data set {dataset}" if dataset else f"{found} images of other origin"
+        )
+        raise DataError(f"--to {path} holds {held}; name a new folder")
+    return images if found == images else None
+
+
+def _download(name: str, path: Path) -> Path:
+    repository = KNOWN[name].hub if name in KNOWN else name
+    if not repository or "/" not in repository:
+        fetched = [EMBEDDED_DATASET, *(n for n, known in KNOWN.items() if known.hub)]
+        raise DataError(
+            f"fedclip data {name}: not known on the hub (known: {', '.join(fetched)}, "
+            "or a hub id OWNER/NAME); from parquet files on disk: --from PATH"
+        )
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise DataError(
+            "fetching a data set needs huggingface_hub; "
+            "pip install 'fedclip-plugin[hub]'"
+        ) from error
+    try:
+        folder = snapshot_download(
+            repo_id=repository, repo_type="dataset", allow_patterns=["*.parquet"]
+        )
+    except Exception as error:  # each HTTP library and the hub have their own
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise
+        raise DataError(
+            f"cannot fetch {repository} from the Hugging Face hub ({_reason(error)}); "
+            f"where there is a network, `hf download {repository} --repo-type dataset "
+            f"--local-dir DIR`; then `fedclip data {name} --to {path} --from DIR`"
+        ) from error
+    return Path(folder)
+
+
+def _reason(error: Exception) -> str:
+    words = str(error).split()
+    text = " ".join(words[:20]) + (" ..." if len(words) > 20 else "")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _parquet_files(source: Path) -> list[Path]:
+    if source.is_file():
+        return [source]
+    files = sorted(source.rglob("*.parquet")) if source.is_dir() else []
+    if not files:
+        state = "holds no *.parquet file" if source.is_dir() else "does not exist"
+        raise DataError(f"--from {source} {state}; expected a parquet file or a folder")
+    return files
+
+
+def _embedded_files(dataset: ImageDataset) -> Iterator[tuple[str, bytes]]:
+    for domain in dataset.domains:
+        for index, name in enumerate(domain.files):
+            yield name, domain.read(index)
+
+
+def _table_files(tables: Iterable[ImageTable]) -> Iterator[tuple[str, bytes]]:
+    used: set[str] = set()
+    number = 0
+    for table in tables:
+        for row in table.rows():
+            folder = f"{row.domain}/{row.label}"
+            stem = f"{folder}/{row.stem or f'{number:06d}'}"
+            suffix = _suffix(row.data, row.where)
+            name, copy = stem + suffix, 2
+            while name.casefold() in used:  # also where A and a are one file
+                name, copy = f"{stem}-{copy}{suffix}", copy + 1
+            used.add(name.casefold())
+            number += 1
+            yield name, row.data
+
+
+def _suffix(data: bytes, where: str) -> str:
+    for signature, suffix in _SIGNATURES:
+        if signature.match(data):
+            return suffix
+    raise DataError(f"{where}: the image is not JPEG, PNG, WebP, BMP, TIFF or PPM")
+
+
+def _write(
+    dataset: str,
+    files: Iterable[tuple[str, bytes]],
+    total: int,
+    to: Path,
+    report: Progress,
+) -> int:
+    """Write what is not there yet; returns how many files that was."""
+    _mark(to, dataset, None)
+    written = 0
+    for done, (name, data) in enumerate(files, start=1):
+        path = to / name
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_file(path, data)
+            written += 1
+        else:
+            if size != len(data):
+                raise DataError(
+                    f"{path} is there with other contents; name a new folder with --to"
+                )
+        report(done, total)
+    return written
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    part = path.with_name(f".{path.name}.part")  # hidden: never taken for an image
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _complete_classes(to: Path, tables: Iterable[ImageTable]) -> None:
+    """Give each domain a folder for each class: some data sets lack a combination."""
+    domains = subfolders(to)
+    classes = {cls for table in tables for cls in table.classes}
+    classes |= {cls.name for domain in domains for cls in subfolders(domain)}
+    for domain in domains:
+        for cls in classes:
+            (domain / cls).mkdir(exist_ok=True)
+
+
+def _storage_fault(error: OSError, to: Path) -> str:
+    if error.errno in _FULL:
+        return f"the disk is full at --to {to}; free some space and run this again"
+    return f"cannot write --to {to}: {error.strerror or error}"

@@ -1,0 +1,1 @@
+"""A run as one module that needs no fedclip."""

@@ -1,0 +1,1 @@
+"""Features of every image, encoded once, and their files."""

@@ -1,0 +1,285 @@
+"""Encode once: every image is encoded a single time per encoder, whatever happens.
+
+Every image is known by the SHA-256 of its bytes, so a renamed, copied or re-split
+data set encodes nothing again, one more image costs one more encoding, and other
+prompts or classes cost none.  ``store.py`` keeps the features; a file lock keeps two
+processes from encoding the same images twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..clip.prompts import captions
+from ..data.dataset import ImageDataset, ImageDomain
+from ..data.images import decode_image
+from ..errors import DataError
+from .digests import Progress, digest_domain, silent
+from .feature_set import FeatureSet
+from .store import FeatureStore, ShardWriter
+
+SAMPLE = 64  # images of the first batch
+CPU_BATCH = 16  # a ViT-B/32 takes 20 % longer per image at 64: its activations spill
+CUDA_BATCH = 256
+_log = logging.getLogger("fedclip")
+
+
+class Encoder(Protocol):
+    """What the cache needs of a FrozenClip."""
+
+    embed_dim: int
+    logit_scale: float
+    precision: str
+    device: torch.device
+    preprocess: Callable[[PIL.Image.Image], Tensor]
+
+    def encode_images(self, pixels: Tensor) -> Tensor: ...  # noqa: D102
+    def encode_text(self, captions: Sequence[str]) -> Tensor: ...  # noqa: D102
+    def resolve_precision(self, pixels: Tensor) -> str: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class EncodingJob:
+    """What to encode: the data set, the encoder (loaded only when needed), prompts.
+
+    ``encoder_key`` identifies weights, model configuration, preprocessing and the
+    precision asked for; equal keys mean equal features.
+    """
+
+    dataset: ImageDataset
+    model: str
+    pretrained: str
+    prompts: tuple[str, ...]
+    encoder_key: str
+    load_encoder: Callable[[], Encoder]
+    on_bad_image: str = "fail"
+
+
+@dataclass
+class EncodeStats:
+    """What one call did; ``encoded`` is 0 when everything was in the cache."""
+
+    images: int = 0
+    encoded: int = 0
+    seconds: float = 0.0
+    precision: str = ""
+
+
+def encode_once(
+    job: EncodingJob, cache: Path, progress: Progress = silent
+) -> tuple[FeatureSet, EncodeStats]:
+    """Features of ``job.dataset``, encoding only the images not yet in ``cache``.
+
+    Raises DataError naming the image that cannot be read (``on_bad_image="skip"``
+    leaves it out and lists it), RunError when the cache cannot be written.
+    """
+    start, stats = time.perf_counter(), EncodeStats()
+    store = FeatureStore(cache / "features" / job.encoder_key[:32])
+    skip = job.on_bad_image == "skip"
+    digests = [digest_domain(d, cache, progress, skip) for d in job.dataset.domains]
+    wanted = {digest for domain in digests for digest in domain if digest}
+    encoder = _Lazy(job.load_encoder)
+    found = store.load(wanted)
+    if wanted - found.keys():
+        with store.lock():
+            store.sweep()
+            found = store.load(wanted)  # another process may have encoded them
+            found.update(_encode_missing(job, store, digests, found, encoder, progress))
+    stats.encoded = encoder.images
+    text, logit_scale = _text(job, store, encoder)
+    features = _assemble(job, digests, found, text, logit_scale)
+    stats.images = sum(len(v) for v in features.label.values())
+    stats.seconds = time.perf_counter() - start
+    stats.precision = store.precision
+    return features, stats
+
+
+class _Lazy:
+    """The encoder, loaded at its first use; counts the images it encoded."""
+
+    def __init__(self, load: Callable[[], Encoder]) -> None:
+        self._load = load
+        self._encoder: Encoder | None = None
+        self.images = 0
+
+    def get(self) -> Encoder:
+        if self._encoder is None:
+            self._encoder = self._load()
+        return self._encoder
+
+
+# -------------------------------------------------------------------------- encoding
+
+
+def _encode_missing(
+    job: EncodingJob,
+    store: FeatureStore,
+    digests: Sequence[Sequence[str]],
+    found: dict[str, Tensor],
+    encoder: _Lazy,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    images: dict[str, tuple[ImageDomain, int]] = {}
+    for domain, keys in zip(job.dataset.domains, digests):
+        for i, key in enumerate(keys):
+            if key:
+                images.setdefault(key, (domain, i))
+    missing = dict.fromkeys(key for key in images if key not in found)
+    clip, new = encoder.get(), ShardWriter(store)
+    size = CUDA_BATCH if clip.device.type == "cuda" else CPU_BATCH
+    # Chosen among all images: a run that was broken off must decide alike.
+    step = max(1, len(images) // SAMPLE)
+    sample = list(images)[::step][:SAMPLE] if clip.precision == "auto" else []
+    done: dict[str, Tensor] = {}
+    try:
+        batches = _batches(sample, list(missing), size)
+        for number, (keys, pixels) in enumerate(_decode(job, clip, images, batches)):
+            if not number:
+                store.precision = clip.resolve_precision(pixels)
+            rows = [i for i, key in enumerate(keys) if key in missing]
+            if not rows:
+                continue  # a sample of which all is there
+            keys = [keys[i] for i in rows]
+            features = _encode(clip, pixels[rows], size)
+            new.extend(keys, features)
+            done.update(zip(keys, features))
+            encoder.images += len(keys)
+            progress("encode", len(done), len(missing))
+    finally:
+        new.flush()  # an unreadable image or Ctrl-C costs nothing already encoded
+    return done
+
+
+def _encode(clip: Encoder, pixels: Tensor, size: int) -> Tensor:
+    """Features (N, D) float32 of pixels (N, 3, S, S), by batches of exactly ``size``.
+
+    Matrix products round by the number of rows: so an image has the same bits whatever
+    is encoded with it, and however often a run was broken off.
+    """
+    features = []
+    for part in pixels.split(size):  # (B, 3, S, S), B <= size
+        more = part[-1:].expand(size - len(part), *part.shape[1:])
+        encoded = clip.encode_images(torch.cat([part, more]))  # (size, D)
+        features.append(encoded[: len(part)].float().cpu())
+    return torch.cat(features)
+
+
+def _decode(
+    job: EncodingJob,
+    clip: Encoder,
+    images: dict[str, tuple[ImageDomain, int]],
+    batches: Iterator[list[str]],
+) -> Iterator[tuple[list[str], Tensor]]:
+    """Batches of pixels (B, 3, S, S), decoded ahead of the encoder in a thread."""
+
+    def batch(keys: list[str]) -> tuple[list[str], list[Tensor]]:
+        kept, pixels = [], []
+        for key in keys:
+            domain, i = images[key]
+            try:
+                image = decode_image(domain.read(i), domain.files[i])
+            except DataError as error:
+                if job.on_bad_image == "fail":
+                    raise
+                _log.warning("skipped: %s", error)
+                continue
+            kept.append(key)
+            pixels.append(clip.preprocess(image))
+        return kept, pixels
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        ahead = [pool.submit(batch, keys) for keys in islice(batches, 4)]
+        while ahead:
+            kept, pixels = ahead.pop(0).result()
+            ahead.extend(pool.submit(batch, keys) for keys in islice(batches, 1))
+            if kept:
+                yield kept, torch.stack(pixels)
+
+
+def _batches(sample: list[str], keys: list[str], size: int) -> Iterator[list[str]]:
+    """First a sample of all domains, which decides the precision, then the rest."""
+    first = set(sample)
+    rest = (key for key in keys if key not in first)
+    if sample:
+        yield sample
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+# --------------------------------------------------------------------------- assembly
+
+
+def _text(
+    job: EncodingJob, store: FeatureStore, encoder: _Lazy
+) -> tuple[Tensor, float]:
+    sets = [captions(job.dataset.classes, prompt) for prompt in job.prompts]
+    known = store.load_text(sets)
+    if known is not None:
+        return known
+    clip = encoder.get()
+    text = encode_captions(clip, sets)
+    store.add_text(sets, text, clip.logit_scale)
+    return text, clip.logit_scale
+
+
+def encode_captions(clip: Encoder, sets: Sequence[Sequence[str]]) -> Tensor:
+    """Text features (C, D) float32 of the classes' captions, one list a template.
+
+    One template gives raw features; several the mean of their normalised ones, as
+    CLIP does (Radford et al. 2021, section 3.1.4).
+    """
+    encoded = [clip.encode_text(list(captions)).cpu() for captions in sets]
+    if len(encoded) == 1:
+        return encoded[0]
+    return torch.stack([F.normalize(e, dim=1) for e in encoded]).mean(dim=0)
+
+
+def _assemble(
+    job: EncodingJob,
+    digests: Sequence[Sequence[str]],
+    found: dict[str, Tensor],
+    text: Tensor,
+    logit_scale: float,
+) -> FeatureSet:
+    image, label, skipped = {}, {}, []
+    for domain, keys in zip(job.dataset.domains, digests):
+        kept = [i for i, key in enumerate(keys) if key in found]
+        skipped += [domain.files[i] for i, key in enumerate(keys) if key not in found]
+        if not kept:
+            raise DataError(
+                f"domain {domain.name!r} has no readable image; check its files, "
+                "or leave it out"
+            )
+        image[domain.name] = torch.stack([found[keys[i]] for i in kept])
+        label[domain.name] = torch.tensor(domain.labels)[kept]
+    contents = [[d.name, d.files, k] for d, k in zip(job.dataset.domains, digests)]
+    identity = [job.encoder_key, job.prompts, job.dataset.classes, contents]
+    prompts = job.prompts
+    return FeatureSet(
+        model=job.model,
+        pretrained=job.pretrained,
+        prompt=prompts[0] if len(prompts) == 1 else prompts,
+        classes=job.dataset.classes,
+        domains=tuple(d.name for d in job.dataset.domains),
+        logit_scale=logit_scale,
+        embed_dim=text.shape[1],
+        key=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+        image=image,
+        label=label,
+        text=text,
+        skipped=tuple(skipped),
+    )

@@ -1,0 +1,230 @@
+"""FeatureSet: everything FedCLIP needs of the images, encoded once.
+
+On disk it is a *feature directory*: ``features.json``, ``text.safetensors`` and one
+``<domain>.safetensors`` each (docs/features.md).  A run needs nothing else: no CLIP,
+no images.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import FeaturesError
+from ..storage.files import write_json
+from ..storage.tensors import DamagedFileError, read_tensors, write_tensors
+
+FORMAT = 1
+_ROWS_AT_ONCE = 1 << 14  # copied; bounds memory
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "model": str,
+    "pretrained": str,
+    "prompt": (str, list),
+    "classes": list,
+    "domains": list,
+    "logit_scale": (int, float),
+    "embed_dim": int,
+    "key": str,
+}
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Raw image features of every domain and the text features of every class.
+
+    ``image[domain]`` (N, D) float32, raw encoder output; ``label[domain]`` (N,) int64
+    index into ``classes``; ``text`` (C, D) float32, not normalised; ``logit_scale`` is
+    the factor itself (100 for OpenAI's CLIP).  ``skipped`` lists unreadable images.
+    """
+
+    model: str
+    pretrained: str
+    prompt: str | tuple[str, ...]
+    classes: tuple[str, ...]
+    domains: tuple[str, ...]
+    logit_scale: float
+    embed_dim: int
+    key: str
+    image: Mapping[str, Tensor]
+    label: Mapping[str, Tensor]
+    text: Tensor
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def class_text(self) -> Tensor:
+        """Normalised text features (C, D)."""
+        return F.normalize(self.text, dim=1)
+
+    def domain_order(self, index: Tensor, group: Tensor | int = 0) -> Tensor:
+        """Rows counted over all domains, put domain after domain as they came.
+
+        ``group`` (N,) int64, ascending: the rows of a group stay together.
+        """
+        domain = torch.bucketize(index, self._ends(), right=True)
+        return index[torch.argsort(domain + len(self.domains) * group, stable=True)]
+
+    def rows(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, D) and labels (N,) of rows, in the order of ``index``."""
+        x = torch.empty(len(index), self.embed_dim)
+        y = torch.empty(len(index), dtype=torch.int64)
+        for start in range(0, len(index), _ROWS_AT_ONCE):
+            part = index[start : start + _ROWS_AT_ONCE]
+            domains = torch.bucketize(part, self._ends(), right=True)
+            for i, domain in enumerate(self.domains):
+                (place,) = (domains == i).nonzero(as_tuple=True)
+                row = part[place] - (self._ends()[i] - len(self.label[domain]))
+                x[start + place] = self.image[domain][row]
+                y[start + place] = self.label[domain][row]
+        return x, y
+
+    def _ends(self) -> Tensor:
+        sizes = [len(self.label[domain]) for domain in self.domains]
+        return torch.tensor(sizes).cumsum(0)
+
+
+def save_features(features: FeatureSet, directory: Path) -> None:
+    """Write a feature directory; ``features.json`` last, so a torn one is noticed."""
+    header: dict[str, Any] = {
+        "format": FORMAT,
+        "model": features.model,
+        "pretrained": features.pretrained,
+        "prompt": features.prompt
+        if isinstance(features.prompt, str)
+        else list(features.prompt),
+        "classes": list(features.classes),
+        "domains": list(features.domains),
+        "logit_scale": features.logit_scale,
+        "embed_dim": features.embed_dim,
+        "key": features.key,
+    }
+    if features.skipped:
+        header["skipped"] = list(features.skipped)
+    write_tensors(directory / "text.safetensors", {"text": features.text})
+    for domain in features.domains:
+        write_tensors(
+            directory / f"{domain}.safetensors",
+            {"image": features.image[domain], "label": features.label[domain]},
+        )
+    write_json(directory / "features.json", header)
+
+
+def load_features(directory: str | Path) -> FeatureSet:
+    """Read and verify a feature directory.
+
+    Raises FeaturesError, in one line, for a missing directory, another format, a
+    missing, truncated or altered file, wrong shapes, labels out of range or
+    non-finite values.
+    """
+    directory = Path(directory)
+    header = _read_header(directory)
+    dim, classes = header["embed_dim"], tuple(header["classes"])
+    text = _read(directory / "text.safetensors", "text").float()
+    _expect(
+        tuple(text.shape) == (len(classes), dim) and bool(text.isfinite().all()),
+        f"{directory / 'text.safetensors'}: text must be finite and of shape "
+        f"({len(classes)}, {dim}), got {tuple(text.shape)}",
+    )
+    image, label = {}, {}
+    for domain in header["domains"]:
+        path = directory / f"{domain}.safetensors"
+        image[domain] = _read(path, "image").float()
+        label[domain] = _read(path, "label")
+        _check_domain(path, image[domain], label[domain], dim, len(classes))
+    prompt = header["prompt"]
+    return FeatureSet(
+        model=header["model"],
+        pretrained=header["pretrained"],
+        prompt=prompt if isinstance(prompt, str) else tuple(prompt),
+        classes=classes,
+        domains=tuple(header["domains"]),
+        logit_scale=float(header["logit_scale"]),
+        embed_dim=dim,
+        key=header["key"],
+        image=image,
+        label=label,
+        text=text,
+        skipped=tuple(header.get("skipped", ())),
+    )
+
+
+def _expect(condition: bool, message: str) -> None:
+    if not condition:
+        raise FeaturesError(
+            f"{message}; write the directory again with `fedclip features`"
+        )
+
+
+def _read_header(directory: Path) -> dict[str, Any]:
+    path = directory / "features.json"
+    if not path.is_file():
+        raise FeaturesError(
+            f"--features {directory}: no features.json there; "
+            f"make one with `fedclip features --to {directory}`"
+        )
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FeaturesError(f"{path} is not readable JSON: {error}") from error
+    found = header.get("format") if isinstance(header, dict) else None
+    _expect(found == FORMAT, f"{path}: format {found!r}, this version reads {FORMAT}")
+    for name, kind in _FIELDS.items():
+        _expect(
+            isinstance(header.get(name), kind),
+            f"{path}: {name!r} is missing or of the wrong type",
+        )
+    for name in ("classes", "domains"):
+        values = header[name]
+        _expect(
+            bool(values)
+            and all(isinstance(v, str) and v for v in values)
+            and len(set(values)) == len(values),
+            f"{path}: {name!r} must list different, non-empty names",
+        )
+    for domain in header["domains"]:
+        _expect(
+            Path(domain).name == domain and domain not in (".", "..", "text"),
+            f"{path}: domain {domain!r} is not a plain file name",
+        )
+    _expect(
+        math.isfinite(header["logit_scale"]) and header["logit_scale"] > 0,
+        f"{path}: logit_scale {header['logit_scale']} is not a positive number",
+    )
+    _expect(header["embed_dim"] > 0, f"{path}: embed_dim must be positive")
+    return dict(header)
+
+
+def _read(path: Path, name: str) -> Tensor:
+    try:
+        return read_tensors(path)[0][name]
+    except FileNotFoundError:
+        problem = f"{path} is missing"
+    except DamagedFileError as error:
+        problem = str(error)
+    except KeyError:
+        problem = f"{path} holds no tensor {name!r}"
+    raise FeaturesError(f"{problem}; write the directory again with `fedclip features`")
+
+
+def _check_domain(
+    path: Path, image: Tensor, label: Tensor, dim: int, classes: int
+) -> None:
+    count = len(label) if label.dim() == 1 else -1
+    _expect(
+        tuple(image.shape) == (count, dim),
+        f"{path}: image {tuple(image.shape)} and label {tuple(label.shape)} do not "
+        f"match (N, {dim}) and (N,)",
+    )
+    _expect(
+        label.dtype == torch.int64
+        and (count == 0 or (int(label.min()) >= 0 and int(label.max()) < classes)),
+        f"{path}: labels must be int64 in 0..{classes - 1}",
+    )
+    _expect(bool(image.isfinite().all()), f"{path}: image features hold NaN or Inf")

@@ -1,0 +1,50 @@
+"""The features of a run: read from a directory, or encoded once and cached."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+
+from ..clip.resolve import cache_dir
+from ..config.schema import RunConfig
+from ..data.dataset import ImageDataset
+from ..data.folders import load_dataset
+from ..ops.kernels import resolve_device
+from .digests import Progress, silent
+from .encode import EncodeStats, EncodingJob, encode_once
+from .feature_set import FeatureSet, load_features
+
+
+def obtain_features(
+    config: RunConfig, progress: Progress = silent
+) -> tuple[FeatureSet, EncodeStats]:
+    """The features of a run: from ``data.features``, else encoded once and cached."""
+    if config.data.features is not None:
+        start = time.perf_counter()
+        features = load_features(config.data.features)
+        count = sum(len(v) for v in features.label.values())
+        return features, EncodeStats(count, 0, time.perf_counter() - start)
+    dataset = load_dataset(config.data.dataset, config.data.root)
+    return encode_dataset(dataset, config, progress)
+
+
+def encode_dataset(
+    dataset: ImageDataset, config: RunConfig, progress: Progress = silent
+) -> tuple[FeatureSet, EncodeStats]:
+    """The features of any data set by the model of ``config``, through the cache."""
+    from ..clip.encoder import EncoderSpec, FrozenClip, fingerprint
+
+    spec = EncoderSpec.from_config(config)
+    device = resolve_device(spec.device).type
+    key = f"{fingerprint(spec)}|{spec.precision}|{device}"
+    job = EncodingJob(
+        dataset=dataset,
+        model=config.model_name,
+        pretrained=Path(config.pretrained).name,
+        prompts=config.data.prompts,
+        encoder_key=hashlib.sha256(key.encode()).hexdigest(),
+        load_encoder=lambda: FrozenClip.load(spec),
+        on_bad_image=config.data.on_bad_image,
+    )
+    return encode_once(job, cache_dir(), progress)

@@ -1,0 +1,1 @@
+"""Rounds: who trains, what travels, what follows, and how it scores."""

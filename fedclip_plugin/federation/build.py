@@ -1,0 +1,122 @@
+"""What a run needs in memory: clients, target and task, from features and a config."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..algorithms import Algorithm, Client, Samples, Task, get_algorithm
+from ..clip.whole import WholeClip
+from ..config.schema import RunConfig
+from ..config.toml import to_toml
+from ..data.partition import partition_clients
+from ..errors import ConfigError
+from ..features.feature_set import FeatureSet
+from ..ops.kernels import resolve_device
+from ..wire.update import State
+
+T = TypeVar("T")
+
+
+_SELECTION = 0xC11E  # keeps this draw apart from the sample orders
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Clients, the held-out target and the task: all that a run needs in memory."""
+
+    algorithm: Algorithm
+    task: Task
+    clients: tuple[Client, ...]
+    target: Samples | None
+
+    @cached_property
+    def first(self) -> State:
+        """The state before the first round; not to be changed."""
+        return self.algorithm.init(self.task)
+
+
+def build_federation(
+    features: FeatureSet,
+    config: RunConfig,
+    target: str | None,
+    seed: int,
+    clip: WholeClip | None = None,
+) -> Federation:
+    """Clients and target of one run; tensors on the training device.
+
+    ``clip`` is for algorithms that train the CLIP itself.
+
+    Raises ConfigError for an unknown target, algorithm or device.
+    """
+    algorithm = get_algorithm(config.algorithm)
+    if config.train.private and not algorithm.communicates:
+        raise ConfigError(
+            f"--alg {config.algorithm} sends nothing to a server: there is nothing "
+            "that --dp-noise-multiplier could hide"
+        )
+    device = resolve_device(config.model.device)
+    labels = {d: features.label[d].numpy() for d in features.domains}
+    held = partition_clients(labels, config.data, target, seed)
+    parts = _share_out(
+        features, [p for c in held for p in (c.train, c.val, c.test)], device
+    )
+    clients = tuple(
+        Client(c.name, c.index, *parts[3 * i : 3 * i + 3]) for i, c in enumerate(held)
+    )
+    text = features.class_text.to(device)
+    task = Task(text, features.logit_scale, config.train, seed, clip)
+    return Federation(algorithm, task, clients, _target(features, target, device))
+
+
+def _share_out(
+    features: FeatureSet, parts: Sequence[npt.NDArray[np.int64]], device: torch.device
+) -> list[Samples]:
+    """The rows of every part; slices of one tensor, however many parts there are."""
+    sizes = torch.tensor([len(part) for part in parts])
+    part_of = torch.repeat_interleave(torch.arange(len(parts)), sizes)
+    rows = features.domain_order(torch.from_numpy(np.concatenate(parts)), part_of)
+    x, y = features.rows(rows)
+    slices = (t.to(device).split(sizes.tolist()) for t in (x, y, rows))
+    return [Samples(*tensors) for tensors in zip(*slices)]
+
+
+def _target(
+    features: FeatureSet, target: str | None, device: torch.device
+) -> Samples | None:
+    """All rows of the held-out domain."""
+    if target is None:
+        return None
+    before = features.domains[: features.domains.index(target)]
+    first, y = sum(len(features.label[d]) for d in before), features.label[target]
+    rows = torch.arange(first, first + len(y))
+    x = features.image[target]
+    return Samples(x.to(device), y.to(device), rows.to(device))
+
+
+def identity(features: FeatureSet, config: RunConfig, target: str | None) -> str:
+    """What a checkpoint belongs to; the number of rounds may grow."""
+    train = replace(config.train, rounds=1, dp_epsilon_budget=None)
+    model = replace(config.model, device="auto")
+    same = replace(config, train=train, model=model)
+    text = f"{to_toml(same)}|{features.key}|{target}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def participants(
+    clients: Sequence[T], share: float, seed: int, round_number: int
+) -> list[T]:
+    """The clients that train in a round, in client order; at least one."""
+    count = max(1, round(share * len(clients)))
+    if count == len(clients):
+        return list(clients)
+    rng = np.random.default_rng([seed, round_number, _SELECTION])
+    chosen = rng.choice(len(clients), size=count, replace=False)
+    return [clients[i] for i in sorted(chosen)]

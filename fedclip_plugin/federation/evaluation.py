@@ -1,0 +1,226 @@
+"""Accuracy per client and target, zero-shot, and the choice of the best round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..algorithms.base import Algorithm, Client, Samples, Task
+from ..algorithms.zeroshot import ZeroShot
+from ..stats import mean
+from ..wire.update import State
+from .build import Federation
+
+Judged = tuple[State, Samples]
+"""A state, and the rows that it judges."""
+
+
+_ZERO_SHOT = ZeroShot()
+
+
+def predict_parts(
+    algorithm: Algorithm, judged: Iterable[Judged], task: Task
+) -> Iterator[Tensor]:
+    """Class scores (n, C) of the rows of many parts, in order, batch after batch.
+
+    Neighbours with one and the same state share batches of up to ``rows_at_once``
+    rows: ten thousand small clients cost what one large one does.
+    """
+    for state, rows in _batches(judged, algorithm.rows_at_once):
+        yield algorithm.predict(state, algorithm.inputs(rows, task), task)
+
+
+def _batches(judged: Iterable[Judged], size: int) -> Iterator[Judged]:
+    held: list[Samples] = []
+    count, last = 0, State()
+    for state, part in judged:
+        for rows in _pieces(part, size):
+            if held and (state is not last or count + len(rows) > size):
+                yield last, _joined(held)
+                held, count = [], 0
+            held.append(rows)
+            count, last = count + len(rows), state
+    if held:
+        yield last, _joined(held)
+
+
+def _pieces(part: Samples, size: int) -> list[Samples]:
+    if 0 < len(part) <= size:
+        return [part]
+    return [part[i : i + size] for i in range(0, len(part), size)]
+
+
+def _joined(parts: Sequence[Samples]) -> Samples:
+    if len(parts) == 1:
+        return parts[0]
+    rows = [p.rows for p in parts if p.rows is not None]
+    return Samples(
+        torch.cat([p.x for p in parts]),
+        torch.cat([p.y for p in parts]),
+        torch.cat(rows) if len(rows) == len(parts) else None,
+    )
+
+
+def all_scores(algorithm: Algorithm, judged: Iterable[Judged], task: Task) -> Tensor:
+    """Class scores (N, C) float32 of the rows of many parts, before the softmax."""
+    found = list(predict_parts(algorithm, judged, task))
+    return torch.cat(found) if found else task.text.new_zeros(0, task.text.shape[0])
+
+
+def predict_scores(
+    algorithm: Algorithm, state: State, samples: Samples, task: Task
+) -> Tensor:
+    """Class scores (N, C) float32, before the softmax."""
+    return all_scores(algorithm, [(state, samples)], task)
+
+
+def predict_labels(
+    algorithm: Algorithm, state: State, samples: Samples, task: Task
+) -> Tensor:
+    """Predicted class (N,) int64; ties go to the first class."""
+    return predict_scores(algorithm, state, samples, task).argmax(dim=1)
+
+
+def zero_shot_scores(samples: Samples, task: Task) -> Tensor:
+    """What the frozen CLIP says alone: s normalize(x) . text_c, (N, C)."""
+    return _ZERO_SHOT.predict({}, samples.x, task)
+
+
+def zero_shot_labels(samples: Samples, task: Task) -> Tensor:
+    """The class that the frozen CLIP says, (N,) int64."""
+    return zero_shot_scores(samples, task).argmax(dim=1)
+
+
+def accuracy(predicted: Tensor, truth: Tensor) -> float | None:
+    """Share of correct predictions; None for no rows."""
+    if not len(truth):
+        return None
+    return float((predicted == truth).double().mean())
+
+
+def confusion(predicted: Tensor, truth: Tensor, classes: int) -> list[list[int]]:
+    """Counts, rows = true class, columns = predicted class."""
+    flat = torch.bincount(truth * classes + predicted, minlength=classes * classes)
+    rows: list[list[int]] = flat.reshape(classes, classes).tolist()
+    return rows
+
+
+def class_metrics(scores: Tensor, truth: Tensor) -> dict[str, float]:
+    """What accuracy hides: ``scores`` (N, C) and ``truth`` (N,), none for no rows.
+
+    Balanced accuracy (mean recall of the classes that occur), macro F1 (over the
+    classes that occur or are predicted) and the expected calibration error in 15 bins
+    (Guo et al. 2017, arXiv 1706.04599); fractions.
+    """
+    if not len(truth):
+        return {}
+    from sklearn.metrics import f1_score, recall_score
+
+    y, predicted = truth.cpu().numpy(), scores.argmax(dim=1).cpu().numpy()
+    recall = recall_score(y, predicted, average=None, labels=sorted(set(y.tolist())))
+    return {
+        "balanced_accuracy": float(recall.mean()),
+        "macro_f1": float(f1_score(y, predicted, average="macro")),
+        "calibration_error": calibration_error(scores, truth),
+    }
+
+
+def calibration_error(scores: Tensor, truth: Tensor, bins: int = 15) -> float:
+    """Mean |accuracy - confidence| over bins of equal width, weighed by their rows."""
+    confidence, predicted = scores.double().softmax(dim=1).max(dim=1)
+    correct = (predicted == truth).double()
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1  # (lo, hi] each
+    gap = torch.zeros(bins, dtype=torch.float64, device=scores.device)
+    gap.index_add_(0, place, correct - confidence)
+    return float(gap.abs().sum() / len(truth))
+
+
+def score_parts(
+    algorithm: Algorithm, judged: Sequence[Judged], task: Task
+) -> list[float | None]:
+    """Accuracy of every part, by its own state; None for a part without rows.
+
+    The numbers are those of part after part, unless two classes tie within rounding.
+    """
+    if not judged:
+        return []
+    truth = torch.cat([part.y for _, part in judged])
+    right = all_scores(algorithm, judged, task).argmax(dim=1) == truth
+    sizes = torch.tensor([len(part) for _, part in judged])
+    hits = F.pad(right.cumsum(dim=0), (1, 0)).cpu()  # (N + 1,)
+    ends = sizes.cumsum(dim=0)
+    found = zip((hits[ends] - hits[ends - sizes]).tolist(), sizes.tolist())
+    return [hit / size if size else None for hit, size in found]
+
+
+def score_clients(
+    algorithm: Algorithm, state: State, clients: Sequence[Client], task: Task
+) -> dict[str, dict[str, float | None]]:
+    """Validation and test accuracy of every client: ``{name: {"val", "test"}}``."""
+    judged = []
+    for c in clients:
+        own = algorithm.client_state(state, c.name)
+        judged += [(own, c.val), (own, c.test)]
+    found = score_parts(algorithm, judged, task)
+    return {
+        c.name: {"val": val, "test": test}
+        for c, val, test in zip(clients, found[::2], found[1::2])
+    }
+
+
+def score_target(
+    algorithm: Algorithm, state: State, target: Samples | None, task: Task
+) -> float | None:
+    """Accuracy on the held-out domain; None where there is none."""
+    if target is None:
+        return None
+    return mean(
+        accuracy(predict_labels(algorithm, each, target, task), target.y)
+        for each in algorithm.target_states(state)
+    )
+
+
+def score_zero_shot(
+    clients: Sequence[Client], target: Samples | None, task: Task
+) -> dict[str, object]:
+    """Zero-shot accuracy: ``{"target", "clients": {name: acc}, "mean"}``."""
+    state: State = {}
+    tests = score_parts(_ZERO_SHOT, [(state, c.test) for c in clients], task)
+    held_out = score_target(_ZERO_SHOT, state, target, task)
+    return summary_scores(held_out, {c.name: a for c, a in zip(clients, tests)})
+
+
+def summary_scores(
+    target: float | None, clients: Mapping[str, float | None]
+) -> dict[str, object]:
+    """Target, each client and the mean over all of them, kept apart."""
+    return {
+        "target": target,
+        "clients": dict(clients),
+        "mean": mean([target, *clients.values()]),
+    }
+
+
+def selection_score(scores: Mapping[str, Mapping[str, float | None]]) -> float:
+    """Mean validation accuracy of the clients: the best round has the highest.
+
+    Clients without validation rows do not count (authors' rule otherwise: strictly
+    higher wins, so of equal rounds the first).
+    """
+    return mean([s["val"] for s in scores.values()]) or 0.0
+
+
+def score_rows(fed: Federation, state: State, rows: Samples) -> tuple[float, float]:
+    """Mean cross-entropy of the class scores of ``rows``, and the accuracy.
+
+    For hosts that print a loss of their own; NaN for no rows.
+    """
+    if not len(rows):
+        return math.nan, math.nan
+    scores = predict_scores(fed.algorithm, state, rows, fed.task)  # (N, C)
+    right = float((scores.argmax(dim=1) == rows.y).double().mean())
+    return float(F.cross_entropy(scores, rows.y)), right

@@ -1,0 +1,179 @@
+"""What this installation computes with: the compiled kernels and the machine.
+
+``FEDCLIP_PURE_PYTHON=1`` leaves the kernels alone, ``FEDCLIP_ISA`` picks their
+instruction set, one of ``ISAS``; both are read when the operators are first imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import re
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple, TypedDict
+
+import torch
+
+from ..errors import ConfigError
+
+
+def low_precision(device: torch.device) -> str | None:
+    """The fast 16-bit format of a device's own instructions, or None."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if native else "fp16"
+    return "bf16" if cpu_has_bf16() else None
+
+
+@functools.cache
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 itself (AVX512-BF16, AMX, Arm BF16)."""
+    try:
+        found = {k for k, v in torch.cpu.get_capabilities().items() if v}
+    except (AttributeError, RuntimeError):  # PyTorch before it could tell
+        try:
+            text = Path("/proc/cpuinfo").read_text()
+        except OSError:
+            return False
+        listed = re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+        found = set(" ".join(listed[:1]).split())
+    return bool(found & {"avx512_bf16", "amx_bf16", "bf16", "arm_bf16"})
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ConfigError if it is absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {name}: expected auto, cpu or cuda:N") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ConfigError(
+                f"--device {name}: PyTorch {torch.__version__} sees {count} CUDA "
+                "devices here; use --device cpu, or install a CUDA build of PyTorch"
+            )
+    return device
+
+
+LIBRARY = "fedclip"
+
+
+ISAS = ("generic", "avx2", "avx512", "avx512bf16")  # from the least to the best
+
+
+_MODULE = "fedclip_plugin._C"
+
+
+_CUDA_MODULE = "fedclip_plugin._C_cuda"
+
+
+class Kernels(NamedTuple):
+    """The extension modules, or ``None`` with the reason in ``note``."""
+
+    cpu: ModuleType | None
+    cuda: ModuleType | None
+    note: str
+
+
+class Capabilities(TypedDict, total=False):
+    """The keys of :func:`capabilities`."""
+
+    version: str  # of this package
+    torch: str
+    compiled: bool  # the CPU extension is loaded
+    note: str  # why it is not; "" if it is
+    isa: str  # in use by the kernels: one of isa_available
+    isa_available: list[str]  # of ISAS, those that this processor has
+    threads: int
+    cuda: bool  # torch sees a CUDA device
+    cuda_compiled: bool  # the CUDA extension is loaded
+    ops: dict[str, bool]  # operator -> has a compiled CPU kernel
+    cuda_ops: dict[str, bool]  # operator -> has a compiled CUDA kernel
+
+
+def pure_python() -> bool:
+    """Whether ``FEDCLIP_PURE_PYTHON`` asks to do without compiled kernels."""
+    return os.environ.get("FEDCLIP_PURE_PYTHON", "") not in ("", "0")
+
+
+@functools.cache
+def load_kernels() -> Kernels:
+    """Load the extensions once; their kernels then serve ``torch.ops.fedclip``.
+
+    To be called when the schemas are defined.  Raises ConfigError for a
+    ``FEDCLIP_ISA`` that is unknown, or that this processor lacks.
+    """
+    asked = os.environ.get("FEDCLIP_ISA")
+    if asked and asked not in ISAS:
+        raise ConfigError(f"FEDCLIP_ISA={asked}: expected one of {', '.join(ISAS)}")
+    if pure_python():
+        return Kernels(None, None, "FEDCLIP_PURE_PYTHON is set")
+    cpu, note = _load(_MODULE)
+    if cpu is None:
+        return Kernels(None, None, note)
+    available = _up_to(cpu.isa_detected())
+    if asked and asked not in available:
+        raise ConfigError(
+            f"FEDCLIP_ISA={asked}: this processor has {', '.join(available)}"
+        )
+    return Kernels(cpu, _load(_CUDA_MODULE)[0], "")
+
+
+def _load(name: str) -> tuple[ModuleType | None, str]:
+    importlib.import_module("torch")  # brings the libraries that the kernels link to
+    try:
+        return importlib.import_module(name), ""
+    except ModuleNotFoundError:
+        return None, f"{name} was not built"
+    except ImportError as error:
+        note = f"{name} cannot be loaded: {error}"
+        warnings.warn(f"{note}; using PyTorch instead", RuntimeWarning, stacklevel=3)
+        return None, note
+
+
+def _up_to(isa: str) -> list[str]:
+    return list(ISAS[: ISAS.index(isa) + 1])
+
+
+def _compiled_ops(dispatch_key: str) -> dict[str, bool]:
+    """Operators that are registered by now, and whether that key has a kernel."""
+    import torch
+
+    prefix = f"{LIBRARY}::"
+    names: list[str] = torch._C._dispatch_get_all_op_names()
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return {
+        name.removeprefix(prefix): has_kernel(name, dispatch_key)
+        for name in sorted(names)
+        if name.startswith(prefix)
+    }
+
+
+def capabilities() -> Capabilities:
+    """What this process computes with.  Loads the kernels.
+
+    Lists the operators registered so far; ``fedclip_plugin.capabilities()`` registers
+    them all first.
+    """
+    import torch
+
+    kernels = load_kernels()
+    cpu = kernels.cpu
+    return {
+        "torch": torch.__version__,
+        "compiled": cpu is not None,
+        "note": kernels.note,
+        "isa": cpu.isa() if cpu else ISAS[0],
+        "isa_available": _up_to(cpu.isa_detected()) if cpu else [ISAS[0]],
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.is_available(),
+        "cuda_compiled": kernels.cuda is not None,
+        "ops": _compiled_ops("CPU"),
+        "cuda_ops": _compiled_ops("CUDA"),
+    }

@@ -1,0 +1,1 @@
+"""What runs have left, as tables, figures and pages."""

@@ -1,0 +1,106 @@
+"""How methods, numbers, bytes and seconds are worded in tables and pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .records import NO_TARGET, Summary
+
+VISIBLE = 5e-5  # of a fraction: half the last digit that is shown
+
+
+_NAMES = {
+    "fedavg": "FedAVG",
+    "fedavg-lora": "FedAVG of LoRA",
+    "fedclip": "FedCLIP",
+    "fedprox": "FedProx",
+    "linear": "linear head",
+    "local": "local adapters",
+    "promptfl": "PromptFL",
+    "zero_shot": "zero-shot",
+    "zeroshot": "zero-shot",
+}
+
+
+# -- words ----------------------------------------------------------------------------
+
+
+def method_name(algorithm: str) -> str:
+    """The name of an algorithm as papers write it."""
+    return _NAMES.get(algorithm, algorithm)
+
+
+def method_label(summary: Summary) -> str:
+    """The algorithm's name with what a run changed of its defaults."""
+    variant = summary.get("variant")
+    name = method_name(summary["algorithm"])
+    return f"{name} ({variant})" if variant else name
+
+
+def percent(value: float | None, missing: str = "-") -> str:
+    """A fraction in per cent with two decimals, as in the paper's tables."""
+    return missing if value is None else f"{100 * value:.2f}"
+
+
+def points(value: float | None, missing: str = "-") -> str:
+    """A difference of two fractions in signed percentage points."""
+    return missing if value is None else f"{100 * value:+.2f}"
+
+
+def with_half(value: float | None, half: float | None, sign: str) -> str:
+    """Per cent with the half-width of its interval, if there is one."""
+    return percent(value) + (f"{sign}{100 * half:.2f}" if half is not None else "")
+
+
+def lift(result: float | None, zero_shot: float | None) -> float | None:
+    """How far the method is above zero-shot; None when either is unknown."""
+    return None if result is None or zero_shot is None else result - zero_shot
+
+
+def human_bytes(count: float) -> str:
+    """Bytes in binary units: ``1.5 MiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Seconds as ``0.42 s``, ``12.3 s``, ``3 min 05 s`` or ``2 h 07 min``."""
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def promise(group: Sequence[Summary]) -> str:
+    """What the run with the highest epsilon promises its clients; empty without."""
+    found = [p for s in group if (p := s.get("privacy"))]
+    worst = max(found, key=lambda p: float(p["epsilon"]), default={"promise": ""})
+    return str(worst["promise"])
+
+
+def fell_short(row: Mapping[str, Any]) -> list[str]:
+    """Of ``target`` and ``clients``, those that training worsened."""
+    found = []
+    for kind in ("target", "clients"):
+        more = lift(row["result"][kind], row["zero_shot"][kind])
+        if more is not None and more < -VISIBLE:
+            found.append(kind)
+    return found
+
+
+def below_zero_shot(by_target: Mapping[str, Any]) -> list[str]:
+    """A clause for every held-out domain, and clients' mean, that training worsened."""
+    text = {"target": "held-out {}", "clients": "clients with {} out"}
+    clauses = []
+    for name, row in by_target.items():
+        for kind in fell_short(row):
+            where = text[kind].format(name) if name != NO_TARGET else "clients"
+            got, base = row["result"][kind], row["zero_shot"][kind]
+            clauses.append(f"{where} ({percent(got)} < {percent(base)})")
+    return clauses

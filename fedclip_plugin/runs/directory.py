@@ -1,0 +1,109 @@
+"""Output directories: a new one a run, none written by two, no earlier run touched."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..errors import RunError
+from ..storage.files import cannot_write, write_bytes
+
+_LOCK = ".lock"
+
+
+def hold(out: Path) -> FileLock:
+    """The lock of the run that writes to ``out``, taken; freed if its process dies.
+
+    Raises RunError where another run has it.
+    """
+    lock = FileLock(out / _LOCK)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise RunError(
+            f"another run is writing to {out}: wait until it ends, or choose another "
+            "directory (--out)"
+        ) from error
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    return lock
+
+
+def prepare_out(out: Path | None, name: str, resume: bool) -> Path:
+    """The output directory, made and proved writable; to be held (:func:`hold`) next.
+
+    Without ``out``: ``runs/<name>``, numbered so that no earlier run is touched; with
+    ``resume`` the newest of them.  An explicit ``out`` that holds a run is moved aside
+    to ``<out>.previous-<n>``: nothing is lost.  Raises RunError for a directory that
+    holds something else, that another run would lose, or where nothing can be written.
+    """
+    if out is None:
+        out = _default_out(Path("runs") / name, resume)
+    elif not resume:
+        _move_aside(out)
+    if resume and not (out / "config.toml").is_file():
+        raise RunError(f"--resume: {out} holds no run; start one without --resume")
+    probe = out / ".writable"
+    write_bytes(probe, b"", durable=False)
+    probe.unlink()
+    return out
+
+
+def drop_if_empty(out: Path) -> None:
+    """Remove a directory where nothing was written; for the one who holds it."""
+    with contextlib.suppress(OSError):  # it is not empty: a run is in it
+        if [path.name for path in out.iterdir()] == [_LOCK]:
+            (out / _LOCK).unlink()
+        out.rmdir()
+
+
+def _default_out(base: Path, resume: bool) -> Path:
+    """The next number, or with ``resume`` the last: clocks go back, numbers do not."""
+    taken = {1: base} if base.exists() else {}
+    for path in base.parent.glob(f"{base.name}-*"):
+        word = path.name.removeprefix(f"{base.name}-")
+        if word.isdecimal():
+            taken[int(word)] = path
+    if resume:
+        runs = {n: p for n, p in taken.items() if (p / "config.toml").is_file()}
+        return runs[max(runs)] if runs else base
+    number = max(taken, default=0) + 1
+    while not _claim(path := _numbered(base, number)):
+        number += 1
+    return path
+
+
+def _numbered(base: Path, number: int) -> Path:
+    return base if number == 1 else base.with_name(f"{base.name}-{number}")
+
+
+def _claim(path: Path) -> bool:
+    """Make a directory that nobody else has: two runs at once get one each."""
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return True
+
+
+def _move_aside(out: Path) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise RunError(f"--out {out} is a file; choose a directory")
+    if all(path.name == _LOCK for path in out.iterdir()):
+        return
+    if not (out / "config.toml").is_file():
+        raise RunError(
+            f"--out {out} holds files that are no fedclip run; choose another directory"
+        )
+    hold(out).release()
+    number = 1
+    while (aside := out.with_name(f"{out.name}.previous-{number}")).exists():
+        number += 1
+    out.rename(aside)

@@ -1,0 +1,1 @@
+"""The server: screening, aggregation and privacy."""

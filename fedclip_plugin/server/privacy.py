@@ -1,0 +1,227 @@
+"""Client-level differential privacy: DP-FedAvg, and what its rounds have cost.
+
+McMahan et al. 2018 (arXiv 1710.06963): every update is cut to the length ``dp_clip``,
+the mean is over all clients that were asked, whether they answered or not, and Gaussian
+noise hides what any one of them changes.  Neighbours are two federations in which one
+client holds other data, so that one update moves the sum by ``2 * dp_clip`` at most.
+
+Accounting is that of dp-accounting.  All clients in every round: the composition of
+Gaussian mechanisms, exact (Balle and Wang 2018, arXiv 1805.06530).  A sample without
+replacement: Rényi privacy (Wang et al. 2019, arXiv 1808.00087).
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import ndtri
+
+from ..config.schema import TrainConfig
+from ..errors import ConfigError
+from ..wire.update import ClientUpdate, State
+from .aggregation import mean
+from .screening import distances
+
+Releases = tuple[tuple[int, int, int], ...]
+"""(clients to draw from, clients asked, rounds): the adapters that went out so far."""
+
+ORDERS = (*range(2, 17), 20, 24, 28, 32, 40, 48, 64)  # of Rényi; more gain little
+_NOISE = 0xD1FF  # keeps this draw apart from the others of the seed
+_log = logging.getLogger("fedclip")
+
+
+def private_mean(
+    updates: Sequence[ClientUpdate],
+    sent: State,
+    train: TrainConfig,
+    asked: int,
+    entropy: Sequence[int] | None,
+) -> State:
+    """``sent`` plus the noisy mean of the clipped ``updates`` of ``asked`` clients.
+
+    Who is not among the ``updates``, or has no training rows, counts as not moved.
+    Noise is N(0, (2 z C / asked)^2) in every coordinate; it comes even if nobody
+    answered, else its absence would tell.  ``entropy`` seeds it; None: the system's.
+    """
+    voters = {u.client: u for u in updates if u.num_examples > 0}  # one vote each
+    chosen = [voters[name] for name in sorted(voters)]
+    lengths = torch.tensor(distances(chosen, sent), dtype=torch.float64)
+    share = (train.dp_clip / lengths).clamp(max=1) / asked  # 1 / asked where 0 long
+    rest = (1 - share.sum()).clamp_min(0)[None]
+    moved = mean([*({k: u.state[k] for k in sent} for u in chosen), sent],
+                 torch.cat([share, rest]))  # fmt: skip
+    scale = 2 * train.dp_noise_multiplier * train.dp_clip / asked
+    noise = _normal(moved, entropy)
+    return {
+        key: value + scale * noise[key].to(value.device, value.dtype)
+        for key, value in moved.items()
+    }
+
+
+def _normal(like: State, entropy: Sequence[int] | None) -> State:
+    """Standard normal tensors, float64 on the CPU, of the shapes in ``like``.
+
+    The order of the keys does not matter: a checkpoint sorts them.
+    """
+    sizes = [like[key].numel() for key in sorted(like)]
+    count = sum(sizes)
+    if entropy is not None:
+        flat = np.random.default_rng([*entropy, _NOISE]).standard_normal(count)
+    else:
+        bits = np.frombuffer(secrets.token_bytes(8 * count), np.uint64)
+        flat = ndtri(((bits >> np.uint64(11)) + 0.5) * 2.0**-53)
+    parts = zip(sorted(like), torch.from_numpy(flat).split(sizes))
+    return {key: part.reshape(like[key].shape) for key, part in parts}
+
+
+def private_update(
+    updates: Sequence[ClientUpdate],
+    sent: State,
+    train: TrainConfig,
+    asked: int,
+    entropy: Sequence[int] | None,
+) -> ClientUpdate:
+    """:func:`private_mean` as the one update that an aggregation may see."""
+    return ClientUpdate("", private_mean(updates, sent, train, asked, entropy), 1)
+
+
+def noise_entropy(
+    train: TrainConfig, seed: int, round_number: int
+) -> tuple[int, int] | None:
+    """What the noise of a round is drawn from; None: the system's own entropy."""
+    return None if train.dp_seed == "secret" else (seed, round_number)
+
+
+def drawing_seed(train: TrainConfig, seed: int) -> int:
+    """What decides who takes part: ``seed``, unless that has to stay hidden."""
+    return _hidden_seed() if train.private and train.dp_seed == "secret" else seed
+
+
+@lru_cache(maxsize=1)
+def _hidden_seed() -> int:
+    return secrets.randbits(128)
+
+
+# -- accounting -----------------------------------------------------------------------
+
+
+def accountant() -> Any:
+    """The library dp-accounting; raises ConfigError where it is missing."""
+    try:
+        return importlib.import_module("dp_accounting")
+    except ImportError as error:
+        raise ConfigError(
+            "--dp-noise-multiplier needs dp-accounting: "
+            "pip install 'fedclip-plugin[privacy]'"
+        ) from error
+
+
+def add_round(releases: Releases, clients: int, asked: int) -> Releases:
+    """``releases`` and a round in which ``asked`` of ``clients`` were drawn."""
+    counts = {(c, a): n for c, a, n in releases}
+    counts[clients, asked] = counts.get((clients, asked), 0) + 1
+    return tuple((c, a, n) for (c, a), n in sorted(counts.items()))
+
+
+def epsilon(train: TrainConfig, releases: Releases) -> float:
+    """What ``releases`` have cost together, at ``train.dp_delta``."""
+    return _epsilon(train.dp_noise_multiplier, train.dp_delta, releases)
+
+
+@lru_cache(maxsize=1024)
+def _epsilon(multiplier: float, delta: float, releases: Releases) -> float:
+    library = accountant()
+    rounds = sum(n for _, _, n in releases)
+    if not rounds:
+        return 0.0
+    whole = float(library.get_epsilon_gaussian(multiplier / math.sqrt(rounds), delta))
+    if all(asked >= clients for clients, asked, _ in releases):
+        return whole
+    replaced = library.NeighboringRelation.REPLACE_ONE
+    renyi = library.rdp.RdpAccountant(ORDERS, replaced)
+    noise = library.GaussianDpEvent(multiplier)
+    for clients, asked, n in releases:
+        sample = library.SampledWithoutReplacementDpEvent(
+            max(clients, asked), asked, noise
+        )
+        renyi.compose(sample, n)
+    return min(whole, float(renyi.get_epsilon(delta)))  # both hold
+
+
+def rounds_within(train: TrainConfig, clients: int, asked: int) -> int:
+    """How many of ``train.rounds`` the budget allows; all without one."""
+    budget, low, high = train.dp_epsilon_budget, 0, train.rounds
+    if not train.private or budget is None:
+        return high
+    while low < high:
+        middle = (low + high + 1) // 2
+        if epsilon(train, ((clients, asked, middle),)) <= budget:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def within_budget(train: TrainConfig, clients: int, asked: int) -> TrainConfig:
+    """``train``, which is private, with as many rounds as its budget allows.
+
+    Raises ConfigError where one is too many, or the accountant is missing.
+    """
+    if train.dp_delta > 1 / clients:
+        _log.warning(
+            "--dp-delta %g is more than 1 / %d clients: it would allow that one of "
+            "them is given away; take a smaller one",
+            train.dp_delta, clients,
+        )  # fmt: skip
+    once = epsilon(train, ((clients, asked, 1),))
+    rounds = rounds_within(train, clients, asked)
+    if not rounds:
+        raise ConfigError(
+            f"--dp-epsilon-budget {train.dp_epsilon_budget:g}: one round costs "
+            f"{once:.3g}; more noise, or fewer clients a round, cost less"
+        )
+    return replace(train, rounds=rounds)
+
+
+def planned(train: TrainConfig, clients: int, asked: int) -> str:
+    """What the rounds of ``train`` will cost, in words."""
+    cost = epsilon(train, ((clients, asked, train.rounds),))
+    text = (
+        f"epsilon {cost:.3g} at delta {train.dp_delta:g} after {train.rounds} rounds "
+        f"of {asked} out of {clients} clients"
+    )
+    if train.dp_epsilon_budget is None:
+        return text
+    rounds = within_budget(train, clients, asked).rounds
+    return f"{text}; the budget {train.dp_epsilon_budget:g} allows {rounds}"
+
+
+def summary(train: TrainConfig, spent: float) -> dict[str, Any]:
+    """The entry ``privacy`` of ``summary.json``."""
+    return {
+        "epsilon": spent,
+        "delta": train.dp_delta,
+        "noise_multiplier": train.dp_noise_multiplier,
+        "clip": train.dp_clip,
+        "promise": _promise(train, spent),
+    }
+
+
+def _promise(train: TrainConfig, spent: float) -> str:
+    text = (
+        f"Clients are ({spent:.3g}, {train.dp_delta:g})-differentially private: the "
+        "adapters that were sent out, and nothing else, would hardly differ if any "
+        "one client held other data"
+    )
+    if train.dp_seed == "secret":
+        return f"{text}."
+    return f"{text}; simulated: not against those who know the run's seed."

@@ -1,0 +1,70 @@
+"""Facts about files on disk: their hash, and what a weights file gives away.
+
+The hash of a big file is remembered by its path, size and time of change, so that a
+second run does not read 600 MB to learn that nothing is new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from ..errors import RunError, WeightsError
+from .files import write_json
+
+MEMO_NAME = "file-hashes.json"
+
+
+SETTLED_SECONDS = 2.0  # a younger file may change again within one clock tick
+
+
+def cache_dir() -> Path:
+    """Where features and hashes are kept: $FEDCLIP_CACHE, or ~/.cache/fedclip."""
+    if chosen := os.environ.get("FEDCLIP_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fedclip"
+
+
+def file_sha256(file: Path) -> str:
+    """SHA-256 (hex) of a file's bytes; WeightsError if it cannot be read."""
+    try:
+        stat = file.stat()
+        stamp = [stat.st_size, stat.st_mtime_ns]
+        key = str(file.resolve())
+        known = _read_memo().get(key)
+        if isinstance(known, list) and known[:2] == stamp and len(known) == 3:
+            return str(known[2])
+        digest = _hash(file)
+    except OSError as error:
+        raise WeightsError(f"cannot read {file}: {error.strerror}") from error
+    if time.time() - stat.st_mtime > SETTLED_SECONDS:
+        _remember(key, [*stamp, digest])
+    return digest
+
+
+def _hash(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_memo() -> dict[str, Any]:
+    try:
+        memo = json.loads((cache_dir() / MEMO_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # missing, or damaged: only time is lost
+        return {}
+    return memo if isinstance(memo, dict) else {}
+
+
+def _remember(key: str, value: list[Any]) -> None:
+    # Replaced in one step; of two processes the later wins, and the other hashes again.
+    try:
+        write_json(cache_dir() / MEMO_NAME, {**_read_memo(), key: value})
+    except RunError:
+        return  # a read-only cache directory

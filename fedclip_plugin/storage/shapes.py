@@ -1,0 +1,105 @@
+"""The JSON of a run directory, which may come from a stranger, checked by its shape."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Callable, Mapping
+from typing import Any
+
+MAX_TEXT = 10_000  # characters
+
+
+_CONTROL = ("Cc", "Cs")
+
+
+Check = Callable[[Any], str | None]
+"""Returns what is wrong with a value, None if nothing is."""
+
+
+def text(value: Any) -> str | None:
+    """A text that may be shown: no control characters, which terminals would obey."""
+    if not isinstance(value, str):
+        return f"expected a text, got {_short(value)}"
+    if len(value) > MAX_TEXT:
+        return f"expected a text of at most {MAX_TEXT} characters"
+    if any(unicodedata.category(sign) in _CONTROL for sign in value):
+        return f"control characters in {value[:60]!a}"
+    return None
+
+
+def number(value: Any) -> str | None:
+    """A finite number."""
+    fine = type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
+    return None if fine else f"expected a number, got {_short(value)}"
+
+
+def fraction(value: Any) -> str | None:
+    """An accuracy."""
+    fine = type(value) in (int, float) and -1e-6 <= value <= 1 + 1e-6
+    return None if fine else f"expected a fraction in 0..1, got {_short(value)}"
+
+
+def count(value: Any) -> str | None:
+    """A whole number from 0 on."""
+    fine = type(value) is int and 0 <= value < 2**53
+    return None if fine else f"expected a count, got {_short(value)}"
+
+
+def maybe(check: Check) -> Check:
+    """What ``check`` takes, or null."""
+    return lambda value: None if value is None else check(value)
+
+
+def several(check: Check, most: int | None = None) -> Check:
+    """A list of what ``check`` takes."""
+
+    def found(value: Any) -> str | None:
+        if not isinstance(value, list):
+            return f"expected a list, got {_short(value)}"
+        if most is not None and len(value) > most:
+            return f"expected at most {most} entries, got {len(value)}"
+        return next((wrong for v in value if (wrong := check(v))), None)
+
+    return found
+
+
+def each(check: Check) -> Check:
+    """A JSON object of any names, each with what ``check`` takes."""
+
+    def found(value: Any) -> str | None:
+        if not isinstance(value, Mapping):
+            return f"expected a JSON object, got {_short(value)}"
+        for name, inner in value.items():
+            if wrong := text(name):
+                return wrong
+            if wrong := check(inner):
+                return f"{name}: {wrong}"
+        return None
+
+    return found
+
+
+def fields(
+    needed: Mapping[str, Check], known: Mapping[str, Check] | None = None
+) -> Check:
+    """A JSON object with the ``needed`` names, and perhaps ``known`` and other ones."""
+
+    def found(value: Any) -> str | None:
+        if not isinstance(value, Mapping):
+            return f"expected a JSON object, got {_short(value)}"
+        for name in needed:
+            if name not in value:
+                return f"{name} is missing"
+        for name, check in {**needed, **(known or {})}.items():
+            if name in value and (wrong := check(value[name])):
+                return f"{name}: {wrong}"
+        return None
+
+    return found
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return f"a {type(value).__name__}"
+    return ascii(value)[:60]

@@ -1,0 +1,158 @@
+"""FedML's role of a client, and what both roles share.
+
+Imports fedml: reached through ``fedml_host``, which checks its version first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from fedml.core import ClientTrainer
+from torch import nn
+
+from ...errors import ConfigError
+from ...federation.evaluation import accuracy, predict_labels
+from ...federation.rounds import as_sent, local_updates
+from ...wire.update import ClientUpdate, State, on_device, private_states
+from .data import ClientLoader, Params, client_of, parameters
+from .log import forward
+from .settings import FILE, Binding, bind
+
+
+@contextmanager
+def unforeseen() -> Iterator[None]:
+    """Within it, draws come from the system's entropy; after it, as if none were."""
+    before = np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.seed()
+        np.random.seed()
+        try:
+            yield
+        finally:
+            np.random.set_state(before)
+
+
+ROUND = "fedclip_round"  # of the answer that a message asks for, or is
+
+
+PROCESS = "fedclip_process"  # tells a second word from a second start
+
+
+def open_binding(args: Any) -> Binding:
+    """What a role works with; raises ConfigError for what no role can do."""
+    if getattr(args, "enable_fhe", False):
+        raise ConfigError(
+            f"{FILE}: enable_fhe: FedCLIP's server screens and averages adapters that "
+            "it can read; set enable_fhe: false"
+        )
+    forward()
+    binding = bind(args)
+    theirs = [k for k in ("enable_dp", "enable_defense") if getattr(args, k, False)]
+    if theirs and binding.setup.fed.task.train.private:
+        raise ConfigError(
+            f"{FILE}: {theirs[0]} and fedclip_dp_noise_multiplier: FedCLIP's privacy "
+            "cannot account for what FedML's changes; choose one"
+        )
+    return binding
+
+
+def split_metrics(binding: Binding, model: nn.Module, data: Any) -> dict[str, Any]:
+    """FedML's metrics of a split; the loss is not measured."""
+    if not isinstance(data, ClientLoader):
+        raise ConfigError(f"FedCLIP tests on data of fedml_host.load, got {data!r}")
+    fed = binding.setup.fed
+    predicted = predict_labels(
+        fed.algorithm, device_state(binding, model), data.samples, fed.task
+    )
+    right = accuracy(predicted, data.samples.y) or 0.0
+    total = len(data.samples)
+    return {
+        "test_correct": round(right * total),
+        "test_total": total,
+        "test_loss": 0.0,
+        "test_accuracy": right,
+    }
+
+
+def device_state(binding: Binding, model: nn.Module) -> State:
+    """The model's adapter where the features are; shared with it on the same device."""
+    return on_device(model.state_dict(), binding.setup.fed.task.text.device)
+
+
+class FedCLIPTrainer(ClientTrainer):  # type: ignore[misc]
+    """FedCLIP's local training in FedML's words; ``model`` is the adapter."""
+
+    def __init__(self, model: nn.Module, args: Any) -> None:
+        super().__init__(model, args)
+        self.binding = open_binding(args)
+        self.kept: State = {}  # what clients keep between rounds, <client>/<key>
+        self._sent: State = {}  # what the round began with
+        self._private: State = {}
+        self._answer: Params | None = None
+
+    def get_model_params(self) -> Params:
+        """The adapter, which is all that travels; after training as it travels."""
+        return self._answer or parameters(self.model)
+
+    def set_model_params(self, model_parameters: Params) -> None:
+        """Take over an adapter."""
+        self.model.load_state_dict(model_parameters)
+        self._answer = None
+
+    def on_before_local_training(self, train_data: Any, device: Any, args: Any) -> None:
+        """FedML's; what came is remembered."""
+        super().on_before_local_training(train_data, device, args)
+        self._private = {}
+        self._sent = {
+            k: v.clone() for k, v in device_state(self.binding, self.model).items()
+        }
+
+    def train(self, train_data: Any, device: Any, args: Any) -> None:
+        """Local epochs on ``train_data`` of ``fedml_host.load``, in place."""
+        client, fed = client_of(train_data), self.binding.setup.fed
+        number = getattr(args, "round_idx", 0) + 1
+        state = {**device_state(self.binding, self.model), **self.kept}
+        (update,) = local_updates(fed, state, [client], number)
+        self._private = update.private
+        self.set_model_params(OrderedDict(update.state))
+        told = ", ".join(f"{k} {v:.4f}" for k, v in update.metrics.items())
+        logging.info(f"FedCLIP client {client.name} trained, round {number}: {told}")
+
+    def on_after_local_training(self, train_data: Any, device: Any, args: Any) -> None:
+        """FedML's, such as noise; then the update is compressed where that is asked."""
+        with unforeseen():
+            super().on_after_local_training(train_data, device, args)
+        client, fed = client_of(train_data), self.binding.setup.fed
+        state = device_state(self.binding, self.model)
+        update = ClientUpdate(
+            client.name, state, len(client.train), private=self._private
+        )
+        (update,) = as_sent(fed, {**self._sent, **self.kept}, [update])
+        self.kept |= private_states([update])
+        if update.codec != "none":
+            cpu = ((key, value.cpu()) for key, value in update.state.items())
+            self._answer = OrderedDict(cpu)
+
+    def test(self, test_data: Any, device: Any, args: Any) -> dict[str, Any]:
+        """Correct predictions of ``test_data``, in FedML's keys."""
+        return split_metrics(self.binding, self.model, test_data)
+
+
+def trainer_of(given: Any, model: nn.Module, args: Any) -> Any:
+    """The client's trainer, ``given`` or ours; ConfigError where it sends too much."""
+    trainer = FedCLIPTrainer(model, args) if given is None else given
+    if isinstance(trainer, FedCLIPTrainer):
+        return trainer
+    codec = bind(args).setup.config.train.compress
+    if codec != "none":
+        raise ConfigError(
+            f"{FILE}: fedclip_compress: {codec}: a trainer of your own has to be "
+            "derived from FedCLIPTrainer, which compresses"
+        )
+    return trainer

@@ -1,0 +1,148 @@
+"""The ClientApp: a client's rows and its local training, for any Flower strategy."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flwr.app import (
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+
+from ...algorithms import Client
+from ...errors import ConfigError, FedClipError
+from ...federation import downlink
+from ...federation.evaluation import score_clients
+from ...federation.rounds import train_clients
+from ...runs.host_run import Setup, open_setup
+from ...wire.update import private_states
+from . import records
+from .options import client_settings, has_own_data
+from .roster import make_card
+
+_log = logging.getLogger("flwr")
+Work = Callable[["Party", Message], RecordDict]
+
+
+@dataclass(frozen=True)
+class Party:
+    """Who answers a message: the data's setup, and this node's client in it.
+
+    ``kept`` is what Flower keeps for the node between the messages of a run.
+    """
+
+    setup: Setup
+    client: Client
+    own_data: bool
+    round: int
+    kept: RecordDict
+
+
+def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:
+    """The ClientApp, with Flower's mods around each of its functions."""
+    app = ClientApp(mods=list(mods))
+    for register, work in (
+        (app.query, introduce),
+        (app.train, train),
+        (app.evaluate, evaluate),
+    ):
+        register()(functools.partial(_answer, work))
+    return app
+
+
+def introduce(party: Party, message: Message) -> RecordDict:
+    """What the client is: classes, model, rows; no data."""
+    card = make_card(party.setup, party.client, party.own_data)
+    return RecordDict({records.CONFIG: ConfigRecord(card.as_dict())})
+
+
+def train(party: Party, message: Message) -> RecordDict:
+    """Local training from the adapter in the message; what is sent back, and its loss.
+
+    What the client keeps for its next round never leaves the node.
+    """
+    fed = party.setup.fed
+    like = fed.algorithm.init(fed.task)
+    state = downlink.received(fed, records.to_state(message.content, like))
+    own = records.to_state(party.kept.array_records.get(records.KEPT), like)
+    (update,) = train_clients(fed, {**state, **own}, [party.client], party.round)
+    kept = {**own, **private_states([update])}
+    if kept:
+        party.kept[records.KEPT] = records.to_arrays(kept)
+    metrics = MetricRecord({records.ROWS: update.num_examples, **update.metrics})
+    return RecordDict(
+        {records.ARRAYS: records.to_arrays(update.state), records.METRICS: metrics}
+    )
+
+
+def evaluate(party: Party, message: Message) -> RecordDict:
+    """Accuracy of the adapter in the message on the client's rows."""
+    fed, client = party.setup.fed, party.client
+    sent = records.to_state(message.content, fed.algorithm.init(fed.task))
+    state = downlink.received(fed, sent)
+    scores = score_clients(fed.algorithm, state, [client], fed.task)[client.name]
+    metrics = MetricRecord({records.ROWS: len(client.test)})
+    for split, key in records.SPLITS.items():
+        if scores[split] is not None:
+            metrics[key] = scores[split]
+    return RecordDict({records.METRICS: metrics})
+
+
+def _answer(work: Work, message: Message, context: Context) -> Message:
+    """A reply; the user's mistakes go back as one line, not as a traceback."""
+    try:
+        return Message(work(_open(message, context), message), reply_to=message)
+    except FedClipError as error:
+        place = context.node_config.get("partition-id", "none")
+        _log.error("fedclip: %s", error)
+        return Message(
+            Error(
+                ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"partition-id {place}: {error}"
+            ),
+            reply_to=message,
+        )
+
+
+def _open(message: Message, context: Context) -> Party:
+    sent: dict[str, Any] = {}
+    for record in message.content.config_records.values():
+        sent.update(record)
+    node = context.node_config
+    config = client_settings(
+        str(sent.get(records.SHARED, "")), context.run_config, node
+    )
+    setup, own = open_setup(config), has_own_data(node)
+    number = int(sent.get(records.ROUND, 1))
+    return Party(setup, find_client(setup, node, own), own, number, context.state)
+
+
+def find_client(setup: Setup, node: Mapping[str, Any], own_data: bool) -> Client:
+    """The client that a node is, by ``partition-id`` or ``client-name``.
+
+    Data of its own that hold one client are that client, whose index is the node's
+    partition-id: so it trains as it would beside the others' data.
+    """
+    place, name = node.get("partition-id"), node.get("client-name")
+    clients = setup.fed.clients
+    if place is None and (name is None or (own_data and len(clients) == 1)):
+        raise ConfigError(
+            "the node config has no partition-id: start the SuperNode with "
+            "--node-config 'partition-id=0', and 1, 2, ... for the others"
+        )
+    if own_data and len(clients) == 1:
+        alone = clients[0]
+        return replace(alone, index=int(str(place)), name=str(name or alone.name))
+    return setup.client(str(name) if name is not None else int(str(place)))
+
+
+client_app = make_client_app()

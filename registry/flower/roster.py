@@ -1,0 +1,270 @@
+"""Who takes part: what the clients say about themselves, and whom the server accepts.
+
+All must name the same classes and use the same frozen model: an adapter averaged over
+different ones would be spoilt without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...algorithms import Client, Task, get_algorithm
+from ...config.schema import RunConfig
+from ...errors import UpdateError
+from ...features.feature_set import FeatureSet
+from ...federation.build import Federation
+from ...federation.evaluation import score_zero_shot
+from ...runs.host_run import Setup
+from ...storage import shapes
+
+_log = logging.getLogger("flwr")
+_PROJECTIONS = 8
+_TOLERANCE = 0.2  # relative: bf16 text features differ by 0.05, other weights by 1.4
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a client says before it trains; only plain values, no data.
+
+    ``sketch`` are the normalised text features on a few random directions: enough to
+    tell another model, also where the precision differs.  ``zero_shot`` is the frozen
+    model's accuracy on the client's test split, -1 without test rows.
+    """
+
+    name: str
+    index: int
+    federation: int  # clients that the client's data set makes; 1 for data of its own
+    classes: list[str]
+    model: str
+    pretrained: str
+    prompt: list[str]
+    embed_dim: int
+    logit_scale: float
+    sketch: list[float]
+    key: str
+    rows: list[int]  # train, val, test
+    zero_shot: float
+
+    @property
+    def shot(self) -> float | None:
+        """Zero-shot accuracy; None without test rows."""
+        return self.zero_shot if 0 <= self.zero_shot <= 1 else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, as a Flower record takes them."""
+        return asdict(self)
+
+
+def make_card(setup: Setup, client: Client, own_data: bool) -> Card:
+    """The card of ``client``."""
+    features, task = setup.features, setup.fed.task
+    zero_shot: Any = score_zero_shot([client], None, task)["clients"]
+    accuracy = zero_shot[client.name]
+    return Card(
+        name=client.name,
+        index=client.index,
+        federation=1 if own_data else len(setup.fed.clients),
+        rows=[len(client.train), len(client.val), len(client.test)],
+        zero_shot=-1.0 if accuracy is None else accuracy,
+        **_model(features),
+    )
+
+
+def _model(features: FeatureSet) -> dict[str, Any]:
+    prompt = features.prompt
+    return {
+        "classes": list(features.classes),
+        "model": features.model,
+        "pretrained": features.pretrained,
+        "prompt": [prompt] if isinstance(prompt, str) else list(prompt),
+        "embed_dim": features.embed_dim,
+        "logit_scale": features.logit_scale,
+        "sketch": _sketch(features.class_text),
+        "key": features.key,
+    }
+
+
+def _sketch(text: Tensor) -> list[float]:
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(text.shape[1], _PROJECTIONS, generator=generator)
+    values: list[float] = (text.cpu() @ directions).flatten().tolist()
+    return values
+
+
+def _between(low: float, high: float) -> shapes.Check:
+    def found(value: Any) -> str | None:
+        inside = type(value) in (int, float) and low <= value <= high
+        return None if inside else f"expected {low:g} to {high:g}"
+
+    return found
+
+
+_SOUND = shapes.fields(
+    {
+        **dict.fromkeys(("name", "model", "pretrained", "key"), shapes.text),
+        "index": _between(0, 2**31),
+        "federation": _between(1, 2**31),
+        "classes": shapes.several(shapes.text, 100_000),
+        "prompt": shapes.several(shapes.text, 1_000),
+        "embed_dim": _between(1, 65_536),
+        "logit_scale": _between(1e-6, 1e6),
+        "sketch": shapes.several(shapes.number, 1_000_000),
+        "rows": shapes.several(shapes.count, 3),
+        "zero_shot": _between(-1, 1),
+    }
+)
+
+
+def read_card(values: Mapping[str, Any]) -> Card:
+    """The card in a record; raises UpdateError for one of another version."""
+    kinds = {f.name: str(f.type).partition("[")[0] for f in fields(Card)}
+    found = {name: type(value).__name__ for name, value in values.items()}
+    odd = sorted(n for n in {*kinds, *found} if kinds.get(n) != found.get(n))
+    if odd or not values["name"].isprintable():
+        raise UpdateError(
+            f"its answer is not that of this fedclip-plugin ({', '.join(odd)}): "
+            "install the same version everywhere"
+        )
+    if wrong := _SOUND(dict(values)):
+        raise UpdateError(f"its answer is not sound: {wrong}")
+    return Card(**values)
+
+
+def setup_without_data(config: RunConfig, cards: Sequence[Card]) -> Setup:
+    """The run of a server that has no data: all it knows is what the clients said.
+
+    The text features are zeros of the right shape: such a server scores nothing.
+    """
+    card = common_model(cards)
+    text = torch.zeros(len(card.classes), card.embed_dim)
+    keys = sorted({c.key for c in cards})
+    features = FeatureSet(
+        model=card.model,
+        pretrained=card.pretrained,
+        prompt=card.prompt[0] if len(card.prompt) == 1 else tuple(card.prompt),
+        classes=tuple(card.classes),
+        domains=tuple(c.name for c in cards),
+        logit_scale=card.logit_scale,
+        embed_dim=card.embed_dim,
+        key=keys[0] if len(keys) == 1 else _hash(keys),
+        image={},
+        label={},
+        text=text,
+    )
+    task = Task(text, card.logit_scale, config.train, config.seeds[0])
+    fed = Federation(get_algorithm(config.algorithm), task, (), None)
+    return Setup(config, features, fed, None)
+
+
+def _hash(keys: Sequence[str]) -> str:
+    return hashlib.sha256("|".join(keys).encode()).hexdigest()
+
+
+class Roster:
+    """The nodes that answered, and those among them that are clients of the run."""
+
+    def __init__(self) -> None:
+        self.cards: dict[int, Card] = {}
+        self.model: Card | None = None  # what everyone must match
+        self._refused: dict[int, str] = {}
+
+    def strangers(self, nodes: Iterable[int]) -> list[int]:
+        """The nodes that have not been asked yet."""
+        return [n for n in nodes if n not in self.cards and n not in self._refused]
+
+    def name(self, node: int) -> str:
+        """How to call a node in a message."""
+        card = self.cards.get(node)
+        return f"client {card.name} (node {node})" if card else f"node {node}"
+
+    def add(self, node: int, card: Card) -> None:
+        """Take a node in that has answered."""
+        self.cards[node] = card
+
+    def refuse(self, node: int, reason: str) -> None:
+        """Leave a node out; said once."""
+        if self._refused.get(node) != reason:
+            _log.error("%s refused: %s", self.name(node), reason)
+        self._refused[node] = reason
+
+    def clients(self, nodes: Sequence[int]) -> dict[int, Card]:
+        """The clients among the connected ``nodes``, node -> card, in client order.
+
+        Of two nodes with one name the first has it, for as long as it is connected.
+        """
+        if self.model is None and self.cards:
+            self.model = common_model(list(self.cards.values()))
+        taken: dict[str, int] = {}
+        for node, card in self.cards.items():
+            if node not in nodes:
+                continue
+            reason = difference(card, self.model) if self.model else None
+            if reason is None and card.name in taken:
+                reason = (
+                    f"node {taken[card.name]} is client {card.name} already: give "
+                    "each SuperNode a partition-id, or a client-name, of its own"
+                )
+            if reason is None:
+                taken[card.name] = node
+                self._refused.pop(node, None)
+            else:
+                self.refuse(node, reason)
+        found = {node: self.cards[node] for node in taken.values()}
+        return dict(sorted(found.items(), key=lambda kv: (kv[1].index, kv[1].name)))
+
+    def refusals(self) -> list[str]:
+        """Why nodes are left out."""
+        return [f"{self.name(n)}: {why}" for n, why in self._refused.items()]
+
+
+def common_model(cards: Sequence[Card]) -> Card:
+    """The card whose classes and model most clients have; of equals the first."""
+    cards = sorted(cards, key=lambda card: (card.index, card.name))
+
+    def model(card: Card) -> str:
+        return repr([getattr(card, name) for name in _EXACT])
+
+    ((most, _),) = Counter(map(model, cards)).most_common(1)
+    return next(card for card in cards if model(card) == most)
+
+
+_EXACT = {
+    "classes": "its classes are",
+    "model": "its model is",
+    "pretrained": "its weights are",
+    "prompt": "its prompts are",
+    "embed_dim": "its features have the width",
+}
+
+
+def difference(card: Card, model: Card) -> str | None:
+    """Why a client cannot take part beside clients with ``model``; None if it can."""
+    for name, words in _EXACT.items():
+        mine, theirs = getattr(card, name), getattr(model, name)
+        if mine != theirs:
+            return f"{words} {_short(mine)}, while the run has {_short(theirs)}"
+    mine, theirs = torch.tensor(card.sketch), torch.tensor(model.sketch)
+    if mine.shape == theirs.shape:
+        text = float((mine - theirs).norm() / theirs.norm())
+        scale = abs(card.logit_scale / model.logit_scale - 1)
+        if text <= _TOLERANCE and scale <= _TOLERANCE:
+            return None
+    return (
+        f"its {card.model} {card.pretrained} gives other text features than that of "
+        "the run: use the same weights file everywhere"
+    )
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    shown = ", ".join(map(str, value[:6]))
+    return f"{shown}, ... ({len(value)})" if len(value) > 6 else shown

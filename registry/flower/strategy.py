@@ -1,0 +1,262 @@
+"""FedCLIP as a Flower strategy, and the ServerApp that runs it.
+
+A round: the adapter goes to the clients, theirs come back, are screened and averaged by
+the package's own rules; then the clients measure the new one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MessageType,
+    MetricRecord,
+)
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Result, Strategy
+
+from ...algorithms import get_algorithm
+from ...data.partition import NO_TARGET
+from ...errors import ConfigError, FedClipError, RunError
+from ...federation import downlink
+from ...federation.evaluation import summary_scores
+from ...federation.rounds import Tally, scored
+from ...runs.host_run import HostRun, one_run, open_setup
+from ...stats import mean
+from ...wire.compression import PLAIN
+from ...wire.update import State
+from . import records
+from .log import conclude, describe, greet, tell
+from .nodes import Nodes, Phase
+from .options import server_settings
+from .roster import make_card, setup_without_data
+
+_log = logging.getLogger("flwr")
+
+
+class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types are
+    """FedCLIP (Lu et al. 2023, arXiv 2302.13485) over Flower's message API.
+
+    ``options`` are those of a run config (docs/flower.md): the long options of
+    ``fedclip run``, and Flower's ``num-server-rounds``, ``fraction-train``, ...
+    FEDCLIP_* variables and fedclip.toml fill in what is not among them.
+
+    The clients run ``flower_host:client_app``, or answer as it does: one ArrayRecord
+    and one MetricRecord with ``num-examples``.
+    """
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        config, self.out, self.sampling = server_settings(options or {})
+        self.config = one_run(config)
+        if not get_algorithm(config.algorithm).communicates:
+            raise ConfigError(
+                f"--alg {config.algorithm} sends nothing to a server: use `fedclip run`"
+            )
+        self.nodes = Nodes(self.config, self.sampling)
+        self.host_run: HostRun | None = None
+        self._phase = Phase()
+        self._pending: tuple[State, Tally] | None = None
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int | None = None,
+        timeout: float | None = None,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Any = None,
+    ) -> Result:
+        """Run all rounds; ``result.arrays`` is the last adapter.
+
+        What is None comes from the options; the first adapter is drawn from the seed.
+        A run that goes on (``resume``) takes its own, and counts its rounds from 1 in
+        the result; log and files have their numbers.  Raises FedClipError where the run
+        cannot begin.
+        """
+        if timeout is not None:
+            self.nodes.timeout = timeout
+        if num_rounds is not None:
+            train = replace(self.config.train, rounds=num_rounds)
+            self.config = self.nodes.config = replace(self.config, train=train)
+        first, done = self.initial_arrays(grid), self._run.done
+        if initial_arrays is not None and not done:
+            first = initial_arrays
+        result = super().start(
+            grid,
+            first,
+            max(0, self.config.train.rounds - done),
+            self.nodes.timeout,
+            train_config,
+            evaluate_config,
+            evaluate_fn,
+        )
+        if done >= self.config.train.rounds:
+            result.arrays = first
+        self.finish()
+        return result
+
+    def initial_arrays(self, grid: Grid) -> ArrayRecord:
+        """Ask the clients what they are; the first adapter, drawn from the seed.
+
+        For strategies that wrap this one and have a ``start`` of their own.
+        """
+        if self.host_run is None:
+            setup = None
+            if self.config.data.targets != (NO_TARGET,):
+                setup = open_setup(self.config)  # who else has the held-out domain?
+                own = make_card(setup, setup.fed.clients[0], False)
+                self.nodes.roster.model = own
+            cards = list(self.nodes.clients(grid).values())
+            setup = setup or setup_without_data(self.config, cards)
+            self.host_run = HostRun(setup, *self.out, len(cards))
+            greet(cards)
+            if self.host_run.done:
+                done, rounds = self.host_run.done, self.config.train.rounds
+                _log.info("fedclip: going on after round %d of %d", done, rounds)
+        return records.to_arrays(self.host_run.state)
+
+    def summary(self) -> None:
+        """Log the configuration."""
+        describe(self.config, self.sampling)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The adapter for the clients of this round, drawn by the seed."""
+        self.initial_arrays(grid)  # no-op but in a strategy that wraps this one
+        self._run.state = self._state(arrays)
+        share, least = self.config.train.participation, self.sampling.min_train_nodes
+        number = self._run.done + server_round
+        chosen = self.nodes.draw(grid, share, number, least)
+        self._run.drawn_from = self.nodes.drawn_from
+        return self._send(MessageType.TRAIN, arrays, config, number, chosen)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The average of the sound adapters; the former one where there is none."""
+        run, phase = self._run, self._phase
+        updates = [
+            records.to_update(name, content, run.state, self.config.train.compress)
+            for name, content in phase.sound(replies, self.nodes.timeout)
+        ]
+        state, counted = run.aggregate(updates, phase.clients)
+        self._pending = state, counted
+        metrics = {
+            "clients": len(counted.sound),
+            "left-out": len(phase.sent) - len(counted.sound),
+            "bytes-up": phase.bytes_up,
+            "bytes-down": phase.bytes_down,
+            "loss": mean([u.metrics.get("loss") for u in counted.sound]),
+        }
+        return records.to_arrays(state), records.to_metrics(metrics)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The new adapter for the clients; for nobody where the server scores."""
+        if self._pending is not None:  # a strategy around this one may have changed it
+            state, counted = self._state(arrays), self._pending[1]
+            sent = self._phase
+            counted = replace(
+                counted, bytes_up=sent.bytes_up, bytes_down=sent.bytes_down
+            )
+            self._pending = state, counted
+        number = self._run.done + server_round
+        theirs = scored(self.config.train, number) and not self._scores_here
+        share = self.sampling.fraction_evaluate if theirs else 0.0
+        chosen = self.nodes.draw(grid, share, number) if share else {}
+        return self._send(MessageType.EVALUATE, arrays, config, number, chosen)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Accuracy of every client and their mean, kept and written down."""
+        phase = self._phase
+        contents = phase.sound(replies, self.nodes.timeout)
+        scores = {name: records.to_scores(content) for name, content in contents}
+        if self._pending is None:
+            return None
+        state, counted = self._pending
+        self._pending = None
+        counted = replace(
+            counted,
+            bytes_up=counted.bytes_up + phase.bytes_up,
+            bytes_down=counted.bytes_down + phase.bytes_down,
+        )
+        result = self._run.record(state, counted, None if self._scores_here else scores)
+        tell(result, self.nodes.roster.cards.values(), self._run.setup.target)
+        metrics = {
+            **records.client_metrics(result.clients),
+            "val-accuracy": result.mean_val if result.clients else None,
+            "test-accuracy": result.mean_test,
+            "target-accuracy": result.target,
+            "round-bytes-up": result.bytes_up,
+            "round-bytes-down": result.bytes_down,
+        }
+        return records.to_metrics(metrics)
+
+    def finish(self) -> dict[str, Any]:
+        """The summary of the run; with ``out`` its files are written."""
+        cards = self.nodes.roster.cards.values()
+        shots = summary_scores(None, {card.name: card.shot for card in cards})
+        summary = self._run.finish(shots)
+        conclude(summary, self._run.leaf)
+        return summary
+
+    @property
+    def _run(self) -> HostRun:
+        if self.host_run is None:
+            raise RunError("the strategy has not begun: call start(grid) first")
+        return self.host_run
+
+    @property
+    def _scores_here(self) -> bool:
+        return bool(self._run.setup.fed.clients)
+
+    def _send(
+        self,
+        kind: str,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        server_round: int,
+        clients: Mapping[int, str],
+    ) -> list[Message]:
+        if clients and self.config.train.compress_down != PLAIN:
+            sent = downlink.payload(self._run.setup.fed, self._state(arrays))
+            arrays = records.to_arrays(sent)
+        self._phase = self.nodes.address(kind, arrays, config, server_round, clients)
+        return [message for message, _ in self._phase.sent]
+
+    def _state(self, arrays: ArrayRecord) -> State:
+        state = records.to_state(arrays, self._run.state)
+        got, want = (
+            {k: tuple(v.shape) for k, v in s.items()} for s in (state, self._run.state)
+        )
+        if got != want:
+            raise ConfigError(f"arrays {got} are no adapter of this run: {want}")
+        return state
+
+
+def serve(strategy: type[FedClip], grid: Grid, context: Context) -> None:
+    """Run a ServerApp with ``strategy``, on the run config."""
+    try:
+        strategy(context.run_config).start(grid)
+    except FedClipError as error:  # Flower logs a traceback: make it a short one
+        raise error.with_traceback(None) from None
+
+
+def _main(grid: Grid, context: Context) -> None:
+    serve(FedClip, grid, context)
+
+
+server_app = ServerApp()
+server_app.main()(_main)

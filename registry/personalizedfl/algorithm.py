@@ -1,0 +1,268 @@
+"""PersonalizedFL: ``main.py --alg fedclip`` in the repository, or without touching it.
+
+    fedclip register personalizedfl DIR     # then: python main.py --alg fedclip
+    python -m fedclip_plugin.registry.personalizedfl_host DIR/main.py --alg fedclip ...
+
+The host owns the loop, the split and the tables; see docs/personalizedfl.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from ...algorithms import Client, Samples, Task, get_algorithm
+from ...algorithms.adapter import TwoSides
+from ...federation.build import Federation
+from ...federation.evaluation import accuracy, score_rows, zero_shot_labels
+from ...federation.rounds import Tally, as_sent, local_updates, shared_state
+from ...report.console import print_table
+from ...runs.host_run import HostRun, Setup
+from ...wire.update import ClientUpdate, State, private_states
+from .images import open_images
+from .repository import register
+from .start import clear_errors, prepare, run_main, say, settings_of
+
+__all__ = ["PersonalizedFedClip", "main", "prepare", "register"]
+
+
+@dataclass
+class _Local:
+    """A client in the current round: where it started and what it came to."""
+
+    start: State
+    epochs: int
+    update: ClientUpdate
+
+
+class _Site:
+    """The loaders of a client, known only by the calls that bring them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.train: Any = None
+        self.others: list[Any] = []  # in the order of their evaluation: val, test
+
+    def saw(self, loader: Any) -> None:
+        """Keep a loader that came to be evaluated."""
+        if len(self.others) < 3 and not any(loader is known for known in self.others):
+            self.others.append(loader)
+
+    def parts(self) -> list[Any]:
+        """Loaders of training, validation and test images, None where unknown."""
+        rest = [loader for loader in self.others if loader is not self.train]
+        return [self.train, *rest, None, None][:3]
+
+
+class PersonalizedFedClip:
+    """PersonalizedFL's contract: it trains, aggregates and evaluates when told to.
+
+    ``client_model`` (a list) and ``server_model`` are adapters alone, with the authors'
+    keys; the frozen CLIP is loaded once, for the images that are not in the cache.
+    """
+
+    @clear_errors()
+    def __init__(self, args: argparse.Namespace) -> None:
+        config, out = settings_of(args)
+        self._images = open_images(args, config)
+        features, device = self._images.features, self._images.y.device
+        algorithm = get_algorithm(config.algorithm)
+        text = features.class_text.to(device)
+        task = Task(text, features.logit_scale, config.train, config.seeds[0])
+        fed = Federation(algorithm, task, (), None)
+        self.run = HostRun(Setup(config, features, fed, None), out)
+        names = getattr(args, "domains", None)
+        self._sites = [
+            _Site(names[i] if names else f"client-{i:03d}")
+            for i in range(args.n_clients)
+        ]
+        self._summary: dict[str, Any] | None = None  # {} once it is printed
+        self._round: int | None = None
+        self._locals: dict[int, _Local] = {}
+        self._kept: State = {}  # what clients keep between rounds, <client>/<key>
+        self._pending: tuple[State, Tally] | None = None
+        self._awaited: set[int] = set()  # clients not yet validated in this round
+        self._empty: set[str] = set()
+        self.server_model = self._adapter(self.run.state)
+        self.client_model = [self._adapter(self.run.state) for _ in self._sites]
+        self._tell_zero_shot()
+        atexit.register(self._print_results)
+
+    def _adapter(self, state: State) -> nn.Module:
+        task = self.run.setup.fed.task
+        sides = TwoSides(task.dim, task.train.adapter, task.train.side)
+        module: nn.Module = sides
+        if task.train.side == "image" and sides.image is not None:
+            module = sides.image  # its keys are the authors'
+        module.load_state_dict(state)
+        return module.to(task.text.device)
+
+    def _tell_zero_shot(self) -> None:
+        """The frozen CLIP on all images of each domain, before any training."""
+        features, start, told = self._images.features, 0, []
+        for domain in features.domains:
+            rows = slice(start, start + len(features.label[domain]))
+            part = Samples(self._images.x[rows], self._images.y[rows])
+            labels = zero_shot_labels(part, self.run.setup.fed.task)
+            told.append(f"{domain} {accuracy(labels, part.y) or 0:.4f}")
+            start = rows.stop
+        print(f"Zero-shot CLIP, all images: {', '.join(told)}", flush=True)
+
+    # -- the host's calls --------------------------------------------------------------
+
+    @clear_errors()
+    def client_train(
+        self, c_idx: int, dataloader: Any, round: int
+    ) -> tuple[float, float]:
+        """One more local epoch of a client; its loss (the paper's) and accuracy.
+
+        The w-th call of a round trains w epochs from the round's start, so that the
+        optimizer's state lasts over them, as in ``--local-epochs w``.
+        """
+        if round != self._round:
+            self._close_round()
+            self._round, self._locals = round, {}
+        self._sites[c_idx].train = dataloader
+        client, fed = self._client(c_idx), self.run.setup.fed
+        known = self._locals.get(c_idx)
+        start = known.start if known else state_of(self.client_model[c_idx])
+        epochs = known.epochs + 1 if known else 1
+        train = replace(fed.task.train, local_epochs=epochs)
+        longer = replace(fed, task=replace(fed.task, train=train))
+        (update,) = local_updates(longer, {**start, **self._kept}, [client], round + 1)
+        self._locals[c_idx] = _Local(start, epochs, update)
+        self.client_model[c_idx].load_state_dict(update.state)
+        _, right = score_rows(fed, dict(update.state), client.train)
+        return update.metrics.get("loss", math.nan), right
+
+    @clear_errors()
+    def server_aggre(self) -> None:
+        """The mean of the sound adapters, to the server and to every client."""
+        self._close_round()
+        trained = sorted(self._locals.items())
+        updates = [
+            replace(local.update, state=state_of(self.client_model[i]))
+            for i, local in trained
+        ]
+        names = [local.update.client for _, local in trained]
+        known = {**shared_state(self.run.setup.fed, self.run.state), **self._kept}
+        updates = as_sent(self.run.setup.fed, known, updates)
+        self._kept |= private_states(updates)
+        state, counted = self.run.aggregate(updates, names)
+        self._pending, self._locals = (state, counted), {}
+        self._awaited = set(range(len(self._sites)))
+        state = shared_state(self.run.setup.fed, state)
+        self.server_model.load_state_dict(state)
+        damaged = {bad.client for bad in counted.quarantined}
+        for i, site in enumerate(self._sites):
+            if site.name in damaged:  # whatever stands there now, it is no adapter
+                self.client_model[i] = self._adapter(state)
+            self.client_model[i].load_state_dict(state)
+
+    @clear_errors()
+    def client_eval(self, c_idx: int, dataloader: Any) -> tuple[float, float]:
+        """Mean cross-entropy over the classes, and accuracy, of a client's adapter.
+
+        The host validates all clients after each round, and shows the loaders of the
+        test images with the first round that is the best so far: then all is known.
+        NaN for a loader without rows; 0 for an empty validation split, which would
+        otherwise keep the host from ever choosing a best round.
+        """
+        site = self._sites[c_idx]
+        site.saw(dataloader)
+        loss, right = self._score(self.client_model[c_idx], dataloader)
+        validation = dataloader is site.parts()[1]
+        if validation:
+            self._awaited.discard(c_idx)
+        if not self._awaited and self._know_all_loaders():
+            self._close_round()
+        if math.isnan(right):
+            self._warn_empty(site.name)
+            return (0.0, 0.0) if validation else (loss, right)
+        return loss, right
+
+    def _know_all_loaders(self) -> bool:
+        return all(None not in site.parts() for site in self._sites)
+
+    @clear_errors()
+    def server_eval(self, dataloader: Any) -> tuple[float, float]:
+        """The same of the server's adapter."""
+        return self._score(self.server_model, dataloader)
+
+    def _score(self, model: nn.Module, loader: Any) -> tuple[float, float]:
+        rows = self._images.samples(loader)
+        return score_rows(self.run.setup.fed, state_of(model), rows)
+
+    def _warn_empty(self, name: str) -> None:
+        if name not in self._empty:
+            hint = "" if self._empty else (
+                " (of image folders, --datapercent above 0.4 leaves too few to test on)"
+            )  # fmt: skip
+            say(f"warning: no image in a split of {name}: accuracy unknown{hint}")
+            self._empty.add(name)
+
+    # -- what is written down ----------------------------------------------------------
+
+    def _client(self, c_idx: int) -> Client:
+        parts = [self._samples(loader) for loader in self._sites[c_idx].parts()]
+        return Client(self._sites[c_idx].name, c_idx, *parts)
+
+    def _samples(self, loader: Any) -> Samples:
+        if loader is None:
+            return Samples(self._images.x[:0], self._images.y[:0])
+        return self._images.samples(loader)
+
+    def _close_round(self) -> None:
+        """Record a round, and write the results after the last one."""
+        if self._pending is None:
+            return
+        setup = self.run.setup
+        clients = tuple(self._client(i) for i in range(len(self._sites)))
+        self.run.setup = replace(setup, fed=replace(setup.fed, clients=clients))
+        (state, counted), self._pending = self._pending, None
+        self.run.record(state, counted)
+        if self.run.standing.progress.round == setup.config.train.rounds:
+            self._summary = self.run.finish()
+
+    @clear_errors()
+    def finish(self) -> None:
+        """Write what is left to write, and print zero-shot beside the result."""
+        self._close_round()
+        if self._summary is None and self.run.standing.progress.round:
+            self._summary = self.run.finish()
+        self._print_results()
+
+    def _print_results(self) -> None:
+        """At exit, after the host's last line; once.
+
+        Nothing is computed here: at exit no library can be loaded any more.
+        """
+        atexit.unregister(self._print_results)
+        summary, self._summary = self._summary, {}
+        if summary:
+            print_table(Console(), [summary])
+        elif summary is None and self.run.standing.progress.round:
+            rounds = self.run.setup.config.train.rounds
+            say(f"ended before round {rounds} was evaluated: no summary")
+        if summary and self.run.leaf is not None:
+            say(f"results: {self.run.leaf.directory}")
+
+
+def state_of(model: nn.Module) -> State:
+    """A copy of a module's tensors."""
+    return {key: value.detach().clone() for key, value in model.state_dict().items()}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run a ``main.py`` that need not know fedclip; exits with code 2 on bad input."""
+    with clear_errors():
+        for value in run_main(argv, PersonalizedFedClip).values():
+            if isinstance(value, PersonalizedFedClip):
+                value.finish()

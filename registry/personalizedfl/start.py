@@ -1,0 +1,200 @@
+"""Before ``main.py`` runs: what it cannot hand over, and what time broke in it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import runpy
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...config.schema import RunConfig
+from ...data.partition import NO_TARGET
+from ...errors import ConfigError, DataError, FedClipError
+from ...runs.host_run import one_run
+from ...settings.sources import load_settings
+from .repository import MODULE, find_repository
+
+OF_MAIN = {  # what main.py decides -> the value that leaves it alone
+    "data.targets": (),
+    "data.partition": "domain",
+    "data.shots": None,
+    "train.participation": 1.0,
+    "train.patience": None,
+    "train.personalize": "none",
+}
+
+
+def settings_of(args: argparse.Namespace) -> tuple[RunConfig, Path | None]:
+    """The configuration, and where ``FEDCLIP_OUT`` wants the results (None: nowhere).
+
+    Raises ConfigError for what does not go together with ``main.py``.
+    """
+    given = any(word.partition("=")[0] == "--lr" for word in sys.argv)
+    folder = data_folder(args)
+    config, (out, resume) = load_settings(
+        {
+            "algorithm": "fedclip",
+            "seeds": [args.seed],
+            "model.device": args.device,
+            "data.dataset": args.dataset,
+            "data.root": folder if Path(folder).is_dir() else None,
+            "train.rounds": args.iters,
+            "train.local_epochs": args.wk_iters,
+            "train.batch_size": args.batch,
+            # the default of main.py is for SGD, and looks like one that was given
+            "train.lr": args.lr if given else None,
+        }
+    )
+    if resume:
+        raise ConfigError(
+            "FEDCLIP_RESUME: main.py begins with its first round; run it again without"
+        )
+    for key, value in OF_MAIN.items():
+        section, name = key.split(".")
+        found = getattr(getattr(config, section), name)
+        if found not in (value, (NO_TARGET,)):
+            raise ConfigError(
+                f"{key} = {found!r}: who trains, and on which images, is main.py's "
+                "business; take it out of fedclip.toml and of the FEDCLIP_* variables "
+                "(`fedclip run` has it)"
+            )
+    return one_run(config), out
+
+
+def data_folder(args: argparse.Namespace) -> str:
+    """Where the host looks for a data set; it joins the strings as they are."""
+    return str(args.root_dir) + ("covid19" if args.dataset == "covid" else args.dataset)
+
+
+def refuse_time_series(dataset: str) -> None:
+    """DataError for ``pamap``."""
+    if dataset == "pamap":
+        raise DataError(
+            "--dataset pamap is a time series of body sensors, and CLIP takes images: "
+            "with --alg fedclip use pacs, vlcs, off_home, medmnist or covid"
+        )
+
+
+SECONDS = 5.0  # between two lines of progress
+
+
+def say(text: str) -> None:
+    """A line of news."""
+    print(f"fedclip: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+    """A FedClipError ends ``main.py`` in one line and exit code 2; also a decorator."""
+    try:
+        yield
+    except FedClipError as error:
+        say(f"error: {error}")
+        raise SystemExit(2) from error
+
+
+class Progress:
+    """Images hashed and encoded, a line every few seconds."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """``digests.Progress``: one more step of ``what`` is done."""
+        if time.monotonic() - self._said > SECONDS:
+            self._said = time.monotonic()
+            say(f"{what}: {done}/{total}")
+
+
+@clear_errors()
+def prepare() -> None:
+    """Make the host's modules fit for ``--alg fedclip``; alg/fedclip.py calls it.
+
+    Other algorithms find the host as it is.  Exits with a line and code 2 for a data
+    set that ``main.py`` cannot hand over.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--alg")
+    parser.add_argument("--dataset", default="pacs")
+    args, _ = parser.parse_known_args()
+    if args.alg != "fedclip":
+        return
+    _check_dataset(args.dataset)
+    if not hasattr(np, "int"):
+        _module("datautil.datasplit").np = FormerNumpy()
+
+
+def _module(name: str) -> Any:
+    """A module of the host's, which lies in no package."""
+    return importlib.import_module(name)
+
+
+def _check_dataset(name: str) -> None:
+    refuse_time_series(name)
+    if name == "officehome":
+        raise ConfigError(
+            "--dataset officehome: main.py sets it up only as off_home; use --dataset "
+            "off_home, with the images in ROOT_DIR/off_home/"
+        )
+    try:
+        _module("datautil.prepare_data").get_data(name)
+    except KeyError as error:
+        remedy = f"; start it by python -m {MODULE} MAIN.PY, which does"
+        raise ConfigError(
+            f"--dataset {name}: datautil/prepare_data.py does not know it"
+            + (remedy if name == "off_home" else "")
+        ) from error
+
+
+class FormerNumpy:
+    """NumPy as ``datautil/datasplit.py`` was written for it, before 1.24."""
+
+    int = int
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    def array(self, values: Any, *args: Any, **kwargs: Any) -> Any:
+        """``np.array``, which took lists of different lengths for objects."""
+        try:
+            return np.array(values, *args, **kwargs)
+        except ValueError:
+            return np.array(values, dtype=object)
+
+
+def run_main(argv: Sequence[str], algorithm: type) -> dict[str, Any]:
+    """Run a ``main.py`` with ``algorithm`` as its ``fedclip``; returns its globals.
+
+    ``argv`` is the path of ``main.py`` and its options; its folder comes first in the
+    import path, as with ``python main.py``.  Raises ConfigError for another file.
+    """
+    if not argv:
+        raise ConfigError(
+            f"which main.py? python -m {MODULE} DIR/main.py --alg fedclip"
+        )
+    script = Path(argv[0]).expanduser()
+    if script.name != "main.py" or not script.is_file():
+        raise ConfigError(f"{argv[0]}: expected the path of PersonalizedFL's main.py")
+    sys.path[0] = str(find_repository(script.parent))
+    sys.argv = [str(script), *argv[1:]]
+    _know_office_home()
+    _module("alg.algs").fedclip = algorithm
+    prepare()
+    return runpy.run_path(str(script), run_name="__main__")
+
+
+def _know_office_home() -> None:
+    prepare_data = _module("datautil.prepare_data")
+    known: Callable[[str], Any] = prepare_data.get_data
+
+    def get_data(name: str) -> Any:  # main.py has no other name for it than off_home
+        return known("officehome" if name == "off_home" else name)
+
+    prepare_data.get_data = get_data

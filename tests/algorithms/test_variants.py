@@ -1,0 +1,209 @@
+"""Variants of FedCLIP by configuration: adapter, side, loss and optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedclip_plugin.algorithms.adapter import (
+    ADAPTERS,
+    TwoSides,
+    contrastive_loss,
+    full_keys,
+    initial_state,
+    plain_keys,
+)
+from fedclip_plugin.algorithms.base import sample_order
+from fedclip_plugin.config.schema import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.errors import ConfigError, RunError
+from fedclip_plugin.federation.build import Federation, build_federation
+from fedclip_plugin.federation.checkpoint import Checkpoint
+from fedclip_plugin.federation.engine import federate
+from fedclip_plugin.federation.evaluation import predict_labels, zero_shot_labels
+from fedclip_plugin.federation.rounds import run_round
+from fedclip_plugin.wire.message import state_bytes
+from fedclip_plugin.wire.update import State
+from tests.federation.toy import toy_features
+
+VARIANTS = [
+    {"adapter": "bottleneck"},
+    {"adapter": "residual"},
+    {"side": "text"},
+    {"side": "both"},
+    {"loss": "class"},
+    {"optimizer": "adamw", "weight_decay": 0.2},  # without decay it is Adam
+    {"optimizer": "sgd", "lr": 0.5},
+    {"optimizer_state": "keep"},
+    {"logit_scale": 10.0},
+]
+
+
+def make(algorithm: str = "fedclip", **train: object) -> Federation:
+    usual = {"rounds": 4, "batch_size": 8, "lr": 3e-3, "weight_decay": 0.0}
+    config = RunConfig(
+        algorithm=algorithm,
+        data=DataConfig(dataset="toy"),
+        train=TrainConfig(**{**usual, **train}),
+    )
+    return build_federation(toy_features(rows=100), config, "photo", seed=0)
+
+
+def differs(one: State, other: State, start: State) -> bool:
+    """Whether two runs from one start ended apart by more than rounding explains."""
+    if any(key not in other or other[key].shape != start[key].shape for key in start):
+        return True
+    apart = max(float((one[key] - other[key]).norm()) for key in start)
+    way = max(float((one[key] - start[key]).norm()) for key in start)
+    return apart > 1e-3 * way
+
+
+@pytest.mark.parametrize("train", VARIANTS, ids=str)
+def test_a_variant_trains_resumes_and_sends_its_adapter_alone(train, tmp_path):
+    *_, whole = federate(make(**train))
+    *_, paper = federate(make())
+    start = next(federate(make(**train))).state
+    assert differs(whole.state, paper.state, start)
+    assert all(not torch.equal(whole.state[k], start[k]) for k in start if "bias" in k)
+    for standing in federate(make(**train), Checkpoint(tmp_path, "id")):
+        if standing.progress.round == 2:
+            break
+    *_, resumed = federate(make(**train), Checkpoint(tmp_path, "id"))
+    assert all(torch.equal(resumed.state[k], whole.state[k]) for k in whole.state)
+    assert whole.result.bytes_down == 2 * state_bytes(start)
+
+
+def test_kept_moments_of_another_shape_are_named():
+    fed = make(optimizer_state="keep", optimizer="adamw")
+    state, _ = run_round(fed, fed.algorithm.init(fed.task), 1)
+    key = next(key for key in state if key.endswith("0.weight:exp_avg"))
+    with pytest.raises(RunError, match=f"{key}.*shape \\(3,\\), expected"):
+        run_round(fed, {**state, key: torch.zeros(3)}, 2)
+
+
+@pytest.mark.parametrize("name", ["residual"])
+def test_an_untrained_residual_adapter_is_zero_shot(name):
+    fed = make(adapter=name)
+    state = fed.algorithm.init(fed.task)
+    found = predict_labels(fed.algorithm, state, fed.target, fed.task)
+    assert torch.equal(found, zero_shot_labels(fed.target, fed.task))
+
+
+def test_a_bottleneck_has_fewer_parameters():
+    def count(adapter: str) -> int:
+        return sum(v.numel() for v in initial_state(64, 0, adapter).values())
+
+    assert count("bottleneck") == 64 * 8 + 8 + 8 * 64 + 64
+    assert count("bottleneck") < count("attention") / 7
+
+
+@pytest.mark.parametrize("side", ["image", "text", "both"])
+def test_keys_that_travel(side):
+    state = initial_state(8, 0, side=side)
+    names = {"0.weight", "0.bias", "2.weight", "2.bias"}
+    sides = ["image", "text"] if side == "both" else [side]
+    want = names if side == "image" else {f"{s}.{n}" for s in sides for n in names}
+    assert set(state) == want
+    module = TwoSides(8, "attention", side)
+    module.load_state_dict(full_keys(state, side))
+    again = plain_keys(module.state_dict(), side)
+    assert all(torch.equal(again[k], state[k]) for k in state)
+
+
+def literal(fed: Federation, rounds: int, keep: bool) -> dict[str, Tensor]:
+    """The round loop written out, with torch.optim and autograd."""
+    t, task = fed.task.train, fed.task
+    state = full_keys(fed.algorithm.init(task), t.side)
+    optimizers: dict[str, dict] = {}
+    for number in range(1, rounds + 1):
+        ends = []
+        for client in fed.clients:
+            module = TwoSides(task.dim, t.adapter, t.side)
+            module.load_state_dict(state)
+            adam = torch.optim.Adam(
+                module.parameters(), t.lr, (t.beta1, t.beta2), t.eps, t.weight_decay
+            )
+            if keep and client.name in optimizers:
+                adam.load_state_dict(optimizers[client.name])
+            rows = sample_order(len(client.train), 0, number, client.index, 0)
+            for batch in rows.split(t.batch_size):
+                if len(batch) < 2:
+                    continue
+                z, text = module(client.train.x[batch], task.text)
+                y = client.train.y[batch]
+                if t.loss == "class":
+                    loss = F.cross_entropy(task.logit_scale * z @ text.t(), y)
+                else:
+                    loss = contrastive_loss(z, y, text, task.logit_scale)
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+            optimizers[client.name] = adam.state_dict()
+            ends.append(module.state_dict())
+        state = {k: (ends[0][k] + ends[1][k]) / 2 for k in state}
+    return plain_keys(state, t.side)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"optimizer_state": "keep"},
+        {"loss": "class"},
+        {"side": "both"},
+        {"side": "both", "loss": "class", "optimizer_state": "keep"},
+    ],
+    ids=str,
+)
+def test_a_variant_is_the_literal_loop(train):
+    fed = make(**train)
+    *_, last = federate(replace(fed, task=fed.task))
+    want = literal(fed, 4, keep="optimizer_state" in train)
+    for key, value in want.items():
+        torch.testing.assert_close(last.state[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_kept_moments_stay_with_their_client():
+    fed = make(optimizer_state="keep")
+    state, _ = run_round(fed, fed.algorithm.init(fed.task), 1)
+    names = {key.partition("/")[0] for key in state if "/" in key}
+    assert names == {"art", "cartoon"}
+    assert set(fed.algorithm.update_like(state)) == set(initial_state(16, 0))
+
+
+def test_local_adapters_keep_no_optimizer():
+    fed = make("local", optimizer_state="keep")
+    with pytest.raises(ConfigError, match="optimizer-state"):
+        fed.algorithm.init(fed.task)
+
+
+def test_the_in_batch_loss_is_the_multi_positive_one():
+    """With one text per class they are the same function: docs/method.md."""
+    generator = torch.Generator().manual_seed(0)
+    z = F.normalize(torch.randn(12, 6, generator=generator), dim=1)
+    text = F.normalize(torch.randn(3, 6, generator=generator), dim=1)
+    y = torch.randint(0, 3, (12,), generator=generator)
+    logits = 100.0 * z @ text[y].t()
+    same = (y[:, None] == y).float()
+    share = same / same.sum(dim=1, keepdim=True)
+    rows = -(share * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    columns = -(share.t() * logits.log_softmax(dim=0)).sum(dim=0).mean()
+    torch.testing.assert_close((rows + columns) / 2, contrastive_loss(z, y, text))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("side", "left"), ("loss", "l2"), ("optimizer", "lion"), ("logit_scale", 0.0)],
+)
+def test_unknown_variants_are_named(field, value):
+    with pytest.raises(ConfigError, match=f"train.{field}"):
+        TrainConfig(**{field: value})
+
+
+def test_every_adapter_gives_normalised_features():
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    for name in ("attention", "bottleneck", "residual"):
+        z = ADAPTERS.get(name)(16)(x)
+        torch.testing.assert_close(z.norm(dim=1), torch.ones(5))

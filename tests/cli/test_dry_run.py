@@ -1,0 +1,70 @@
+"""The dry run tells what a run would cost, and changes nothing; recipes are sound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedclip_plugin.cli import main
+from fedclip_plugin.cli.dry_run import estimate
+from fedclip_plugin.config.schema import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.config.toml import from_dict, load_toml
+from fedclip_plugin.features.feature_set import load_features
+from fedclip_plugin.federation.build import build_federation
+from fedclip_plugin.federation.engine import federate
+from tests.federation.toy import write_toy
+
+RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.toml"))
+
+
+def test_bytes_and_runs_are_those_of_the_run(tmp_path):
+    path = write_toy(tmp_path / "f")
+    data = DataConfig(features=str(path), dataset="toy", targets=("photo", "art"))
+    config = RunConfig(data=data, train=TrainConfig(rounds=3), seeds=(0, 1))
+    found = {cost.name: cost.detail for cost in estimate(config)}
+    assert found["runs"] == "4: held out photo, art; seeds 0, 1"
+    *_, last = federate(build_federation(load_features(path), config, "photo", 0))
+    sent = last.progress.bytes_up + last.progress.bytes_down
+    assert f"{sent / 1024:.1f} KiB a run" in found["bytes"]
+    assert found["clients"].startswith("2, 2 a round; 36 to 36 training images")
+
+
+def test_the_command_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FEDCLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    features = str(write_toy(tmp_path / "f"))
+    (tmp_path / "cache").mkdir()  # asked whether it can be written to
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["run", "--dry-run", "--features", features]) == 0
+    text = capsys.readouterr().out
+    assert "training: 200 rounds" in text
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_images_are_counted(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FEDCLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "--dry-run"]) == 0
+    assert "1797 images at" in capsys.readouterr().out
+
+
+def test_what_is_missing_fails_before_any_cost(tmp_path, capsys):
+    argv = ["run", "--dry-run", "--dataset", "pacs", "--root", str(tmp_path / "none")]
+    assert main(argv) == 2
+    text = capsys.readouterr().out
+    assert "does not exist" in text
+    assert "encoding" not in text
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
+def test_a_recipe_is_the_published_run(recipe):
+    config = from_dict(RunConfig, load_toml(recipe))
+    assert config.data.dataset == recipe.stem
+    assert config.train == TrainConfig()
+    assert config.seeds == (0, 1, 2)
+    assert (config.model_name, config.pretrained) == ("ViT-B/32", "openai")
+
+
+def test_there_are_recipes():
+    assert {p.stem for p in RECIPES} == {"pacs", "vlcs", "officehome"}

@@ -1,0 +1,131 @@
+"""Rows and files from the hub that cannot be used, and folders that are not ours."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+from fedclip_plugin.data.hub import materialise  # noqa: E402
+from fedclip_plugin.errors import DataError  # noqa: E402
+from tests.data.parquet_files import (  # noqa: E402, F401
+    CLASSES,
+    PACS,
+    json_copy,
+    picture,
+    rows,
+    two_shards,
+    write,
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["../up", "..", "", ".hidden", "a/b", "a\\b", "C:", "x\n", "a" * 200]
+)
+@pytest.mark.parametrize("kind", ["domain", "label", "declared"])
+def test_names_cannot_leave_the_folder(tmp_path: Path, name: str, kind: str) -> None:
+    row = rows(1)[0]
+    if kind == "declared":
+        source = write(tmp_path / "x.parquet", [row], {"label": [name]})
+    else:
+        row = {**row, "label": "dog", kind: name}
+        source = write(tmp_path / "x.parquet", [row], label=pa.string())
+    with pytest.raises(DataError, match="cannot be a folder's name"):
+        materialise("pacs", tmp_path / "out", source)
+    assert [p.name for p in (tmp_path / "out").iterdir() if p.is_dir()] == []
+
+
+def test_paths_in_rows_cannot_leave_the_folder(tmp_path: Path) -> None:
+    values = [json_copy(rows(1)[0], path) for path in ("../../a.jpg", "..", "/b.jpg")]
+    materialise("x", tmp_path / "out", write(tmp_path / "x.parquet", values))
+    folder = tmp_path / "out" / "art_painting" / "0"
+    assert sorted(p.name for p in folder.iterdir()) == ["000001.jpg", "a.jpg", "b.jpg"]
+
+
+def test_rows_that_cannot_be_used(tmp_path: Path) -> None:
+    good = rows(1)[0]
+    bad = {
+        "label 9 is not one of 3": {**good, "label": 9},
+        "label -1 is not one of 3": {**good, "label": -1},
+        "expected text or a number as label, got None": {**good, "label": None},
+        "only the path 'x.jpg'": {**good, "image": {"bytes": None, "path": "x.jpg"}},
+        "not JPEG, PNG": {**good, "image": {"bytes": b"text", "path": None}},
+        "got None": {**good, "image": None},
+    }
+    for index, (message, row) in enumerate(bad.items()):
+        source = tmp_path / f"{index}.parquet"
+        write(source, [good, row], {"label": CLASSES})
+        with pytest.raises(DataError, match=message) as caught:
+            materialise("pacs", tmp_path / str(index), source)
+        assert f"{source} row 1" in str(caught.value)
+
+
+def test_files_that_cannot_be_used(tmp_path: Path, parquet: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match="does not exist"):
+        materialise("pacs", out, tmp_path / "gone")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"holds no \*\.parquet"):
+        materialise("pacs", out, tmp_path / "empty")
+    (tmp_path / "text.parquet").write_text("hello")
+    with pytest.raises(DataError, match="not a parquet file") as caught:
+        materialise("pacs", out, tmp_path / "text.parquet")
+    assert "\n" not in str(caught.value)
+    pq.write_table(pa.table({"image": [b"x"], "label": [1]}), tmp_path / "y")
+    with pytest.raises(DataError, match=r"no domain column \(has image, label"):
+        materialise("pacs", out, tmp_path / "y")
+    with pytest.raises(DataError, match="holds no rows"):
+        materialise("pacs", out, write(tmp_path / "z", []))
+    first = next(parquet.rglob("*.parquet"))
+    data = bytearray(first.read_bytes())
+    data[200:2000] = bytes(1800)
+    first.write_bytes(data)
+    with pytest.raises(DataError, match="fetch it again"):
+        materialise("pacs", out, parquet)
+
+
+def test_folders_of_others_are_left_alone(tmp_path: Path, parquet: Path) -> None:
+    out = tmp_path / "out"
+    materialise("pacs", out, parquet)
+    with pytest.raises(DataError, match="holds the data set pacs"):
+        materialise("officehome", out, parquet)
+    theirs = tmp_path / "theirs" / "photo" / "dog" / "mine.jpg"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"mine")
+    with pytest.raises(DataError, match="1 images of other origin"):
+        materialise("pacs", tmp_path / "theirs", parquet)
+    (out / "photo" / "dog" / "pic_001.jpg").write_bytes(b"changed")
+    with pytest.raises(DataError, match="other contents"):
+        materialise("pacs", out, parquet)
+    assert (out / "photo" / "dog" / "pic_001.jpg").read_bytes() == b"changed"
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [(errno.ENOSPC, "disk is full"), (errno.EACCES, "cannot write --to")],
+)
+def test_a_disk_that_does_not_take_it(
+    tmp_path: Path,
+    parquet: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    message: str,
+) -> None:
+    out, real = tmp_path / "out", Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if path.suffix == ".part" and path.parent.name == "giraffe":
+            real(path, data[:3])
+            raise OSError(code, "no")
+        return real(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DataError, match=message):
+        materialise("pacs", out, parquet)
+    assert list(out.rglob("*.part")) == []
+    monkeypatch.undo()
+    assert materialise("pacs", out, parquet).written == 40

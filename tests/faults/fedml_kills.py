@@ -1,0 +1,145 @@
+"""A FedML cross-silo run over gRPC whose processes are killed and started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from tests.faults.kills import (
+    Toll,
+    check_files,
+    rounds_in,
+    sha256,
+    timeless,
+    wait_until,
+)
+from tests.federation.toy import DOMAINS
+from tests.registry.fedml.runs import (
+    environment,
+    namespace,
+    options,
+    replay,
+    silo_commands,
+    write_addresses,
+    write_yaml,
+)
+
+CLIENTS = 2  # processes; FedML draws which of three clients they are in a round
+APART = 4  # rounds between two kills, at most
+
+
+class Silo:
+    """The server (rank 0, always with ``--resume``) and its clients, by rank."""
+
+    def __init__(self, folder: Path, features: Path, rounds: int) -> None:
+        self.folder, self.out = folder, folder / "out"
+        addresses = write_addresses(folder / "grpc_ipconfig.csv", CLIENTS + 1)
+        self.values = options(
+            features, training_type="cross_silo", backend="GRPC", comm_round=rounds,
+            client_num_per_round=CLIENTS, fedclip_out=str(self.out),
+            grpc_ipconfig_path=str(addresses),
+        )  # fmt: skip
+        cf = write_yaml(folder / "fedml_config.yaml", self.values)
+        self.commands = silo_commands(cf, CLIENTS + 1)
+        self.commands[0].append("--resume")
+        self.environment = environment(folder)
+        self.running: dict[int, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Silo:
+        for rank in range(CLIENTS + 1):
+            self.start(rank)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for rank in list(self.running):
+            if self.running[rank].poll() is None:
+                self.kill(rank)
+
+    def start(self, rank: int) -> None:
+        """Start a process; its log goes on in ``<rank>.log``."""
+        with (self.folder / f"{rank}.log").open("ab") as log:
+            self.running[rank] = subprocess.Popen(
+                self.commands[rank], cwd=self.folder, env=self.environment, stdout=log,
+                stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+
+    def kill(self, rank: int) -> None:
+        """kill -9, whatever it started included."""
+        process = self.running.pop(rank)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def log(self, rank: int) -> str:
+        return (self.folder / f"{rank}.log").read_text(errors="replace")
+
+    def rounds(self) -> int:
+        return rounds_in(self.out / "metrics.jsonl")
+
+    def finish(self) -> list[int | None]:
+        """Exit codes by rank, once all have ended."""
+        wait_until(
+            lambda: all(p.poll() is not None for p in self.running.values()), 0.1
+        )
+        return [self.running[rank].returncode for rank in sorted(self.running)]
+
+
+def undisturbed(values: dict[str, Any], out: Path) -> Path:
+    """What the package leaves in ``out`` for the same configuration and draws."""
+    args = namespace(Path(values["fedclip_features"]), **values)
+    chosen = values["client_num_per_round"]
+    silo = values["training_type"] == "cross_silo"  # draws at the end of a round
+    voters = []
+    for number in range(values["comm_round"]):
+        draw = np.random.RandomState(max(0, number - silo))
+        order = draw.choice(range(3), chosen, replace=False) if chosen < 3 else range(3)
+        voters.append([DOMAINS[place] for place in order])
+    replay(args, voters, out).finish()
+    return out
+
+
+def break_silo(folder: Path, features: Path, toll: Toll, victims: list[int]) -> None:
+    """Kill the ranks in ``victims``, one after the other; the end is as if nothing was.
+
+    The surviving processes are left as they are: they wait for the one that is missing.
+    """
+    rounds = (len(victims) + 1) * (APART + 2)
+    with Silo(folder, features, rounds) as silo:
+        for rank in victims:
+            goal = silo.rounds() + toll.rng.randint(1, APART)
+            wait_until(lambda g=goal: silo.rounds() >= g or _ended(silo))
+            time.sleep(toll.rng.random() * 0.1)
+            assert not _ended(silo), silo.log(0)
+            silo.kill(rank)
+            toll.count("FedML client" if rank else "FedML server")
+            check_files(silo.out)
+            silo.start(rank)
+        assert silo.finish() == [0] * (CLIENTS + 1), silo.log(0)
+    check_silo(silo, folder, toll)
+
+
+def _ended(silo: Silo) -> bool:
+    return any(process.poll() is not None for process in silo.running.values())
+
+
+def check_silo(silo: Silo, folder: Path, toll: Toll) -> None:
+    whole = undisturbed(silo.values, folder / "whole")
+    name = "adapter.safetensors"
+    assert sha256(silo.out / name) == sha256(whole / name)
+    found, want = timeless(silo.out), timeless(whole)
+    assert [line["round"] for line in found] == [line["round"] for line in want]
+    for key in ("clients", "target", "participants", "quarantined"):
+        assert [line[key] for line in found] == [line[key] for line in want]
+    assert not list(silo.out.rglob("*.tmp"))
+    toll.compared += 1

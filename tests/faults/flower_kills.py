@@ -1,0 +1,253 @@
+"""Flower deployments whose SuperLink, ServerApp or SuperNodes are killed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fedclip_plugin.config.schema import RunConfig
+from fedclip_plugin.config.toml import from_dict, load_toml
+from fedclip_plugin.features.encode import EncodeStats
+from fedclip_plugin.features.feature_set import FeatureSet, save_features
+from fedclip_plugin.registry import flower_host
+from fedclip_plugin.runs.directory import prepare_out
+from fedclip_plugin.runs.experiment import run_experiment
+from fedclip_plugin.storage.tensors import read_tensors
+from tests.faults.kills import (
+    SECONDS,
+    Toll,
+    check_files,
+    kill,
+    rounds_in,
+    running,
+    sha256,
+    timeless,
+    wait_until,
+    write_to,
+)
+from tests.federation.toy import toy_features
+from tests.registry.flower.grid import (
+    equal,
+    grid_of,
+    options,
+    own_directories,
+    with_absences,
+)
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "flower"
+ADAPTER = "adapter.safetensors"
+TRAINING = "lr=0.01 min-available-nodes=2 start-timeout=200 round-timeout=200"
+
+
+def load_example() -> ModuleType:
+    """The example's script, as a module."""
+    spec = importlib.util.spec_from_file_location("deploy", EXAMPLE / "deploy.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["deploy"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def two_domains(features: FeatureSet) -> FeatureSet:
+    """Art and cartoon of the toy features."""
+    kept = {
+        k: {d: getattr(features, k)[d] for d in ("art", "cartoon")}
+        for k in ("image", "label")
+    }
+    return replace(features, domains=("art", "cartoon"), **kept)
+
+
+# -------------------------------------------------- Flower's messages in one process
+
+
+def serve(toy: Path, out: Path, rounds: int, log: Path) -> None:
+    """A ServerApp's run; its nodes are in the same process."""
+    write_to(log)
+    config = options(toy, num_server_rounds=rounds, out=str(out), resume=True)
+    flower_host.FedClip(config).start(grid_of(config))
+
+
+def break_strategy(folder: Path, toy: Path, toll: Toll, kills: int) -> None:
+    """Kill the process of the strategy, and submit the run again."""
+    rounds = 6 * (kills + 1)
+    serve_whole = running(serve, toy, folder / "whole", rounds, folder / "log")
+    with serve_whole as process:
+        process.join(SECONDS)
+        assert process.exitcode == 0, (folder / "log").read_text()
+    out = folder / "out"
+    for _ in range(kills):
+        metrics = out / "metrics.jsonl"
+        goal = rounds_in(metrics) + toll.rng.randint(1, 4)
+        with running(serve, toy, out, rounds, folder / "log") as process:
+            wait_until(lambda m=metrics, g=goal: rounds_in(m) >= g)
+            time.sleep(toll.rng.random() * 0.03)
+            assert process.is_alive()
+            kill(process)
+        toll.count("Flower strategy")
+        check_files(out)
+    with running(serve, toy, out, rounds, folder / "log") as process:
+        process.join(SECONDS)
+        assert process.exitcode == 0, (folder / "log").read_text()
+    assert sha256(folder / "whole" / ADAPTER) == sha256(out / ADAPTER)
+    assert timeless(folder / "whole") == timeless(out)
+    toll.compared += 1
+
+
+# ------------------------------------------------------------------ real deployments
+
+
+class Fleet:
+    """A deployment with two nodes, made anew when its SuperLink is gone."""
+
+    def __init__(self, folder: Path, rounds: int) -> None:
+        self.folder, self.out, self.rounds = folder, folder / "out", rounds
+        self.features = two_domains(toy_features(rows=100))
+        self.nodes = [
+            f'partition-id={i} features="{path}"'
+            for i, path in enumerate(own_directories(folder / "own", self.features))
+        ]
+        self.example = load_example()
+        self.number = 0
+
+    def deploy(self) -> Any:
+        """A SuperLink and its SuperNodes, in a directory of their own."""
+        self.number += 1
+        self.work = self.folder / f"deployment-{self.number}"
+        self.work.mkdir()
+        return self.example.Deployment(self.work, self.nodes)
+
+    def submit(self, deployment: Any) -> subprocess.Popen[str]:
+        """``flwr run`` with ``resume=true``."""
+        config = f'{TRAINING} dataset="toy" num-server-rounds={self.rounds}'
+        config = f'{config} out="{self.out}" resume=true'
+        run: subprocess.Popen[str] = deployment.run(config=config)
+        return run
+
+    def done(self) -> int:
+        return rounds_in(self.out / "metrics.jsonl")
+
+    def processes(self, name: str = "") -> list[int]:
+        """What runs for this deployment: its directory is in every command line."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+                continue
+            try:
+                line = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended meanwhile
+            if str(self.work) in line and name in line:
+                found.append(int(entry.name))
+        return found
+
+    def reach(self, run: subprocess.Popen[str], goal: int) -> None:
+        """Wait until so many rounds are written down."""
+        wait_until(lambda: self.done() >= goal or run.poll() is not None, 0.05)
+        if run.poll() is not None:
+            raise AssertionError(run.communicate()[0])
+
+    def finish(self, run: subprocess.Popen[str]) -> str:
+        """The log of the run, at its end."""
+        log, _ = run.communicate(timeout=4 * SECONDS)
+        assert (self.out / "summary.json").is_file(), log
+        assert self.done() == self.rounds
+        return log
+
+
+def break_deployment(folder: Path, toll: Toll, victims: list[str]) -> None:
+    """Kill ``SuperLink`` or ``ServerApp`` and submit again with ``resume=true``."""
+    fleet = Fleet(folder, rounds=len(victims) + 2)
+    left = list(victims)
+    while not (fleet.out / "summary.json").is_file():
+        with fleet.deploy() as deployment:
+            run = fleet.submit(deployment)
+            while left:
+                victim = left.pop(0)
+                fleet.reach(run, fleet.done() + 1)
+                time.sleep(toll.rng.random() * 2)
+                _strike(fleet, deployment, victim)
+                toll.count(victim)
+                check_files(fleet.out)
+                run.communicate(timeout=SECONDS)
+                if victim == "SuperLink":
+                    break
+                run = fleet.submit(deployment)
+            else:
+                fleet.finish(run)
+        # the SuperExec of a SuperLink that was killed looks for it every few seconds
+        wait_until(lambda: not fleet.processes(), 0.2)
+    _compare(fleet, toll)
+
+
+def _strike(fleet: Fleet, deployment: Any, victim: str) -> None:
+    if victim == "SuperLink":
+        link = deployment._all[0]
+        os.killpg(link.pid, signal.SIGKILL)
+        link.wait()
+        return
+    (app,) = fleet.processes("flwr-serverapp")
+    os.kill(app, signal.SIGKILL)
+
+
+def _compare(fleet: Fleet, toll: Toll) -> None:
+    """With the embedded engine, whose run nobody disturbed."""
+    config, whole = config_of(fleet.out), fleet.folder / "whole"
+    _, metadata = read_tensors(fleet.out / ADAPTER)
+    # clients with directories of their own have keys of their own
+    features = replace(fleet.features, key=metadata["features"])
+    save_features(features, fleet.folder / "features")
+    data = replace(config.data, features=str(fleet.folder / "features"))
+    out = prepare_out(whole, "", resume=False)
+    run_experiment(replace(config, data=data), features, EncodeStats(0, 0, 0.0), out)
+    assert sha256(fleet.out / ADAPTER) == sha256(whole / ADAPTER)
+    found, want = timeless(fleet.out), timeless(whole)
+    assert [line["round"] for line in found] == [line["round"] for line in want]
+    assert [line["clients"] for line in found] == [line["clients"] for line in want]
+    toll.compared += 1
+
+
+def config_of(out: Path) -> RunConfig:
+    return from_dict(RunConfig, load_toml(out / "config.toml"))
+
+
+def break_nodes(folder: Path, toll: Toll, kills: int) -> None:
+    """Kill a SuperNode in a round and start it again.
+
+    The run ends with those who answered: the log says who did not, and the adapter is
+    that of the embedded engine without them.
+    """
+    fleet = Fleet(folder, rounds=kills + 2)
+    with fleet.deploy() as deployment:
+        run = fleet.submit(deployment)
+        for number in range(kills):
+            fleet.reach(run, fleet.done() + 1)
+            time.sleep(toll.rng.random() * 2)
+            place = toll.rng.randrange(2)
+            node = deployment.nodes[place]
+            os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
+            toll.count("SuperNode")
+            again = deployment._start(f"again-{number}", *node.args)
+            deployment.nodes[place] = again
+        log = fleet.finish(run)
+    wait_until(lambda: not fleet.processes(), 0.2)
+    absences = {
+        (name, int(number))
+        for name, number in re.findall(r"client (\w+) left out of round (\d+)", log)
+    }
+    config, (state, metadata) = config_of(fleet.out), read_tensors(fleet.out / ADAPTER)
+    train = replace(config.train, rounds=int(metadata["round"]))
+    config = replace(config, train=train)
+    assert equal(state, with_absences(config, fleet.features, absences))
+    toll.compared += 1

@@ -1,0 +1,83 @@
+"""Runs on a disk that is really full, in a mount namespace of their own.
+
+    unshare -m python -m tests.faults.full_disk FOLDER run|encode PAGES...
+
+mounts a small tmpfs on FOLDER/disk and prints a JSON line for every break: how much was
+left, the exit code, what stderr said, and the exit code once there is space again.  The
+mount is gone with the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from fedclip_plugin.cli import main
+
+SIZE = 2 << 20  # bytes of the disk
+PAGE = 4096
+
+
+def fill(disk: Path, left: int) -> None:
+    """Leave ``left`` bytes free."""
+    (disk / "filler").unlink(missing_ok=True)
+    free = shutil.disk_usage(disk).free - left
+    with open(disk / "filler", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(PAGE, free))
+
+
+def run(argv: list[str]) -> tuple[int, str]:
+    """Exit code and stderr of ``fedclip ARGV``."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        code = main([*argv, "--quiet"])
+    return code, said.getvalue()
+
+
+def break_off(disk: Path, argv: list[str], again: list[str], left: int) -> None:
+    """``argv`` with ``left`` bytes, then ``again`` with all of them."""
+    fill(disk, left)
+    code, said = run(argv)
+    (disk / "filler").unlink()
+    done, _ = run(again if (disk / "out" / "config.toml").exists() else argv)
+    print(json.dumps({"left": left, "code": code, "said": said, "done": done}))
+
+
+def run_and_report(folder: Path, disk: Path, left: list[int]) -> None:
+    """Federated runs; their adapters are kept as ``<pages>-adapter.safetensors``."""
+    argv = ["run", "--features", str(folder / "f"), "--target", "photo"]
+    argv += ["--rounds", "30", "--out", str(disk / "out")]
+    again = ["run", "--resume", "--out", str(disk / "out")]
+    for pages in left:
+        break_off(disk, argv, again, pages * PAGE)
+        name = "adapter.safetensors"
+        shutil.copy(disk / "out" / name, folder / f"{pages}-{name}")
+        shutil.rmtree(disk / "out")
+
+
+def encode(folder: Path, disk: Path, left: list[int]) -> None:
+    """The feature cache; features are kept as ``features-<pages>``."""
+    os.environ["FEDCLIP_CACHE"] = str(disk / "cache")
+    images = ["--dataset", "mine", "--root", str(folder / "images")]
+    model = ["--model", "fedclip-tiny", "--pretrained", "fedclip-tiny"]
+    for pages in left:
+        to = ["--to", str(folder / f"features-{pages}")]
+        argv = ["features", *images, *model, *to]
+        break_off(disk, argv, argv, pages * PAGE)
+        shutil.rmtree(disk / "cache")
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    mounted = place / "disk"
+    mounted.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(mounted)]
+    subprocess.run(["mount", *options], check=True)
+    work = {"run": run_and_report, "encode": encode}[sys.argv[2]]
+    work(place, mounted, [int(word) for word in sys.argv[3:]])

@@ -1,0 +1,179 @@
+"""kill -9, signals, clocks: nothing is lost, and the run says how it goes on.
+
+A few kills here; ``python -m benchmarks kills`` makes many.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from fedclip_plugin.cli import main
+from fedclip_plugin.runs.directory import prepare_out
+from fedclip_plugin.runs.files import MetricsFile
+from tests.faults.kills import (
+    Toll,
+    break_encoder,
+    break_runs,
+    command,
+    rounds_in,
+    running,
+    sha256,
+    share_cache,
+    wait_until,
+)
+from tests.federation.toy import write_toy
+
+pytestmark = pytest.mark.slow
+
+
+def test_killed_runs_end_in_the_same_bits(tmp_path: Path) -> None:
+    toll = Toll(seed=1)
+    break_runs(tmp_path, write_toy(tmp_path / "f"), toll, kills=6)
+    assert toll.kills == {"embedded run": 6}
+
+
+def test_a_killed_encoder_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    toll = Toll(seed=2)
+    break_encoder(tmp_path, 48, toll, kills=3)
+    assert toll.kills == {"feature encoder": 3}
+
+
+def test_four_processes_share_a_cache_and_two_are_killed(tmp_path: Path) -> None:
+    share_cache(tmp_path, 48, Toll(seed=3), kills=2)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--compress", "topk"],
+        ["--optimizer-state", "keep"],
+        ["--dp-noise-multiplier", "1", "--dp-clip", "1", "--dp-seed", "run"],
+    ],
+)
+def test_what_is_kept_between_rounds_is_in_the_checkpoint(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["run", "--features", str(write_toy(tmp_path / "f")), "--target", "photo"]
+    argv += ["--rounds", "6", "--lr", "0.001", "--quiet", *more]
+    assert main([*argv, "--out", str(tmp_path / "whole")]) == 0
+    add = MetricsFile.add
+
+    def interrupt(self: MetricsFile, line: dict[str, object]) -> None:
+        add(self, line)
+        if line["round"] == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsFile, "add", interrupt)
+        assert main([*argv, "--out", str(tmp_path / "out")]) == 130
+    assert main(["run", "--resume", "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    adapters = [tmp_path / p / "adapter.safetensors" for p in ("whole", "out")]
+    assert sha256(adapters[0]) == sha256(adapters[1])
+
+
+# --------------------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [
+        ([signal.SIGINT], 130),
+        ([signal.SIGTERM], 143),
+        ([signal.SIGINT, signal.SIGINT], 130),
+    ],
+)
+def test_a_signal_leaves_a_run_that_goes_on(
+    signals: list[signal.Signals], code: int, tmp_path: Path,
+) -> None:  # fmt: skip
+    features, out = write_toy(tmp_path / "f"), tmp_path / "my out"
+    argv = ["run", "--features", str(features), "--target", "photo", "--quiet"]
+    argv += ["--rounds", "300"]
+    with running(command, [*argv, "--out", str(out)], tmp_path) as process:
+        wait_until(lambda: rounds_in(out / "metrics.jsonl") > 3)
+        assert process.pid is not None
+        for each in signals:
+            os.kill(process.pid, each)
+        process.join()
+    assert process.exitcode == code
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    said, _, how = line.partition("go on with: ")
+    assert said == "fedclip: error: interrupted; nothing is lost; "
+    assert 3 < rounds_in(out / "metrics.jsonl") < 300
+    words = shlex.split(how)
+    assert words[0] == "fedclip"
+    assert main([*words[1:], "--quiet"]) == 0
+    assert main([*argv, "--out", str(tmp_path / "whole")]) == 0
+    adapters = [p / "adapter.safetensors" for p in (out, tmp_path / "whole")]
+    assert sha256(adapters[0]) == sha256(adapters[1])
+
+
+def test_before_the_first_file_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("fedclip_plugin.features.obtain.obtain_features", interrupt)
+    assert main(["run", "--rounds", "1"]) == 143
+    assert capsys.readouterr().err.strip().endswith("the same command goes on")
+    assert not list(tmp_path.glob("runs/*"))
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# ------------------------------------------------------------------------ torn lines
+
+
+def test_torn_lines_are_cut_off(tmp_path: Path) -> None:
+    path, bad = tmp_path / "metrics.jsonl", tmp_path / "quarantined.jsonl"
+    path.write_text('{"round": 1}\n{"round": 2}\n{"round": 3, "cl')
+    bad.write_text('{"round": 1, "client": "a"}\n{"round": 2, "cl')
+    with MetricsFile(path) as metrics:
+        assert metrics.cut(2, wanted=1) == {"round": 1}
+        assert metrics.cut(2, wanted=3) is None
+    assert path.read_text() == '{"round": 1}\n{"round": 2}\n'
+    assert bad.read_text() == '{"round": 1, "client": "a"}\n'
+
+
+# ----------------------------------------------------------------------------- clocks
+
+
+def test_resume_takes_the_last_run_where_the_clock_went_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [prepare_out(None, "fedclip-toy", False) for _ in range(11)]
+    assert runs[10].name == "fedclip-toy-11"
+    for age, run in enumerate(runs):
+        (run / "config.toml").write_text("")
+        os.utime(run / "config.toml", (1e9 - age, 1e9 - age))
+    assert prepare_out(None, "fedclip-toy", True) == runs[10]
+    other = prepare_out(None, "fedclip-toy-big", False)
+    (other / "config.toml").write_text("")
+    assert prepare_out(None, "fedclip-toy", True) == runs[10]
+    for run in runs[3:5]:  # a gap is not filled: numbers tell the order
+        shutil.rmtree(run)
+    assert prepare_out(None, "fedclip-toy", False).name == "fedclip-toy-12"
+
+
+def test_a_clock_that_goes_back_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = write_toy(tmp_path / "f")
+    argv = ["run", "--features", str(features), "--target", "photo", "--quiet"]
+    argv += ["--rounds", "3"]
+    assert main([*argv, "--out", str(tmp_path / "a")]) == 0
+    clock = iter(range(10**9, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    assert main([*argv, "--out", str(tmp_path / "b")]) == 0
+    adapters = [tmp_path / name / "adapter.safetensors" for name in "ab"]
+    assert sha256(adapters[0]) == sha256(adapters[1])

