@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from ..features import obtain
 from ..settings.sources import read_config
 from .console import Display
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 def run(args: argparse.Namespace, display: Display) -> int:
     """``fedclip run``."""
     from ..algorithms import get_algorithm
+    from ..features.obtain import obtain_features
     from ..ops.kernels import resolve_device
     from ..runs import directory as directories
     from ..runs import experiment
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, display: Display) -> int:
     args.out = directories.prepare_out(args.out, name, args.resume)
     with directories.hold(args.out):
         try:
-            features, stats = obtain.obtain_features(config, display.images)
+            features, stats = obtain_features(config, display.images)
             display.say(_features_line(config, stats))
             record = _recorder(args, display)
             summary = experiment.run_experiment(
@@ -111,9 +111,10 @@ def _print_results(display: Display, summary: dict[str, Any], out: Path) -> None
 def features(args: argparse.Namespace, display: Display) -> int:
     """``fedclip features``."""
     from ..features.feature_set import save_features
+    from ..features.obtain import obtain_features
 
     config = read_config(args)
-    found, stats = obtain.obtain_features(config, display.images)
+    found, stats = obtain_features(config, display.images)
     save_features(found, args.to)
     display.say(_features_line(config, stats))
     display.say(f"written: {args.to}")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 HERE = Path(__file__).parent
-KERNELS = HERE.parents[1] / "csrc" / "cuda"
+KERNELS = HERE.parents[2] / "csrc" / "cuda"
 FLAGS = ["-std=c++17", "-g", "-fPIC", "-shared", "-Wall", "-Wno-unknown-pragmas"]
 SANITIZE = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 INNER = "CUDA_EMULATION_SANITIZE"  # set where the tests run under AddressSanitizer
