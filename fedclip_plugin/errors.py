@@ -7,9 +7,12 @@ file or the flag.  Any other exception is a fault of ours and exits with code 1.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class FedClipError(Exception):
-    """Base class: bad input, told in one line with its remedy."""
+    """Base class: bad input, explained in one line with its remedy."""
 
 
 class ConfigError(FedClipError):
@@ -34,3 +37,27 @@ class UpdateError(FedClipError):
 
 class RunError(FedClipError):
     """An output directory or checkpoint that cannot be used as asked."""
+
+
+def did_you_mean(
+    name: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6
+) -> str:
+    """``; did you mean X?``, or nothing: how an error about an unknown name goes on.
+
+    Case, spaces and punctuation do not count.  At most ``most`` names, none of them
+    less similar than ``cutoff`` (0 to 1, see :func:`difflib.get_close_matches`).
+    """
+    keys = {spelling_key(item): item for item in known}
+    close = difflib.get_close_matches(spelling_key(name), keys, most, cutoff)
+    return f"; did you mean {' or '.join(keys[key] for key in close)}?" if close else ""
+
+
+def spelling_key(name: str) -> str:
+    """What is left of a name when case, spaces and punctuation do not count."""
+    return "".join(char for char in name.casefold() if char.isalnum())
+
+
+def one_line(error: BaseException) -> str:
+    """The message of another library's error, as part of one line of ours."""
+    text = " ".join(str(error).split())
+    return text[:200] if text else type(error).__name__

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Generic, TypeVar
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
@@ -48,10 +47,10 @@ class Registry(Generic[T]):
                 self.register(key, self._load(point))
         if key in self._items:
             return self._items[key]
-        near = difflib.get_close_matches(key, self.names(), n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        names = self.names()
         raise ConfigError(
-            f"unknown --{self.kind} {name!r}: {hint}known: {', '.join(self.names())}"
+            f"unknown --{self.kind} {name!r}{did_you_mean(key, names)} "
+            f"(known: {', '.join(names)})"
         )
 
     def names(self) -> list[str]:

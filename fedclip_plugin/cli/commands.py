@@ -125,10 +125,7 @@ def data(args: argparse.Namespace, display: Display) -> int:
     """``fedclip data``."""
     from ..data.hub import materialise
 
-    def progress(done: int, total: int) -> None:
-        display.images(f"write {args.name}", done, total)
-
-    materialise(args.name, args.to, source=args.source, progress=progress)
+    materialise(args.name, args.to, source=args.source, progress=display.images)
     display.say(f"written: {args.to}")
     return 0
 

@@ -82,7 +82,7 @@ class Display:
             self.err.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def images(self, what: str, done: int, total: int) -> None:
-        """``cache.Progress``: images hashed or encoded, with their rate."""
+        """``data.progress.Progress``: images hashed or encoded, with their rate."""
         now = time.monotonic()
         start, before = self._started.setdefault(what, (now, done))
         spent = now - start  # the first call comes when the first batch is done

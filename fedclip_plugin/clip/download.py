@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import urllib.parse
@@ -12,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import WeightsError
+from ..errors import WeightsError, one_line
 
 HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 
 
 CONFIG_NAME = "open_clip_config.json"
+
+
+QUICKGELU = "-quickgelu"  # ends the name of a model with QuickGELU
 
 
 WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -39,11 +41,6 @@ class ModelSource:
     preprocess: Mapping[str, Any]  # the fields of open_clip.PreprocessCfg
     file: Path | None = None  # None: on the hub, see weights_file
     config_file: Path | None = None  # None: open_clip knows the model
-
-    @property
-    def preprocess_id(self) -> str:
-        """Canonical JSON of what happens to an image before the encoder."""
-        return json.dumps(self.preprocess, sort_keys=True)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -69,12 +66,12 @@ def weights_file(source: ModelSource) -> Path:
         try:
             return _from_hub(*_hub_names(hub))
         except Exception as error:  # hub, HTTP and OS errors have no common base
-            reason = first_line(error)
+            reason = one_line(error)
     if url and (_clip_cache(url).is_file() or reachable(url)):
         try:
             return Path(download_pretrained(dict(entry), prefer_hf_hub=False))
         except Exception as error:
-            reason = first_line(error)
+            reason = one_line(error)
     raise WeightsError(
         f"cannot fetch the weights {source.tag} of {source.name} ({hub or url}): "
         f"{reason}; {OFFLINE_HINT}"
@@ -122,7 +119,7 @@ def schema_files(model: str) -> tuple[Path, Path]:
         return _from_hub(where, (CONFIG_NAME,)), _from_hub(where, WEIGHTS_NAMES)
     except Exception as error:
         raise WeightsError(
-            f"cannot fetch --model {model}: {first_line(error)}; {OFFLINE_HINT}"
+            f"cannot fetch --model {model}: {one_line(error)}; {OFFLINE_HINT}"
         ) from error
 
 
@@ -171,12 +168,3 @@ def reachable(url: str) -> bool:
 def _clip_cache(url: str) -> Path:
     """Where OpenAI's own package, and open_clip, keep what this address holds."""
     return Path("~/.cache/clip").expanduser() / url.rsplit("/", 1)[-1]
-
-
-def first_line(error: BaseException) -> str:
-    """An error of another library as part of one line of ours."""
-    text = " ".join(str(error).split())
-    return text[:200] if text else type(error).__name__
-
-
-QUICKGELU = "-quickgelu"

@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.schema import RunConfig
-from ..errors import WeightsError
+from ..errors import WeightsError, one_line
 from ..ops.kernels import low_precision, resolve_device
-from .download import ModelSource, first_line, weights_file
+from .download import ModelSource, weights_file
 from .load import build_model, open_clip_name
 from .resolve import file_sha256, resolve
 
@@ -257,6 +257,6 @@ def load_tokenizer(source: ModelSource) -> Callable[[list[str]], Tensor]:
     try:
         tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(name)
     except Exception as error:  # transformers missing, or its files not to be had
-        reason = first_line(error)
+        reason = one_line(error)
         raise WeightsError(f"no tokenizer for {source.name}: {reason}") from error
     return tokenizer

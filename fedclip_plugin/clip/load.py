@@ -17,8 +17,8 @@ import safetensors
 import torch
 from torch import nn
 
-from ..errors import WeightsError
-from .download import ModelSource, first_line
+from ..errors import WeightsError, one_line
+from .download import ModelSource
 from .resolve import is_jit_archive
 
 POSITIONS = {"visual.positional_embedding", "positional_embedding"}
@@ -161,9 +161,9 @@ def _load_error(source: ModelSource, file: Path, error: BaseException) -> Weight
             "refused; save its state_dict as .safetensors first"
         )
     if isinstance(error, ImportError) or "pip install" in text:
-        return WeightsError(f"--model {source.name}: {first_line(error)}")
+        return WeightsError(f"--model {source.name}: {one_line(error)}")
     return WeightsError(
-        f"cannot load {file} into --model {source.name} ({first_line(error)}): "
+        f"cannot load {file} into --model {source.name} ({one_line(error)}): "
         "truncated, or another model's? download it again, or check --model"
     )
 

@@ -11,8 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ..config.schema import PAPER_PROMPT
-from ..data.dataset import close_match
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 
 TEMPLATES = {
     "paper": (PAPER_PROMPT,),
@@ -90,7 +89,7 @@ def prompt_templates(prompts: str | Sequence[str]) -> tuple[str, ...]:
             raise ConfigError(
                 f"--prompt {prompt!r}: expected a template with one {{}} such as "
                 f"{PAPER_PROMPT!r}, or one of {', '.join(TEMPLATES)}"
-                f"{close_match(prompt, TEMPLATES)}"
+                f"{did_you_mean(prompt, TEMPLATES)}"
             )
     if not templates:
         raise ConfigError("--prompt: expected at least one template")

@@ -12,15 +12,14 @@ contradict the weights.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import WeightsError
+from ..errors import WeightsError, did_you_mean
 from ..storage.hashes import cache_dir, file_sha256
 from .download import QUICKGELU, ModelSource, schema_files
 
@@ -123,8 +122,9 @@ def _find_config(
     name = names.get(wanted.lower())
     if name is None:
         raise WeightsError(
-            f"--model {model} is not known{_did_you_mean(wanted, list(names.values()))}"
-            f"; list all with {LIST_HINT}, or add your own with --model-config DIR"
+            f"--model {model} is not known"
+            f"{did_you_mean(wanted, names.values(), 3, 0.5)}; list all with "
+            f"{LIST_HINT}, or add your own with --model-config DIR"
         )
     if name in local:
         return name, local[name][1], local[name][0]
@@ -252,14 +252,8 @@ def _no_weights(name: str, tag: str, path: Path, file_like: bool) -> WeightsErro
         )
     return WeightsError(
         f"--pretrained {tag} is neither a tag of {name} nor a file"
-        f"{_did_you_mean(tag, tags)}; tags: {', '.join(tags)}"
+        f"{did_you_mean(tag, tags, 3, 0.5)}; tags: {', '.join(tags)}"
     )
-
-
-def _did_you_mean(wanted: str, known: Sequence[str]) -> str:
-    lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(wanted.lower(), lower, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(lower[c] for c in close)}?" if close else ""
 
 
 def read_json(file: Path) -> Mapping[str, Any]:

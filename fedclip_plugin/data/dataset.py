@@ -6,14 +6,14 @@ what `--test_envs` means there.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from ..config.schema import EMBEDDED_DATASET
+from ..errors import spelling_key
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,6 @@ class KnownDataset:
     """A published data set: its domains in the order of the authors' code."""
 
     domains: Mapping[str, tuple[str, ...]]  # our name -> other folder names in use
-    classes: int
-    images: int
     aliases: tuple[str, ...] = ()
     hub: str | None = None  # a data set of the Hugging Face hub with the same images
     numbered: tuple[str, ...] = ()  # class names, where a distribution has numbers
@@ -67,8 +65,6 @@ KNOWN = {
             "photo": ("photos",),
             "sketch": ("sketches",),
         },
-        classes=7,
-        images=9991,
         aliases=("homework3-pacs",),
         hub="flwrlabs/pacs",
     ),
@@ -79,33 +75,23 @@ KNOWN = {
             "sun09": ("sun",),
             "voc2007": ("voc", "pascal", "pascalvoc2007"),
         },
-        classes=5,
-        images=10729,
         numbered=("bird", "car", "chair", "dog", "person"),
     ),
     "officehome": KnownDataset(
         {"art": (), "clipart": (), "product": (), "real_world": ("real",)},
-        classes=65,
-        images=15588,
         aliases=("off_home", "office_home", "OfficeHomeDataset_10072016"),
         hub="flwrlabs/office-home",
     ),
     "office31": KnownDataset(
         _plain("amazon", "dslr", "webcam"),
-        classes=31,
-        images=4110,
         aliases=("office",),
     ),
     "office_caltech": KnownDataset(
         _plain("amazon", "dslr", "webcam", "caltech"),
-        classes=10,
-        images=2533,
         aliases=("office_caltech10", "office_caltech_10"),
     ),
     "terra_incognita": KnownDataset(
         {f"location_{n}": (f"l{n}",) for n in (38, 43, 46, 100)},
-        classes=10,
-        images=24788,
         aliases=("terra",),
     ),
     "domainnet": KnownDataset(
@@ -117,23 +103,9 @@ KNOWN = {
             "real": (),
             "sketch": (),
         },
-        classes=345,
-        images=586575,
         aliases=("domain_net",),
     ),
 }
-
-
-def spelling_key(name: str) -> str:
-    """What stays of a name when case, spaces and punctuation do not count."""
-    return "".join(char for char in name.casefold() if char.isalnum())
-
-
-def close_match(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing: the tail of an error about an unknown name."""
-    keys = {spelling_key(item): item for item in known}
-    found = difflib.get_close_matches(spelling_key(name), keys, n=1, cutoff=0.6)
-    return f"; did you mean {keys[found[0]]!r}?" if found else ""
 
 
 def canonical_name(name: str) -> str:

@@ -20,15 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from ..config.schema import EMBEDDED_DATASET
-from ..errors import DataError
+from ..errors import DataError, did_you_mean, spelling_key
 from .dataset import (
     KNOWN,
     ImageDataset,
     ImageDomain,
     KnownDataset,
     canonical_name,
-    close_match,
-    spelling_key,
 )
 
 IMAGE_SUFFIXES = (
@@ -148,24 +146,6 @@ def load_dataset(
     return ImageDataset(name, _class_names(known, classes), built)
 
 
-def dataset_notes(dataset: ImageDataset) -> list[str]:
-    """One line for each way in which a published data set is not the whole of it."""
-    known = KNOWN.get(dataset.name)
-    if known is None:
-        return []
-    images = sum(len(domain.files) for domain in dataset.domains)
-    counts = (
-        ("domains", len(dataset.domains), len(known.domains)),
-        ("classes", len(dataset.classes), known.classes),
-        ("images", images, known.images),
-    )
-    return [
-        f"{dataset.name}: {got} {what}, the published set has {expected}"
-        for what, got, expected in counts
-        if got != expected
-    ]
-
-
 def _embedded(root: str | None) -> ImageDataset:
     if root is not None:
         raise DataError(
@@ -197,7 +177,7 @@ def _choose(
     for domain in asked:
         if spelling_key(domain) not in keys:
             raise DataError(
-                f"{name} has no domain {domain!r}{close_match(domain, have)} "
+                f"{name} has no domain {domain!r}{did_you_mean(domain, have)} "
                 f"(it has {', '.join(have)})"
             )
     wanted = {keys[spelling_key(domain)] for domain in asked}
@@ -212,7 +192,7 @@ def _existing_root(name: str, root: str | None) -> Path:
         if known is None:
             names = (EMBEDDED_DATASET, *KNOWN)
             raise DataError(
-                f"--dataset {name}: not a known data set{close_match(name, names)} "
+                f"--dataset {name}: not a known data set{did_you_mean(name, names)} "
                 f"(known: {', '.join(names)}; for your own images add --root DIR, "
                 "a folder of DOMAIN/CLASS/ images)"
             )

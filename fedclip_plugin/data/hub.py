@@ -15,27 +15,24 @@ with the original folders; without a `path`, the row's number.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from ..config.schema import EMBEDDED_DATASET
-from ..errors import DataError
+from ..errors import DataError, one_line
+from ..storage.files import cannot_write, remove_leftovers, write_bytes
 from .dataset import KNOWN, ImageDataset, canonical_name
 from .folders import image_files, load_dataset, subfolders
 from .parquet import ImageTable
-
-Progress = Callable[[int, int], None]
-"""Called with the images done and the images in all."""
+from .progress import Progress, silent
 
 _MARKER = ".fedclip-data.json"
-_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _SIGNATURES = (
     (re.compile(rb"\xff\xd8\xff"), ".jpg"),
     (re.compile(rb"\x89PNG\r\n\x1a\n"), ".png"),
@@ -59,49 +56,50 @@ def materialise(
     name: str,
     to: str | os.PathLike[str],
     source: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Materialised:
     """Write data set `name` as image folders to `to`, for `--root`.
 
     `name` is `digits`, a data set with images on the hub, or a hub id `owner/name`;
     with `source`, a parquet file or a folder of them, any name.  A second call writes
     nothing, and one after an interruption goes on; files are whole or absent.  Raises
-    DataError naming the remedy.
+    DataError, or RunError where nothing can be written.
     """
     name, path = canonical_name(name), Path(to).expanduser()
-    report = progress or (lambda done, total: None)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with FileLock(path / ".fedclip-data.lock", timeout=0):
             done = _finished(name, path)
+            for folder in (path, *path.glob("*/*")):
+                remove_leftovers(folder)
             if source is None and done is not None:
                 return Materialised(path, done, 0)
-            return _materialise(name, path, source, report)
+            return _materialise(name, path, source, progress)
     except Timeout as error:
         raise DataError(
             f"--to {to}: another `fedclip data` is writing there; wait for it"
         ) from error
     except OSError as error:
-        raise DataError(_storage_fault(error, path)) from error
+        raise cannot_write(path, error) from error
 
 
 def _materialise(
     name: str,
     path: Path,
     source: str | os.PathLike[str] | None,
-    report: Progress,
+    progress: Progress,
 ) -> Materialised:
     if name == EMBEDDED_DATASET and source is None:
         dataset = load_dataset(name, None)
         total = sum(len(domain.files) for domain in dataset.domains)
-        written = _write(name, _embedded_files(dataset), total, path, report)
+        written = _write(name, _embedded_files(dataset), total, path, progress)
     else:
         folder = _download(name, path) if source is None else Path(source).expanduser()
         tables = [ImageTable.open(file) for file in _parquet_files(folder)]
         total = sum(table.num_rows for table in tables)
         if total == 0:
             raise DataError(f"{folder} holds no rows; expected one per image")
-        written = _write(name, _table_files(tables), total, path, report)
+        written = _write(name, _table_files(tables), total, path, progress)
         _complete_classes(path, tables)
     _mark(path, name, total)
     return Materialised(path, total, written)
@@ -110,7 +108,7 @@ def _materialise(
 def _mark(path: Path, name: str, images: int | None) -> None:
     """Note whose folder this is; `images` once they are all there."""
     marker = {"dataset": name, "images": images}
-    _write_file(path / _MARKER, json.dumps(marker).encode())
+    write_bytes(path / _MARKER, json.dumps(marker).encode(), durable=False)
 
 
 def _finished(name: str, path: Path) -> int | None:
@@ -152,20 +150,12 @@ def _download(name: str, path: Path) -> Path:
             repo_id=repository, repo_type="dataset", allow_patterns=["*.parquet"]
         )
     except Exception as error:  # each HTTP library and the hub have their own
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise
         raise DataError(
-            f"cannot fetch {repository} from the Hugging Face hub ({_reason(error)}); "
+            f"cannot fetch {repository} from the Hugging Face hub ({one_line(error)}); "
             f"where there is a network, `hf download {repository} --repo-type dataset "
             f"--local-dir DIR`; then `fedclip data {name} --to {path} --from DIR`"
         ) from error
     return Path(folder)
-
-
-def _reason(error: Exception) -> str:
-    words = str(error).split()
-    text = " ".join(words[:20]) + (" ..." if len(words) > 20 else "")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _parquet_files(source: Path) -> list[Path]:
@@ -212,7 +202,7 @@ def _write(
     files: Iterable[tuple[str, bytes]],
     total: int,
     to: Path,
-    report: Progress,
+    progress: Progress,
 ) -> int:
     """Write what is not there yet; returns how many files that was."""
     _mark(to, dataset, None)
@@ -222,26 +212,15 @@ def _write(
         try:
             size = path.stat().st_size
         except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_file(path, data)
+            write_bytes(path, data, durable=False)
             written += 1
         else:
             if size != len(data):
                 raise DataError(
                     f"{path} is there with other contents; name a new folder with --to"
                 )
-        report(done, total)
+        progress(f"write {dataset}", done, total)
     return written
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")  # hidden: never taken for an image
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _complete_classes(to: Path, tables: Iterable[ImageTable]) -> None:
@@ -252,9 +231,3 @@ def _complete_classes(to: Path, tables: Iterable[ImageTable]) -> None:
     for domain in domains:
         for cls in classes:
             (domain / cls).mkdir(exist_ok=True)
-
-
-def _storage_fault(error: OSError, to: Path) -> str:
-    if error.errno in _FULL:
-        return f"the disk is full at --to {to}; free some space and run this again"
-    return f"cannot write --to {to}: {error.strerror or error}"

@@ -14,7 +14,7 @@ import io
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import DataError
+from ..errors import DataError, one_line
 
 MAX_PIXELS = 178_956_970
 """Larger images are refused: where Pillow's own default turns to an error."""
@@ -52,8 +52,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     except UnidentifiedImageError as error:
         raise _bad(name, "not an image of a known format") from error
     except Exception as error:  # Pillow's readers raise anything on malformed data
-        reason = str(error) or type(error).__name__
-        raise _bad(name, " ".join(reason.split())) from error
+        raise _bad(name, one_line(error)) from error
 
 
 def _bad(name: str, reason: str) -> DataError:

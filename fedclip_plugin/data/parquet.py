@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, one_line
 
 COLUMNS = {
     "image": ("image", "img", "picture"),
@@ -54,7 +54,9 @@ class ImageTable:
         try:
             file = parquet.ParquetFile(path, pre_buffer=False)
         except (ValueError, OSError) as error:  # ArrowInvalid is a ValueError
-            raise DataError(f"{path} is not a parquet file: {_line(error)}") from error
+            raise DataError(
+                f"{path} is not a parquet file: {one_line(error)}"
+            ) from error
         schema = file.schema_arrow
         columns = {kind: _find_column(path, kind, schema.names) for kind in COLUMNS}
         features = _label_names(schema.metadata or {})
@@ -87,7 +89,7 @@ class ImageTable:
                 number += 1
         except (ValueError, OSError) as error:
             raise DataError(
-                f"{self.path} is damaged after row {number}: {_line(error)}; "
+                f"{self.path} is damaged after row {number}: {one_line(error)}; "
                 "fetch it again"
             ) from error
 
@@ -171,7 +173,3 @@ def _stem(path: Any) -> str | None:
     if not usable or _FORBIDDEN.search(stem):
         return None
     return stem
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

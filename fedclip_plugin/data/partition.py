@@ -11,14 +11,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..config.schema import DataConfig
-from ..errors import ConfigError
-from .dataset import close_match, spelling_key
+from ..errors import ConfigError, did_you_mean, spelling_key
 
 Rows = npt.NDArray[np.int64]
 NO_TARGET = "none"
@@ -124,24 +122,6 @@ def partition_clients(
     return tuple(_client(*part, y, data.shots, seed) for part in parts)
 
 
-def partition_summary(
-    clients: Sequence[ClientRows], labels: Mapping[str, Rows], num_classes: int
-) -> dict[str, dict[str, Any]]:
-    """For each client the sizes of its parts, and its training rows per class."""
-    y = np.concatenate([np.asarray(part, np.int64) for part in labels.values()])  # (N,)
-    return {
-        client.name: {
-            "train": len(client.train),
-            "val": len(client.val),
-            "test": len(client.test),
-            "train_per_class": np.bincount(
-                y[client.train], minlength=num_classes
-            ).tolist(),
-        }
-        for client in clients
-    }
-
-
 def _random(*seed: int) -> np.random.RandomState:
     try:
         return np.random.RandomState(seed[0] if len(seed) == 1 else list(seed))
@@ -162,7 +142,7 @@ def _resolve(domains: Sequence[str], target: str) -> str | None:
     if target.isdecimal() and int(target) < len(domains):
         return domains[int(target)]
     raise ConfigError(
-        f"--target {target}: no such domain{close_match(target, domains)} "
+        f"--target {target}: no such domain{did_you_mean(target, domains)} "
         f"(known: {', '.join(domains)}, or {NO_TARGET})"
     )
 

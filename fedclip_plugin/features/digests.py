@@ -5,21 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 from ..data.dataset import ImageDomain
+from ..data.progress import Progress, silent
 from ..errors import DataError
 from ..storage.files import write_json
 
 _log = logging.getLogger("fedclip")
-
-Progress = Callable[[str, int, int], None]
-"""``progress(what, done, total)``: called as work goes on."""
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """A Progress that shows nothing."""
 
 
 def digest_domain(

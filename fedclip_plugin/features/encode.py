@@ -27,8 +27,9 @@ from torch import Tensor
 from ..clip.prompts import captions
 from ..data.dataset import ImageDataset, ImageDomain
 from ..data.images import decode_image
+from ..data.progress import Progress, silent
 from ..errors import DataError
-from .digests import Progress, digest_domain, silent
+from .digests import digest_domain
 from .feature_set import FeatureSet
 from .store import FeatureStore, ShardWriter
 
@@ -96,7 +97,7 @@ def encode_once(
     found = store.load(wanted)
     if wanted - found.keys():
         with store.lock():
-            store.sweep()
+            store.remove_leftovers()
             found = store.load(wanted)  # another process may have encoded them
             found.update(_encode_missing(job, store, digests, found, encoder, progress))
     stats.encoded = encoder.images

@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from ..storage.files import sweep, write_json
+from ..storage.files import remove_leftovers, write_json
 from ..storage.tensors import DamagedFileError, read_tensors, write_tensors
 
 SHARD_ROWS = 512
@@ -58,9 +58,9 @@ class FeatureStore:
             found.update((k, r) for k, r in zip(keys, rows) if k in wanted)
         return found
 
-    def sweep(self) -> None:
+    def remove_leftovers(self) -> None:
         """Remove what killed encoders left half-written; for the holder of the lock."""
-        sweep(self.directory, "shard-*")
+        remove_leftovers(self.directory, "shard-*")
 
     def add(self, digests: Sequence[str], image: Tensor) -> None:
         """Write one shard: ``image`` (N, D) float32 for N digests."""

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import RunError
-from ..storage.files import sweep
+from ..storage.files import remove_leftovers
 from ..storage.shapes import count, fields, number, several
 from ..storage.tensors import DamagedFileError, read_tensors, write_tensors
 from ..wire.codec import misfit
@@ -85,7 +85,7 @@ class Checkpoint:
         another run, or one that was made to look like this run's.
         """
         for directory in self.path.parents[:2]:
-            sweep(directory)
+            remove_leftovers(directory)
         try:
             tensors, meta = read_tensors(self.path)
             progress = _progress(meta)

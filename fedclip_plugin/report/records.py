@@ -29,18 +29,6 @@ NO_TARGET = "none"
 MAX_CLIENTS = 1000  # of a round that are kept in memory, for every round
 
 
-_REQUIRED = {
-    "algorithm": str,
-    "dataset": str,
-    "model": str,
-    "rounds": int,
-    "zero_shot": dict,
-    "result": dict,
-    "communication": dict,
-    "seconds": dict,
-}
-
-
 @dataclass(frozen=True)
 class RunRecord:
     """One finished leaf run as it lies on disk.
@@ -78,7 +66,7 @@ def load_run(directory: str | Path) -> RunRecord:
             f"{path} holds several runs: name one of them, as in "
             f"{path / '<target>' / 'seed-<n>'}"
         )
-    _check_summary(path / "summary.json", summary)
+    _check(str(path / "summary.json"), summary, SUMMARY)
     config = path / "config.toml"
     judged = path / "evaluation.json"
     evaluation = _read_json(judged) if judged.is_file() else {}
@@ -216,16 +204,6 @@ def _thinned(entry: dict[str, Any]) -> dict[str, Any]:
     tests = {n: c["test"] for n, c in clients.items() if c.get("test") is not None}
     ends = [pick(tests, key=lambda n: tests[n]) for pick in (min, max) if tests]
     return {**entry, "clients": {name: clients[name] for name in ends}}
-
-
-def _check_summary(path: Path, summary: Summary) -> None:
-    for key, kind in _REQUIRED.items():
-        if not isinstance(summary.get(key), kind):
-            raise RunError(
-                f"{path}: expected {key!r} to be {kind.__name__}, "
-                f"got {summary.get(key)!r}: run again into a new --out"
-            )
-    _check(str(path), summary, SUMMARY)
 
 
 def _check(where: str, value: Any, shape: shapes.Check) -> None:

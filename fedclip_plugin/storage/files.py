@@ -21,8 +21,8 @@ _SCRAP = ".tmp"
 def cannot_write(path: Path, error: OSError) -> RunError:
     """The user error for a full or read-only disk."""
     return RunError(
-        f"cannot write {path}: {error.strerror}; free some space or choose another "
-        "directory (--out, or FEDCLIP_CACHE for the feature cache)"
+        f"cannot write {path}: {error.strerror}; free some space, or choose another "
+        "directory (--out, --to, or FEDCLIP_CACHE for the feature cache)"
     )
 
 
@@ -66,7 +66,7 @@ def _sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def sweep(directory: Path, name: str = "*") -> None:
+def remove_leftovers(directory: Path, name: str = "*") -> None:
     """Remove what killed writers of files ``name`` left; nobody else may write now."""
     for scrap in directory.glob(f".{name}{_SCRAP}"):
         scrap.unlink(missing_ok=True)

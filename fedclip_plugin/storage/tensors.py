@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..errors import one_line
 from .files import write_bytes
 
 CHECKSUM = "sha256"
@@ -144,7 +145,7 @@ def read_safetensors(
     try:
         tensors = safetensors.torch.load(data)
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise TensorBytesError(" ".join(str(error).split())) from error
+        raise TensorBytesError(one_line(error)) from error
     if tensors.keys() != entries.keys():
         raise TensorBytesError("its header is not as safetensors reads it")
     return tensors, metadata

@@ -107,7 +107,7 @@ class Progress:
         self._said = time.monotonic()
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """``digests.Progress``: one more step of ``what`` is done."""
+        """``data.progress.Progress``: one more step of ``what`` is done."""
         if time.monotonic() - self._said > SECONDS:
             self._said = time.monotonic()
             say(f"{what}: {done}/{total}")

@@ -73,7 +73,7 @@ def test_names_are_lower_case_and_given_once():
         with pytest.raises(ConfigError, match="expected a lower-case name"):
             registry.register(name, "x")
     assert registry.get("ONE") == "first"
-    with pytest.raises(ConfigError, match="unknown --alg 'onne': did you mean one"):
+    with pytest.raises(ConfigError, match="unknown --alg 'onne'; did you mean one"):
         registry.get("onne")
 
 
@@ -121,5 +121,5 @@ def test_autograd_and_the_fused_kernels_train_alike():
 
 
 def test_an_unknown_adapter_is_one_line():
-    with pytest.raises(ConfigError, match="unknown --adapter 'atention': did you mean"):
+    with pytest.raises(ConfigError, match="unknown --adapter 'atention'; did you mean"):
         last_state("atention")

@@ -79,7 +79,7 @@ def test_named_templates() -> None:
 
 
 def test_unknown_templates() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'ensemble'"):
+    with pytest.raises(ConfigError, match="did you mean ensemble"):
         prompt_templates("ensembel")
     with pytest.raises(ConfigError, match="at least one"):
         prompt_templates([])

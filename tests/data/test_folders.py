@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from fedclip_plugin.data.dataset import KNOWN, ImageDataset, canonical_name
-from fedclip_plugin.data.folders import IMAGE_SUFFIXES, dataset_notes, load_dataset
+from fedclip_plugin.data.folders import IMAGE_SUFFIXES, load_dataset
 from fedclip_plugin.errors import DataError
 
 MINI = Path(__file__).parents[3] / "shared" / "data" / "pacs-mini"
@@ -159,7 +159,7 @@ def test_domains_choose_and_keep_the_order(tmp_path: Path) -> None:
     make_set(tmp_path, ("Photo", "sketch"))
     chosen = load_dataset("pacs", str(tmp_path), ["Sketch", "photos"])
     assert names(chosen) == ("photo", "sketch")
-    with pytest.raises(DataError, match=r"no domain 'skech'.*did you mean 'sketch'"):
+    with pytest.raises(DataError, match=r"no domain 'skech'.*did you mean sketch"):
         load_dataset("pacs", str(tmp_path), ["skech"])
     with pytest.raises(DataError, match="no domain of pacs chosen"):
         load_dataset("pacs", str(tmp_path), [])
@@ -194,7 +194,7 @@ def test_embedded_digits() -> None:
     assert names(load_dataset("digits", None, ["SKETCH"])) == ("sketch",)
     with pytest.raises(DataError, match="takes no --root"):
         load_dataset("digits", "/data")
-    with pytest.raises(DataError, match="did you mean 'sketch'"):
+    with pytest.raises(DataError, match="did you mean sketch"):
         load_dataset("digits", None, ["sketches"])
 
 
@@ -221,7 +221,7 @@ def test_missing_roots_tell_what_to_do(tmp_path: Path) -> None:
         load_dataset("officehome", None)
     with pytest.raises(DataError, match="add --root DIR"):
         load_dataset("vlcs", None)
-    with pytest.raises(DataError, match=r"did you mean 'pacs'.*--root DIR"):
+    with pytest.raises(DataError, match=r"did you mean pacs.*--root DIR"):
         load_dataset("pasc", None)
     put(tmp_path, "file")
     with pytest.raises(DataError, match="is not a folder"):
@@ -285,15 +285,6 @@ def test_names_that_are_not_unicode_can_still_be_hashed(tmp_path: Path) -> None:
 def test_domains_travel_to_worker_processes(tmp_path: Path) -> None:
     domain = load_dataset("x", str(make_set(tmp_path, ("a",)))).domains[0]
     assert pickle.loads(pickle.dumps(domain)).read(0) == b"image cat/1.jpg"
-
-
-def test_notes_tell_of_a_part(tmp_path: Path) -> None:
-    part = load_dataset("pacs", str(make_set(tmp_path, PACS)))
-    assert dataset_notes(part) == [
-        "pacs: 2 classes, the published set has 7",
-        "pacs: 16 images, the published set has 9991",
-    ]
-    assert dataset_notes(load_dataset("digits", None)) == []
 
 
 def test_aliases_do_not_clash() -> None:

@@ -30,12 +30,12 @@ from tests.data.parquet_files import (  # noqa: E402, F401
 def test_folders_hold_the_original_bytes_under_their_names(
     tmp_path: Path, parquet: Path
 ) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[str, int, int]] = []
     done = materialise(
         "pacs", tmp_path / "out", parquet, lambda *counts: seen.append(counts)
     )
     assert (done.images, done.written) == (48, 48)
-    assert seen == [(i, 48) for i in range(1, 49)]
+    assert seen == [("write pacs", i, 48) for i in range(1, 49)]
     dataset = load_dataset("pacs", str(tmp_path / "out"))
     assert dataset.classes == tuple(CLASSES)
     assert [len(d.files) for d in dataset.domains] == [12] * 4
@@ -56,15 +56,16 @@ def test_a_second_call_writes_nothing(tmp_path: Path, parquet: Path) -> None:
 
 
 def test_an_interrupted_call_is_continued(tmp_path: Path, parquet: Path) -> None:
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(what: str, done: int, total: int) -> None:
         if done == 30:
             raise KeyboardInterrupt
 
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         materialise("pacs", out, parquet, interrupt)
-    (out / "photo" / "dog" / ".pic_001.jpg.part").write_bytes(b"killed here")
+    (out / "photo" / "dog" / ".pic_001.jpg.x.tmp").write_bytes(b"killed here")
     assert materialise("pacs", out, parquet).written == 18
+    assert list(out.rglob(".*.tmp")) == []
     (out / "photo" / "dog" / "pic_001.jpg").unlink()
     assert materialise("pacs", out, parquet).written == 1
     assert sum(len(d.files) for d in load_dataset("pacs", str(out)).domains) == 48
@@ -185,7 +186,7 @@ def test_a_class_that_a_domain_lacks_gets_a_folder(tmp_path: Path) -> None:
 def test_two_at_once(tmp_path: Path, parquet: Path) -> None:
     out = tmp_path / "out"
 
-    def again(done: int, total: int) -> None:
+    def again(what: str, done: int, total: int) -> None:
         with pytest.raises(DataError, match="another `fedclip data` is writing"):
             materialise("pacs", out, parquet)
 

@@ -10,7 +10,6 @@ from fedclip_plugin.data.partition import (
     ClientRows,
     paper_split,
     partition_clients,
-    partition_summary,
     resolve_targets,
 )
 from fedclip_plugin.errors import ConfigError
@@ -122,8 +121,7 @@ def test_smaller_alpha_is_more_skewed() -> None:
     def classes_per_client(alpha: float) -> float:
         data = DataConfig(partition="dirichlet", clients=10, alpha=alpha)
         clients = partition_clients(labels, data, None, 0)
-        summary = partition_summary(clients, labels, 10)
-        shares = [np.array(s["train_per_class"]) for s in summary.values()]
+        shares = [np.bincount(labels["a"][c.train], minlength=10) for c in clients]
         return float(np.mean([np.exp(_entropy(s / s.sum())) for s in shares]))
 
     spread = [classes_per_client(alpha) for alpha in (0.01, 0.5, 1e6)]
@@ -205,11 +203,11 @@ def test_resolve_targets() -> None:
 
 
 def test_unknown_targets_name_the_known() -> None:
-    with pytest.raises(ConfigError, match=r"did you mean 'sketch'.*cartoon"):
+    with pytest.raises(ConfigError, match=r"did you mean sketch.*cartoon"):
         resolve_targets(PACS, ("sketsh",))
     with pytest.raises(ConfigError, match="--target 4"):
         resolve_targets(PACS, ("4",))
-    with pytest.raises(ConfigError, match="did you mean 'photo'"):
+    with pytest.raises(ConfigError, match="did you mean photo"):
         partition_clients(make_labels(), DataConfig(), "phto", 0)
 
 
@@ -219,16 +217,3 @@ def test_a_client_must_be_left() -> None:
             resolve_targets(("only",), targets)
     with pytest.raises(ConfigError, match="leaves no client"):
         partition_clients({"only": np.zeros(9, np.int64)}, DataConfig(), "only", 0)
-
-
-def test_summary() -> None:
-    labels = {"a": np.array([0, 0, 1, 1, 1]), "b": np.array([1, 1, 1, 1, 1])}
-    clients = partition_clients(labels, DataConfig(), None, 0)
-    summary = partition_summary(clients, labels, 3)
-    assert summary["b"] == {
-        "train": 3,
-        "val": 1,
-        "test": 1,
-        "train_per_class": [0, 3, 0],
-    }
-    assert sum(summary["a"]["train_per_class"]) == 3
