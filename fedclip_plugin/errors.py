@@ -1,8 +1,8 @@
-"""Errors that a user can cause and mend.
+"""Errors that a user can cause and fix.
 
 The command line prints the message of a :class:`FedClipError` as one line and exits
-with code 2.  Say what was got, what was expected, and how to put it right; name the
-file or the flag.  Any other exception is a fault of ours and exits with code 1.
+with code 2.  Say what was got, what was expected, and how to fix it; name the file or
+the flag.  Any other exception is a fault of ours and exits with code 1.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class UpdateError(FedClipError):
 
 
 class RunError(FedClipError):
-    """An output directory or checkpoint that cannot be used as asked."""
+    """An output directory or checkpoint that cannot be used as requested."""
 
 
 def did_you_mean(

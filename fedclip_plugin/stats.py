@@ -1,4 +1,4 @@
-"""The mean that every stage uses: what could not be measured takes no part."""
+"""The mean that every stage uses; None, what could not be measured, is left out."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from statistics import stdev
 
 def mean(values: Iterable[float | None]) -> float | None:
     """Mean of the values that are not None; None when there is none."""
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
+    present = [v for v in values if v is not None]
+    return sum(present) / len(present) if present else None
 
 
 def ci95(values: Iterable[float | None]) -> float | None:
     """Half-width of the mean's 95 % confidence interval; None with fewer than 2."""
-    known = [v for v in values if v is not None]
-    if len(known) < 2:
+    present = [v for v in values if v is not None]
+    if len(present) < 2:
         return None
     from scipy.special import stdtrit  # slow to import, and seldom needed
 
-    quantile = float(stdtrit(len(known) - 1, 0.975))  # of Student's t
-    return quantile * stdev(known) / math.sqrt(len(known))
+    quantile = float(stdtrit(len(present) - 1, 0.975))  # of Student's t
+    return quantile * stdev(present) / math.sqrt(len(present))

@@ -114,8 +114,8 @@ def features(args: argparse.Namespace, display: Display) -> int:
     from ..features.obtain import obtain_features
 
     config = read_config(args)
-    found, stats = obtain_features(config, display.images)
-    save_features(found, args.to)
+    feature_set, stats = obtain_features(config, display.images)
+    save_features(feature_set, args.to)
     display.say(_features_line(config, stats))
     display.say(f"written: {args.to}")
     return 0
@@ -212,7 +212,7 @@ def hosts(args: argparse.Namespace, display: Display) -> int:
     from ..registry import HOSTS
 
     for host in HOSTS.values():
-        display.out.print(f"[bold]{host.title}[/] {_found(host)}", highlight=False)
+        display.out.print(f"[bold]{host.title}[/] {_installed(host)}", highlight=False)
         for label, text in (
             ("supported", host.supported),
             ("install", host.install),
@@ -223,7 +223,7 @@ def hosts(args: argparse.Namespace, display: Display) -> int:
     return 0
 
 
-def _found(host: Host) -> str:
+def _installed(host: Host) -> str:
     if host.package is None:
         return "(a repository of yours)"
     version = host.version()

@@ -1,6 +1,6 @@
-"""What can be known before a run: versions, machine, model, data, hosts, cache.
+"""What can be checked before a run: versions, machine, model, data, hosts, cache.
 
-``diagnose`` asks and never mends, downloads or prints; the command line renders it.
+``diagnose`` only looks: it never repairs, downloads or prints; the command line does.
 Errors become checks too, so that one fault does not hide the next.
 """
 
@@ -66,12 +66,12 @@ class Check:
 
 def check_versions() -> list[Check]:
     """Versions of the libraries, against what this distribution asks for."""
-    found = {name: _installed(name) for name in LIBRARIES}
-    listed = ", ".join(f"{name} {version}" for name, version in found.items())
+    versions = {name: _installed(name) for name in LIBRARIES}
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     detail = f"Python {platform.python_version()}, {listed}"
     for requirement in _requirements(DISTRIBUTION):
         wanted = re.fullmatch(r"([\w.-]+)\s*>=\s*([\d.]+)", requirement.strip())
-        version = found.get(wanted[1].replace("-", "_")) if wanted else None
+        version = versions.get(wanted[1].replace("-", "_")) if wanted else None
         if wanted and version and _numbers(version) < _numbers(wanted[2]):
             remedy = f"pip install '{requirement.strip()}'"
             return [Check("versions", "fail", detail, remedy)]
@@ -124,12 +124,12 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def check_hosts() -> list[Check]:
     """Which host frameworks are installed; imports none of them."""
-    found = []
+    checks = []
     for extra, distribution in HOSTS.items():
         version = _installed(distribution)
         absent = f"not installed; optional: pip install '{DISTRIBUTION}[{extra}]'"
-        found.append(Check(f"host {extra}", "ok", version or absent))
-    return found
+        checks.append(Check(f"host {extra}", "ok", version or absent))
+    return checks
 
 
 def check_extras() -> list[Check]:
@@ -149,30 +149,30 @@ def check_extras() -> list[Check]:
 
 
 def check_kernels() -> list[Check]:
-    """The processor, and whether the compiled kernels serve it."""
-    found = capabilities()
+    """The processor, and whether it runs the compiled kernels."""
+    facts = capabilities()
     bf16 = "with" if cpu_has_bf16() else "without"
     detail = (
         f"{torch.backends.cpu.get_cpu_capability()} {bf16} bf16 instructions, "
         f"{torch.get_num_threads()} threads of {os.cpu_count()} processors; "
     )
-    if found["compiled"]:
-        detail += f"compiled kernels, {found['isa']}"
+    if facts["compiled"]:
+        detail += f"compiled kernels, {facts['isa']}"
         return [Check("kernels", "ok", detail)]
-    detail += f"no compiled kernels: {found['note']}"
+    detail += f"no compiled kernels: {facts['note']}"
     remedy = "results are the same, only slower; reinstall with a C++ compiler"
     return [Check("kernels", "warn", detail, remedy)]
 
 
-def check_device(asked: str) -> list[Check]:
+def check_device(requested: str) -> list[Check]:
     """The device of a run; a GPU that this PyTorch cannot use is a warning."""
-    device = resolve_device(asked)
+    device = resolve_device(requested)
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         memory = properties.total_memory / GIB
         detail = f"{device}: {properties.name}, {memory:.0f} GiB"
         return [Check("device", "ok", f"{detail}, {low_precision(device)}")]
-    idle = asked == "auto" and shutil.which("nvidia-smi") is not None
+    idle = requested == "auto" and shutil.which("nvidia-smi") is not None
     if idle and torch.version.cuda is None:
         detail = f"cpu: PyTorch {torch.__version__} is built without CUDA"
         remedy = "there seems to be an NVIDIA GPU: install a CUDA build of PyTorch"
@@ -228,14 +228,14 @@ def check_cache() -> list[Check]:
 __all__ = ["Check", "diagnose"]
 
 
-SCALE = (20.0, 200.0)  # of the logits: CLIP's is 100, SigLIP's 115, an untrained 14
+SCALE = (20.0, 200.0)  # of the logits: 100 in CLIP, 115 in SigLIP, 14 untrained
 
 
 SAMPLE = 8  # images that are encoded as a test
 
 
 def diagnose(config: RunConfig) -> list[Check]:
-    """Look at everything that a run of ``config`` depends on; changes nothing."""
+    """Check everything that a run of ``config`` depends on; changes nothing."""
     features = config.data.features
     parts: dict[str, Callable[[], Sequence[Check]]] = {
         "versions": check_versions,
@@ -305,12 +305,12 @@ def _model(config: RunConfig) -> list[Check]:
     activation = "QuickGELU" if source.config.get("quick_gelu") else "GELU"
     size = "x".join(map(str, source.image_size))
     detail = f"{source.name} with {source.tag}: {size} pixels, {activation}"
-    found = [Check("model", "ok", detail)]
+    checks = [Check("model", "ok", detail)]
     if cached_file(source) is None:
-        return [*found, _not_here(source)]
+        return [*checks, _not_here(source)]
     clip = FrozenClip.load(spec)
     return [
-        *found,
+        *checks,
         _scale(clip),
         *_guarded("encoding", lambda: [_encoding(config, clip)]),
     ]
@@ -319,7 +319,7 @@ def _model(config: RunConfig) -> list[Check]:
 def _not_here(source: ModelSource) -> Check:
     detail = f"{source.tag} of {source.name} is not on this machine"
     if reachable(HUB):
-        return Check("weights", "warn", detail, f"the first run fetches it from {HUB}")
+        return Check("weights", "warn", detail, f"the first run loads it from {HUB}")
     return Check("weights", "fail", f"{detail}, nor can {HUB} be reached", OFFLINE_HINT)
 
 
@@ -332,10 +332,10 @@ def _scale(clip: FrozenClip) -> Check:
 
 
 def _encoding(config: RunConfig, clip: FrozenClip) -> Check:
-    """Encode a few images as a run would; NaN raises, as it does there."""
+    """Encode a few images as a run would; NaN raises here too."""
     pixels = encode_sample(config, clip)
-    asked = clip.precision
-    if asked in ("bf16", "fp16"):
+    precision = clip.precision
+    if precision in ("bf16", "fp16"):
         spec = replace(EncoderSpec.from_config(config), precision="fp32")
         exact = FrozenClip.load(spec).encode_images(pixels)
     else:
@@ -355,6 +355,6 @@ def encode_sample(config: RunConfig, clip: FrozenClip) -> Tensor:
         picked = [domains[i % len(domains)] for i in range(SAMPLE)]
         chosen = [(d, i * len(d.files) // SAMPLE) for i, d in enumerate(picked)]
         images = [decode_image(d.read(i), d.files[i]) for d, i in chosen]
-    except FedClipError:  # told by the check of the data
+    except FedClipError:  # reported by the check of the data
         return torch.randn(SAMPLE, 3, *clip.source.image_size)
     return torch.stack([clip.preprocess(image) for image in images])

@@ -1,4 +1,4 @@
-"""``fedclip run --dry-run``: check data and weights, and tell what a run would cost.
+"""``fedclip run --dry-run``: check data and weights, and estimate the cost.
 
 Times are measured here on a few images and one round of random features; nothing is
 written, fetched or cached.
@@ -38,17 +38,17 @@ def estimate(config: RunConfig) -> list[Cost]:
 
     Raises FedClipError for what a run would refuse.
     """
-    features, found = _stand_in(config)
+    features, costs = _stand_in(config)
     targets = resolve_targets(features.domains, config.data.targets)
     runs = len(targets) * len(config.seeds)
     named = ", ".join(target or "none" for target in targets)
-    found.append(
+    costs.append(
         Cost("runs", f"{runs}: held out {named}; seeds {_listed(config.seeds)}")
     )
     if get_algorithm(config.algorithm).needs_clip:
         detail = f"--alg {config.algorithm} trains CLIP itself: measure one round"
-        return [*found, Cost("training", detail)]
-    return [*found, *_training(config, features, targets[0], runs)]
+        return [*costs, Cost("training", detail)]
+    return [*costs, *_training(config, features, targets[0], runs)]
 
 
 def _listed(numbers: tuple[int, ...]) -> str:

@@ -1,7 +1,6 @@
-"""Ctrl-C and SIGTERM on the command line: what is kept, and the command that goes on.
+"""Ctrl-C and SIGTERM on the command line: say what is kept and how to resume.
 
-Every file is replaced in one step, so a run may be ended anywhere; all that is left to
-do is to say how it goes on.
+Every file is replaced in one step, so a run may be stopped anywhere.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Stops:
     def __init__(self, args: argparse.Namespace, words: Sequence[str]) -> None:
         self.args, self.words = args, words
         self.code = 128 + signal.SIGINT
-        self._seen = self._told = False
+        self._seen = self._reported = False
 
     def __enter__(self) -> Stops:
         self._former = {}
@@ -46,32 +45,32 @@ class Stops:
             signal.signal(each, former)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self._seen:  # whatever hangs, hangs no longer
-            if not self._told:  # not by print: the signal may have come within one
+        if self._seen:  # nothing that hangs may hold the process
+            if not self._reported:  # not by print: the signal may have come within one
                 os.write(2, f"fedclip: error: {self._line()}\n".encode())
             os._exit(self.code)
         self._seen, self.code = True, 128 + number
         raise KeyboardInterrupt
 
-    def tell(self) -> None:
-        """Say on stderr how to go on."""
+    def report(self) -> None:
+        """Say on stderr how to resume."""
         print_error(self._line())
-        self._told = True
+        self._reported = True
 
     def _line(self) -> str:
-        return f"interrupted; {how_to_go_on(self.args, self.words)}"
+        return f"interrupted; {how_to_resume(self.args, self.words)}"
 
 
-def how_to_go_on(args: argparse.Namespace, words: Sequence[str]) -> str:
-    """What is kept of a command that was broken off, and what to type."""
+def how_to_resume(args: argparse.Namespace, words: Sequence[str]) -> str:
+    """What is kept of an interrupted command, and what to type to resume it."""
     if args.command == "fedml":
         line = shlex.join(["fedclip", *words])
         if args.role == "client" or args.rank:
-            return f"the client joins in again with: {line}"
+            return f"the client joins again with: {line}"
         line += "" if args.resume else " --resume"
-        return f"where fedclip_out is set, go on with: {line}"
+        return f"where fedclip_out is set, resume with: {line}"
     out = getattr(args, "out", None)
     if args.command == "run" and out and (out / "config.toml").is_file():
         line = shlex.join(["fedclip", "run", "--resume", "--out", str(out)])
-        return f"nothing is lost; go on with: {line}"
-    return "nothing is lost; the same command goes on"
+        return f"nothing is lost; resume with: {line}"
+    return "nothing is lost; run the same command to resume"

@@ -241,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(args)
         except KeyboardInterrupt:
-            stops.tell()
+            stops.report()
             return stops.code
 
 

@@ -1,4 +1,4 @@
-"""A model and its weights, resolved but not loaded, and how the weights get here."""
+"""A model and its weights, resolved but not loaded, and how they are downloaded."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class ModelSource:
 def weights_file(source: ModelSource) -> Path:
     """The checkpoint on this machine; downloads it through open_clip if need be.
 
-    What a cache already holds is used without asking the network.  Raises WeightsError
-    with the way to work offline.
+    What a cache already holds is used without the network.  Raises WeightsError that
+    says how to work offline.
     """
     if source.file is not None:
         return source.file
@@ -79,7 +79,7 @@ def weights_file(source: ModelSource) -> Path:
 
 
 def cached_file(source: ModelSource) -> Path | None:
-    """The checkpoint if it is on this machine already; asks no network."""
+    """The checkpoint if it is on this machine already; uses no network."""
     if source.file is not None:
         return source.file
     entry = _registered(source)
@@ -90,7 +90,7 @@ def cached_file(source: ModelSource) -> Path | None:
 
 
 def _registered(source: ModelSource) -> Mapping[str, Any]:
-    """open_clip's registry entry: where the weights of a tag can be had."""
+    """open_clip's registry entry: where the weights of a tag can be found."""
     from open_clip.pretrained import get_pretrained_cfg
 
     name = source.name.removesuffix(QUICKGELU)
@@ -109,12 +109,12 @@ def schema_files(model: str) -> tuple[Path, Path]:
     schema, _, where = model.partition(":")
     if schema == "local-dir":
         folder = Path(where).expanduser()
-        found = [folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()]
-        if not (folder / CONFIG_NAME).is_file() or not found:
+        weights = [folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()]
+        if not (folder / CONFIG_NAME).is_file() or not weights:
             raise WeightsError(
                 f"--model {model}: expected {CONFIG_NAME} and {WEIGHTS_NAMES[0]} there"
             )
-        return folder / CONFIG_NAME, found[0]
+        return folder / CONFIG_NAME, weights[0]
     try:
         return _from_hub(where, (CONFIG_NAME,)), _from_hub(where, WEIGHTS_NAMES)
     except Exception as error:
@@ -133,7 +133,7 @@ def _hub_cached(repository: str, names: Sequence[str]) -> Path | None:
                 repo_id=repository, filename=name, local_files_only=True
             )
             return Path(cached)
-        except Exception:  # not cached, or no huggingface_hub: told by the download
+        except Exception:  # not cached, or no huggingface_hub: the download reports it
             continue
     return None
 
@@ -145,16 +145,16 @@ def _from_hub(repository: str, names: Sequence[str]) -> Path:
     if cached := _hub_cached(repository, names):
         return cached
     if not reachable(HUB):  # the hub's own retries take most of a minute
-        raise ConnectionError(f"{HUB} cannot be reached from here")
+        raise ConnectionError(f"{HUB} cannot be reached")
     # Given its default name, open_clip tries the .safetensors before the .bin.
     return Path(download_pretrained_from_hf(repository, names[-1]))
 
 
 def reachable(url: str) -> bool:
-    """Whether a download is worth trying: not told offline, and the port answers."""
+    """Whether a download is worth trying: not offline, and the port answers."""
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
         return False
-    if urllib.request.getproxies():  # the proxy reaches what we cannot
+    if urllib.request.getproxies():  # the proxy may reach what we cannot
         return True
     parts = urllib.parse.urlsplit(url)
     port = parts.port or (80 if parts.scheme == "http" else 443)

@@ -4,8 +4,8 @@
     x = clip.encode_images(torch.stack([clip.preprocess(image)]))      # (1, D)
     t = clip.encode_text(["a picture of a seven"])                     # (1, D)
 
-Only the image tower runs in low precision, with pure bf16 or fp16 weights; captions
-are a handful and always encoded in fp32.
+Only the image tower runs in low precision, with pure bf16 or fp16 weights; the few
+captions are always encoded in fp32.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _log = logging.getLogger("fedclip")
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What a user asked for: names, tag or file, precision and device."""
+    """What the user requested: names, tag or file, precision and device."""
 
     model: str
     pretrained: str
@@ -71,7 +71,7 @@ class EncoderSpec:
         )
 
     def source(self) -> ModelSource:
-        """The model config and the weights meant; raises WeightsError."""
+        """The model config and the weights; raises WeightsError."""
         return resolve(self.model, self.pretrained, self.config_dir)
 
 
@@ -179,9 +179,9 @@ class FrozenClip:
     def resolve_precision(self, pixels: Tensor) -> str:
         """Settle ``auto`` on real images: low precision iff every feature agrees.
 
-        ``pixels`` (B, 3, S, S), a mix of the images to come.  bf16 (fp16 on GPUs
+        ``pixels`` (B, 3, S, S), a sample of the images to encode.  bf16 (fp16 on GPUs
         without it) is taken iff the cosine of each of up to 64 features with its fp32
-        self exceeds 0.999.  Frees the copy that lost; returns ``precision``.
+        self exceeds 0.999.  Frees the other copy; returns ``precision``.
         """
         if self.precision != "auto":
             return self.precision
@@ -194,7 +194,7 @@ class FrozenClip:
                 rounded = self._encode(tower, sample, DTYPES[candidate])
                 worst = float(F.cosine_similarity(exact, rounded).min())
             except (RuntimeError, WeightsError) as error:  # an op without that dtype
-                _log.info("%s is not possible here: %s", candidate, error)
+                _log.info("%s is not supported here: %s", candidate, error)
                 worst = float("nan")
         if worst > MIN_COSINE:  # false for NaN
             self._model.visual, self.precision = tower, candidate
@@ -226,7 +226,7 @@ class FrozenClip:
                 if dtype == torch.float32 or "not implemented for" not in str(error):
                     raise
                 raise WeightsError(
-                    f"--precision {self.precision} is not possible for "
+                    f"--precision {self.precision} is not supported for "
                     f"{self.source.name} on {self.device}: use --precision fp32"
                 ) from error
             pooled: Tensor = out[0] if isinstance(out, tuple) else out
@@ -256,7 +256,7 @@ def load_tokenizer(source: ModelSource) -> Callable[[list[str]], Tensor]:
     name = source.name if hugging_face else open_clip_name(source)
     try:
         tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(name)
-    except Exception as error:  # transformers missing, or its files not to be had
+    except Exception as error:  # transformers or its files are missing
         reason = one_line(error)
         raise WeightsError(f"no tokenizer for {source.name}: {reason}") from error
     return tokenizer

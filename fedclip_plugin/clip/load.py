@@ -40,7 +40,7 @@ def build_model(source: ModelSource, file: Path) -> nn.Module:
                 _refuse_other_sizes(source, file, model)
     except WeightsError:
         raise
-    except Exception as error:  # open_clip's builders raise what they please
+    except Exception as error:  # open_clip's builders raise anything
         raise _load_error(source, file, error) from error
     return model.float().eval().requires_grad_(False)
 
@@ -51,8 +51,8 @@ def open_clip_name(source: ModelSource) -> str:
 
     if source.name.startswith("hf-hub:") and source.file is not None:
         return f"local-dir:{source.file.parent}"  # the snapshot: no network again
-    known = open_clip.get_model_config
-    if source.config_file is not None and known(source.name) != source.config:
+    registered = open_clip.get_model_config
+    if source.config_file is not None and registered(source.name) != source.config:
         open_clip.add_model_config(source.config_file)
     return source.name
 
@@ -101,19 +101,19 @@ def _refuse_programs(file: Path) -> None:
         for name in archive.namelist():
             if name.endswith(".py") and b"__setstate__" in archive.read(name):
                 raise WeightsError(
-                    f"{file} holds a program that would run ({name}), which OpenAI's "
-                    "files do not, and is refused; save its state_dict as .safetensors"
+                    f"{file} holds code that would run ({name}), unlike OpenAI's "
+                    "files, and is refused; save its state_dict as .safetensors"
                 )
 
 
 def _refuse_other_sizes(source: ModelSource, file: Path, model: nn.Module) -> None:
-    """open_clip would interpolate position embeddings without a word; we do not."""
+    """open_clip would silently interpolate position embeddings; we do not."""
     wanted = {k: list(v.shape) for k, v in model.state_dict().items() if k in POSITIONS}
     for key, shape in _position_shapes(file).items():
         if shape != wanted.get(key, shape):
             raise WeightsError(
                 f"{file} does not fit --model {source.name}: {key} {shape} in the "
-                f"file, {wanted[key]} wanted; use the model of the same image size"
+                f"file, expected {wanted[key]}; use the model of the same image size"
             )
 
 
@@ -124,11 +124,11 @@ def _position_shapes(file: Path) -> dict[str, list[int]]:
             names = POSITIONS & set(tensors.keys())
             return {key: tensors.get_slice(key).get_shape() for key in names}
     if not zipfile.is_zipfile(file):
-        return {}  # of before PyTorch 1.6, or numpy's: cannot be looked into cheaply
+        return {}  # older than PyTorch 1.6, or numpy's: not cheap to inspect
     state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     state = state.get("state_dict", state)
-    found = {key.removeprefix("module."): value for key, value in state.items()}
-    return {key: list(found[key].shape) for key in POSITIONS & set(found)}
+    tensors = {key.removeprefix("module."): value for key, value in state.items()}
+    return {key: list(tensors[key].shape) for key in POSITIONS & set(tensors)}
 
 
 def _check_header(file: Path) -> None:
@@ -157,25 +157,25 @@ def _load_error(source: ModelSource, file: Path, error: BaseException) -> Weight
         )
     if "weights_only" in text.lower() or "Weights only load failed" in text:
         return WeightsError(
-            f"{file} holds pickled Python objects, which could run any program, and is "
+            f"{file} holds pickled Python objects, which could run any code, and is "
             "refused; save its state_dict as .safetensors first"
         )
     if isinstance(error, ImportError) or "pip install" in text:
         return WeightsError(f"--model {source.name}: {one_line(error)}")
     return WeightsError(
         f"cannot load {file} into --model {source.name} ({one_line(error)}): "
-        "truncated, or another model's? download it again, or check --model"
+        "is it truncated, or another model's? download it again, or check --model"
     )
 
 
 def _state_dict_mismatch(text: str) -> str:
     """'3 missing keys (visual.proj, ..), 1 wrong shape (..)', or ''."""
-    found = []
+    problems = []
     for kind in ("Missing", "Unexpected"):
         listed = re.search(rf"{kind} key\(s\) in state_dict: (.*)", text)
         if listed:
             keys = re.findall(r'"([^"]+)"', listed[1])
-            found.append(f"{len(keys)} {kind.lower()} keys ({_some(keys)})")
+            problems.append(f"{len(keys)} {kind.lower()} keys ({_some(keys)})")
     shapes = re.findall(
         r"size mismatch for (\S+): .*?torch\.Size\(\[(.*?)\]\) from checkpoint, "
         r"the shape in current model is torch\.Size\(\[(.*?)\]\)",
@@ -183,10 +183,10 @@ def _state_dict_mismatch(text: str) -> str:
     )
     if shapes:
         name, got, want = shapes[0]
-        found.append(
-            f"{len(shapes)} wrong shapes ({name}: [{got}] in the file, [{want}] wanted)"
+        problems.append(
+            f"{len(shapes)} wrong shapes ({name}: got [{got}], expected [{want}])"
         )
-    return ", ".join(found)
+    return ", ".join(problems)
 
 
 def _some(keys: Sequence[str]) -> str:

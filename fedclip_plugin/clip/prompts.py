@@ -1,7 +1,7 @@
-"""Class folders to captions: `clean_class_name`, `captions`, `prompt_templates`.
+"""From class folders to captions: `clean_class_name`, `captions`, `prompt_templates`.
 
-The paper's captions are "a picture of a <class>", also before a vowel ("a picture of a
-elephant"): the article is not corrected, for the text features would change.
+The paper's captions are "a picture of a <class>", even before a vowel ("a picture of a
+elephant"): the article is not corrected, since the text features would change.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def clean_class_name(folder: str) -> str:
 
 
 def class_words(classes: Sequence[str]) -> list[str]:
-    """`clean_class_name` of each; the folder itself where two would come out alike."""
+    """`clean_class_name` of each; the folder itself where two would be the same."""
     cleaned = [clean_class_name(folder) for folder in classes]
     count = Counter(name.casefold() for name in cleaned)
     return [
@@ -75,9 +75,9 @@ def captions(classes: Sequence[str], prompt: str) -> list[str]:
 
 
 def prompt_templates(prompts: str | Sequence[str]) -> tuple[str, ...]:
-    """Templates with named sets ("paper", "ensemble") put in full, repeats dropped.
+    """Templates with named sets ("paper", "ensemble") expanded, repeats dropped.
 
-    Raises ConfigError on what is neither such a name nor a template with one {}.
+    Raises ConfigError on anything but such a name or a template with one {}.
     """
     templates: list[str] = []
     for prompt in [prompts] if isinstance(prompts, str) else prompts:

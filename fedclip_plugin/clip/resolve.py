@@ -1,13 +1,13 @@
-"""Which CLIP is meant: names, tags and files resolved to one config and one file.
+"""Which CLIP to use: names, tags and files resolved to one config and one file.
 
 Nothing here builds a model.  ``resolve`` reads a name as the paper writes it
 (``ViT-B/32``), as open_clip does (``ViT-B-32-quickgelu``), one of ours
 (``fedclip-tiny``) or one in ``--model-config``.
 
 OpenAI's CLIPs, and some others, were trained with QuickGELU.  Built with the usual
-GELU they load without a word and encode worse, so the variant follows the weights:
-switched where the tag or OpenAI's own name says so, refused where the user's words
-contradict the weights.
+GELU they load silently and encode worse, so the variant follows the weights: switched
+where the tag or OpenAI's own name says so, refused where the request contradicts the
+weights.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ DEFAULT_PREPROCESS: Config = {
 
 
 def resolve(model: str, pretrained: str, config_dir: str | None = None) -> ModelSource:
-    """Find the config and the weights that a user's words stand for.
+    """Find the config and the weights of a model as the user names it.
 
     Needs no network, except for a ``hf-hub:`` model, whose config is there.  Raises
     WeightsError with the closest names on an unknown model, tag or file, and with the
@@ -90,13 +90,13 @@ def local_configs(config_dir: str | None) -> dict[str, tuple[Path, Config]]:
     folder = Path(config_dir).expanduser()
     if not folder.exists():
         raise WeightsError(f"--model-config {config_dir}: no such directory")
-    found = _read_configs(folder)
-    if not found:
+    own = _read_configs(folder)
+    if not own:
         raise WeightsError(
             f"--model-config {config_dir}: holds no open_clip model config "
             "(*.json with embed_dim, vision_cfg and text_cfg)"
         )
-    return {**configs, **found}
+    return {**configs, **own}
 
 
 def _read_configs(where: Path) -> dict[str, tuple[Path, Config]]:
@@ -161,14 +161,14 @@ def _resolve_tag(
 
 
 def _resolve_file(
-    asked: str, name: str, config: Config, file: Path, config_file: Path | None
+    model: str, name: str, config: Config, file: Path, config_file: Path | None
 ) -> ModelSource:
     origin = origin_of(name, file)
     quick = True if is_jit_archive(file) else origin.get("quick_gelu")
     if quick is not None:
         _refuse_gelu_weights(name, f"--pretrained {file}", quick)
     if quick and not config.get("quick_gelu", False):
-        if asked.strip() not in OPENAI_NAMES:
+        if model.strip() not in OPENAI_NAMES:
             raise _needs_quickgelu(name, file, config_file)
         name, config = _quickgelu_variant(name, config)
     preprocess = preprocess_of(config, origin)
@@ -199,9 +199,11 @@ def _needs_quickgelu(name: str, file: Path, config_file: Path | None) -> Weights
 def _quickgelu_variant(name: str, config: Config) -> tuple[str, Config]:
     import open_clip
 
-    known = open_clip.get_model_config(name + QUICKGELU)
+    registered = open_clip.get_model_config(name + QUICKGELU)
     return (
-        (name + QUICKGELU, known) if known else (name, {**config, "quick_gelu": True})
+        (name + QUICKGELU, registered)
+        if registered
+        else (name, {**config, "quick_gelu": True})
     )
 
 
@@ -231,8 +233,8 @@ def _tag_config(name: str, tag: str) -> Config | None:
     """The registry's entry of a tag; the base model's for a -quickgelu name."""
     from open_clip.pretrained import get_pretrained_cfg
 
-    for known in (name, name.removesuffix(QUICKGELU)):
-        if entry := get_pretrained_cfg(known, tag):
+    for candidate in (name, name.removesuffix(QUICKGELU)):
+        if entry := get_pretrained_cfg(candidate, tag):
             return {"quick_gelu": False, **entry}
     return None
 
@@ -275,11 +277,11 @@ def is_jit_archive(file: Path) -> bool:
 
 
 def origin_of(name: str, file: Path) -> Mapping[str, Any]:
-    """What is known of a file by the place it was downloaded to; {} if nothing.
+    """What the place of a downloaded file says about it; {} if nothing.
 
     A hub snapshot has ``open_clip_config.json`` beside the weights; failing that, the
     folder or the file is named as in open_clip's registry.  QuickGELU and the pixel
-    normalisation cannot be read off the weights themselves.
+    normalisation cannot be told from the weights themselves.
     """
     sibling = file.with_name("open_clip_config.json")
     if sibling.is_file():
@@ -292,10 +294,10 @@ def origin_of(name: str, file: Path) -> Mapping[str, Any]:
     base = name.removesuffix(QUICKGELU)
     folders = {part.rsplit("--", 1)[-1] for part in file.absolute().parts[:-1]}
     for tag in open_clip.list_pretrained_tags_by_model(base):
-        known: dict[str, Any] = get_pretrained_cfg(base, tag)
-        repository = known.get("hf_hub", "").rstrip("/").rsplit("/", 1)[-1]
-        url_name = known.get("url", "").rsplit("/", 1)[-1]
+        entry: dict[str, Any] = get_pretrained_cfg(base, tag)
+        repository = entry.get("hf_hub", "").rstrip("/").rsplit("/", 1)[-1]
+        url_name = entry.get("url", "").rsplit("/", 1)[-1]
         # OpenAI's files are plain "ViT-B-32.pt": too common a name to conclude from.
         if repository in folders or (tag != "openai" and url_name == file.name):
-            return {"quick_gelu": False, **known}
+            return {"quick_gelu": False, **entry}
     return {}

@@ -1,6 +1,6 @@
 """The CLIP itself, for baselines that train more than features: model, tokens, pixels.
 
-FedCLIP needs none of this: it is what the comparison with fine-tuning costs.
+FedCLIP needs none of this; the comparison with fine-tuning does.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ..errors import ConfigError
 from .encoder import EncoderSpec, FrozenClip
 from .prompts import captions
 
-MEMORY = 2 << 30  # bytes of preprocessed images that are kept; the rest is decoded anew
+MEMORY = 2 << 30  # bytes of preprocessed images in memory; the rest is decoded again
 
 
 class Pixels:
     """Preprocessed images by row over all domains: ``pixels[rows]`` (B, 3, S, S).
 
-    Decoded when asked for, and kept as long as all of them fit in :data:`MEMORY`.
+    Decoded on demand, and cached up to :data:`MEMORY`.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class Pixels:
         ]
         self._preprocess = preprocess
         self._device = device
-        self._kept: dict[int, Tensor] = {}
-        self._room = MEMORY
+        self._cache: dict[int, Tensor] = {}
+        self._free = MEMORY
 
     def __len__(self) -> int:
         return len(self._places)
@@ -53,13 +53,13 @@ class Pixels:
         return torch.stack([self._one(i) for i in rows.tolist()]).to(self._device)
 
     def _one(self, row: int) -> Tensor:
-        if row in self._kept:
-            return self._kept[row]
+        if row in self._cache:
+            return self._cache[row]
         domain, i = self._places[row]
         pixels = self._preprocess(decode_image(domain.read(i), domain.files[i]))
-        self._room -= pixels.nbytes
-        if self._room >= 0:
-            self._kept[row] = pixels
+        self._free -= pixels.nbytes
+        if self._free >= 0:
+            self._cache[row] = pixels
         return pixels
 
 
@@ -91,7 +91,7 @@ def open_whole_clip(
     """
     if len(config.data.prompts) != 1:
         raise ConfigError(
-            f"--alg {config.algorithm} trains with one caption a class: give one "
+            f"--alg {config.algorithm} trains with one caption per class: give one "
             f"--prompt, not {len(config.data.prompts)}"
         )
     spec = EncoderSpec.from_config(config)

@@ -1,4 +1,4 @@
-"""The published data sets: domains in order, other spellings, and their sizes.
+"""The published data sets: domains in order, other spellings, sources.
 
 Orders are those of the authors' code (`util/config.py`), so that a domain's index is
 what `--test_envs` means there.
@@ -110,7 +110,7 @@ KNOWN = {
 
 def canonical_name(name: str) -> str:
     """`Office-Home`, `off_home` -> `officehome`; a name that is not known stays."""
-    for known, entry in KNOWN.items():
-        if spelling_key(name) in map(spelling_key, (known, *entry.aliases)):
-            return known
+    for published, entry in KNOWN.items():
+        if spelling_key(name) in map(spelling_key, (published, *entry.aliases)):
+            return published
     return EMBEDDED_DATASET if spelling_key(name) == EMBEDDED_DATASET else name

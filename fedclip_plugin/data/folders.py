@@ -7,7 +7,7 @@
 The rows of a domain follow `torchvision.datasets.ImageFolder`: classes sorted, then
 folders, then files, so that the paper's seeded split is reproducible.  Image files end
 in one of `folders.IMAGE_SUFFIXES`, in either case.  Unlike ImageFolder, hidden files
-and folders and `__MACOSX` are not seen, and an empty class folder is allowed.
+and folders and `__MACOSX` are ignored, and an empty class folder is allowed.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def subfolders(path: Path) -> list[Path]:
 
 def image_files(folder: str | os.PathLike[str]) -> list[str]:
     """Paths of the image files at any depth in `folder`: by parent, then by name."""
-    found = []
+    paths = []
     for parent, names in sorted(_walk(os.fspath(folder))):
         images = (name for name in names if is_image_name(name))
-        found += [os.path.join(parent, name) for name in sorted(images)]
-    return found
+        paths += [os.path.join(parent, name) for name in sorted(images)]
+    return paths
 
 
 def is_image_name(name: str) -> bool:
@@ -72,7 +72,7 @@ def read_file(paths: Sequence[str], index: int) -> bytes:
     except OSError as error:
         raise DataError(
             f"cannot read image {printable(paths[index])}: {error.strerror}; "
-            "mend it, or leave it out with --on-bad-image skip"
+            "repair it, or skip it with --on-bad-image skip"
         ) from error
 
 
@@ -106,7 +106,7 @@ def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _leads_back(path: str) -> bool:
-    """True for a link to a folder that holds it: to follow it would never end."""
+    """True for a link to a folder that contains it: following it would never end."""
     if not os.path.islink(path):
         return False
     target = os.path.realpath(path)
@@ -125,17 +125,17 @@ def load_dataset(
 ) -> ImageDataset:
     """List the images of data set `name` under `root`; no image is opened.
 
-    `root` holds the domain folders, or a folder called as the data set that does.
-    `domains` selects some of them; the data set's order stays.  Domains of a published
-    data set get the names of `catalog.KNOWN` whatever the spelling of their folders.
+    `root` holds the domain folders, or a folder named like the data set that does.
+    `domains` selects some of them, in the data set's order.  Domains of a published
+    data set get the names of `dataset.KNOWN`, however their folders are spelt.
     Raises DataError for a folder that is missing, empty, or not of that shape.
     """
     name = canonical_name(name)
     if name == EMBEDDED_DATASET:
         return _select(_embedded(root), domains)
     base, folders = _domain_folders(name, _existing_root(name, root))
-    known = KNOWN.get(name)
-    chosen = _choose(name, known.domains if known else folders, domains)
+    published = KNOWN.get(name)
+    chosen = _choose(name, published.domains if published else folders, domains)
     _check_present(name, base, folders, chosen)
     class_roots = {domain: _class_root(folders[domain]) for domain in chosen}
     classes = _common_classes(class_roots)
@@ -143,7 +143,7 @@ def load_dataset(
         _build_domain(domain, base, path, classes)
         for domain, path in class_roots.items()
     )
-    return ImageDataset(name, _class_names(known, classes), built)
+    return ImageDataset(name, _class_names(published, classes), built)
 
 
 def _embedded(root: str | None) -> ImageDataset:
@@ -159,37 +159,37 @@ def _embedded(root: str | None) -> ImageDataset:
 
 def _select(dataset: ImageDataset, domains: Sequence[str] | None) -> ImageDataset:
     chosen = _choose(dataset.name, [d.name for d in dataset.domains], domains)
-    kept = tuple(domain for domain in dataset.domains if domain.name in chosen)
-    return ImageDataset(dataset.name, dataset.classes, kept)
+    selected = tuple(domain for domain in dataset.domains if domain.name in chosen)
+    return ImageDataset(dataset.name, dataset.classes, selected)
 
 
 def _choose(
-    name: str, have: Iterable[str], asked: Sequence[str] | None
+    name: str, have: Iterable[str], requested: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """The domains asked for, in the order of the data set; None = all of them."""
+    """The requested domains, in the order of the data set; None = all of them."""
     have = tuple(have)
-    if asked is None:
+    if requested is None:
         return have
     keys = {spelling_key(domain): domain for domain in have}
     if name in KNOWN:
         for domain, others in KNOWN[name].domains.items():
             keys.update({spelling_key(other): domain for other in others})
-    for domain in asked:
+    for domain in requested:
         if spelling_key(domain) not in keys:
             raise DataError(
                 f"{name} has no domain {domain!r}{did_you_mean(domain, have)} "
                 f"(it has {', '.join(have)})"
             )
-    wanted = {keys[spelling_key(domain)] for domain in asked}
+    wanted = {keys[spelling_key(domain)] for domain in requested}
     if not wanted:
         raise DataError(f"no domain of {name} chosen; it has {', '.join(have)}")
     return tuple(domain for domain in have if domain in wanted)
 
 
 def _existing_root(name: str, root: str | None) -> Path:
-    known = KNOWN.get(name)
+    published = KNOWN.get(name)
     if root is None:
-        if known is None:
+        if published is None:
             names = (EMBEDDED_DATASET, *KNOWN)
             raise DataError(
                 f"--dataset {name}: not a known data set{did_you_mean(name, names)} "
@@ -197,7 +197,9 @@ def _existing_root(name: str, root: str | None) -> Path:
                 "a folder of DOMAIN/CLASS/ images)"
             )
         fetch = (
-            f"fetch them with `fedclip data {name} --to DIR` and " if known.hub else ""
+            f"fetch them with `fedclip data {name} --to DIR` and "
+            if published.hub
+            else ""
         )
         raise DataError(f"--dataset {name} needs its images: {fetch}add --root DIR")
     path = Path(root).expanduser()
@@ -205,7 +207,7 @@ def _existing_root(name: str, root: str | None) -> Path:
         return path
     if path.exists():
         raise DataError(f"--root {root} is not a folder; expected one of DOMAIN/CLASS/")
-    if known and known.hub:
+    if published and published.hub:
         remedy = f"fetch the images with `fedclip data {name} --to {root}`"
     else:
         remedy = "expected a folder of DOMAIN/CLASS/ images"
@@ -214,10 +216,10 @@ def _existing_root(name: str, root: str | None) -> Path:
 
 def _domain_folders(name: str, root: Path) -> tuple[Path, dict[str, Path]]:
     """The folder that holds the domains, and those by name."""
-    known = KNOWN.get(name)
-    if known:
-        names = {spelling_key(n) for n in (name, *known.aliases)} | _WRAPPERS
-        matches = [(base, _match(known, base)) for base in _candidates(root, names)]
+    published = KNOWN.get(name)
+    if published:
+        names = {spelling_key(n) for n in (name, *published.aliases)} | _WRAPPERS
+        matches = [(base, _match(published, base)) for base in _candidates(root, names)]
         return max(matches, key=lambda match: len(match[1]))  # the first of equals
     named = (p for p in subfolders(root) if spelling_key(p.name) == spelling_key(name))
     base = next((path for path in named if _holds_domains(path)), root)
@@ -226,26 +228,26 @@ def _domain_folders(name: str, root: Path) -> tuple[Path, dict[str, Path]]:
 
 def _candidates(root: Path, names: set[str]) -> list[Path]:
     """`root`, then what lies in it under one of `names`, at most two levels down."""
-    level, found = [root], [root]
+    level, folders = [root], [root]
     for _ in range(2):
         level = [p for up in level for p in subfolders(up)]
         level = [p for p in level if spelling_key(p.name) in names]
-        found += level
-    return found
+        folders += level
+    return folders
 
 
-def _match(known: KnownDataset, base: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+def _match(published: KnownDataset, base: Path) -> dict[str, Path]:
+    folders: dict[str, Path] = {}
     for path in subfolders(base):
-        for domain, others in known.domains.items():
+        for domain, others in published.domains.items():
             if spelling_key(path.name) in map(spelling_key, (domain, *others)):
-                if domain in found:
+                if domain in folders:
                     raise DataError(
-                        f"{base}: folders {found[domain].name!r} and {path.name!r} are "
-                        f"both domain {domain}; move one of them away"
+                        f"{base}: {folders[domain].name!r} and {path.name!r} are both "
+                        f"folders of domain {domain}; move one of them away"
                     )
-                found[domain] = path
-    return found
+                folders[domain] = path
+    return folders
 
 
 def _holds_domains(path: Path) -> bool:
@@ -266,7 +268,7 @@ def _check_present(
     if missing:
         raise DataError(
             f"{base} has no folder for domain {missing[0]!r} of {name}; add it, or "
-            f"give a part of the set a name of its own, as in --dataset my-{name}"
+            f"give an incomplete copy a name of its own, as in --dataset my-{name}"
         )
 
 
@@ -296,11 +298,11 @@ def _common_classes(class_roots: Mapping[str, Path]) -> tuple[str, ...]:
             ("missing", classes[first] - classes[domain]),
             ("extra", classes[domain] - classes[first]),
         )
-        told = [f"{what} {_some(names)}" for what, names in differences if names]
-        if told:
+        problems = [f"{what} {_some(names)}" for what, names in differences if names]
+        if problems:
             raise DataError(
                 f"{class_roots[domain]}: class folders differ from those of domain "
-                f"{first}: {'; '.join(told)}; make them equal (empty folders will do)"
+                f"{first}: {'; '.join(problems)}; make them equal (empty folders do)"
             )
     return tuple(sorted(classes[first]))
 
@@ -312,10 +314,10 @@ def _some(names: Iterable[str], limit: int = 5) -> str:
 
 
 def _class_names(
-    known: KnownDataset | None, classes: tuple[str, ...]
+    published: KnownDataset | None, classes: tuple[str, ...]
 ) -> tuple[str, ...]:
-    if known and classes == tuple(str(i) for i in range(len(known.numbered))):
-        return known.numbered or classes
+    if published and classes == tuple(str(i) for i in range(len(published.numbered))):
+        return published.numbered or classes
     return tuple(map(printable, classes))
 
 
@@ -325,9 +327,9 @@ def _build_domain(
     paths: list[str] = []
     labels: list[int] = []
     for label, cls in enumerate(classes):
-        found = image_files(class_root / cls)
-        paths += found
-        labels += [label] * len(found)
+        files = image_files(class_root / cls)
+        paths += files
+        labels += [label] * len(files)
     if not paths:
         raise DataError(
             f"{class_root} holds no image file; "

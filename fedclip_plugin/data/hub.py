@@ -62,7 +62,7 @@ def materialise(
 
     `name` is `digits`, a data set with images on the hub, or a hub id `owner/name`;
     with `source`, a parquet file or a folder of them, any name.  A second call writes
-    nothing, and one after an interruption goes on; files are whole or absent.  Raises
+    nothing, one after an interruption resumes; files are whole or absent.  Raises
     DataError, or RunError where nothing can be written.
     """
     name, path = canonical_name(name), Path(to).expanduser()
@@ -121,19 +121,22 @@ def _finished(name: str, path: Path) -> int | None:
         dataset, images = marker["dataset"], marker["images"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         dataset, images = None, None
-    found = sum(len(image_files(domain)) for domain in subfolders(path))
-    if dataset != name and (dataset or found):
-        held = (
-            f"the data set {dataset}" if dataset else f"{found} images of other origin"
+    present = sum(len(image_files(domain)) for domain in subfolders(path))
+    if dataset != name and (dataset or present):
+        content = (
+            f"the data set {dataset}" if dataset else f"{present} images from elsewhere"
         )
-        raise DataError(f"--to {path} holds {held}; name a new folder")
-    return images if found == images else None
+        raise DataError(f"--to {path} holds {content}; choose a new folder")
+    return images if present == images else None
 
 
 def _download(name: str, path: Path) -> Path:
     repository = KNOWN[name].hub if name in KNOWN else name
     if not repository or "/" not in repository:
-        fetched = [EMBEDDED_DATASET, *(n for n, known in KNOWN.items() if known.hub)]
+        fetched = [
+            EMBEDDED_DATASET,
+            *(n for n, published in KNOWN.items() if published.hub),
+        ]
         raise DataError(
             f"fedclip data {name}: not known on the hub (known: {', '.join(fetched)}, "
             "or a hub id OWNER/NAME); from parquet files on disk: --from PATH"
@@ -217,7 +220,7 @@ def _write(
         else:
             if size != len(data):
                 raise DataError(
-                    f"{path} is there with other contents; name a new folder with --to"
+                    f"{path} exists with other contents; choose a new folder with --to"
                 )
         progress(f"write {dataset}", done, total)
     return written

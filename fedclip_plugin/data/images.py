@@ -3,8 +3,8 @@
 A plain RGB or grey image comes out as `Image.open(...).convert("RGB")` gives it, as in
 CLIP's own preprocessing.  Where that would lose the picture, this differs: 16-bit grey
 is scaled and not clipped, transparency lies on white, and the rotation that a camera
-noted in EXIF is applied.  Colour profiles are ignored, of an animation the first frame
-counts.  Nothing global in Pillow is changed, so threads may decode side by side.
+noted in EXIF is applied.  Colour profiles are ignored; of an animation the first frame
+is used.  Nothing global in Pillow is changed, so threads may decode side by side.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
             if pixels > MAX_PIXELS:
                 raise _bad(name, f"{image.width} x {image.height} pixels are too many")
             if pixels > _FREE_PIXELS + _PIXELS_A_BYTE * len(data):
-                raise _bad(name, f"{pixels} pixels of {len(data)} bytes: a bomb")
+                raise _bad(name, f"{pixels} pixels in {len(data)} bytes: a bomb")
             image.load()
             return _to_rgb(_upright(image))
     except (DataError, MemoryError):
@@ -58,7 +58,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 def _bad(name: str, reason: str) -> DataError:
     return DataError(
         f"cannot decode image {name}: {reason}; "
-        "mend it, or leave it out with --on-bad-image skip"
+        "repair it, or skip it with --on-bad-image skip"
     )
 
 

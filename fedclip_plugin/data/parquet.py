@@ -29,13 +29,13 @@ class ImageRow:
     data: bytes
     domain: str
     label: str
-    stem: str | None  # the original file's name without suffix, where that is usable
+    stem: str | None  # the original file's name without suffix, if usable
     where: str
 
 
 @dataclass(frozen=True)
 class ImageTable:
-    """An open parquet file whose columns have been found."""
+    """An open parquet file with the columns that hold images and labels."""
 
     path: Path
     file: Any  # pyarrow.parquet.ParquetFile
@@ -107,8 +107,8 @@ class ImageTable:
         image = cell if isinstance(cell, Mapping) else {"bytes": cell}
         data, path = image.get("bytes"), image.get("path")
         if not isinstance(data, bytes) or not data:
-            held = f"only the path {path!r}" if path else repr(data)
-            raise DataError(f"{where}: expected the bytes of an image, got {held}")
+            content = f"only the path {path!r}" if path else repr(data)
+            raise DataError(f"{where}: expected the bytes of an image, got {content}")
         domain, label = (
             _folder(self._text(kind, values[self.columns[kind]], where), kind, where)
             for kind in ("domain", "label")
@@ -165,7 +165,7 @@ def _folder(name: str, kind: str, where: str) -> str:
 
 
 def _stem(path: Any) -> str | None:
-    """The file name in `path` without suffix; None where it is of no use."""
+    """The file name in `path` without suffix; None where it is unusable."""
     if not isinstance(path, str):
         return None
     stem = re.split(r"[/\\]", path)[-1].rpartition(".")[0]

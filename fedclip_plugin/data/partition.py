@@ -2,7 +2,7 @@
 
 Rows are counted over the concatenation of all domains in the order of the data set, the
 held-out one included, so that they index one feature matrix.  All draws come from a
-`RandomState` of their own: NumPy keeps its stream for ever, and the global one stays
+`RandomState` of their own: NumPy guarantees its stream, and the global one stays
 untouched.
 """
 
@@ -60,7 +60,7 @@ def paper_split(n: int, seed: int) -> Split:
 
 @functools.lru_cache(maxsize=16)
 def _shuffled(n: int, seed: int) -> Rows:
-    """Kept, for thousands of clients have one or two sizes."""
+    """Cached: thousands of clients have one or two sizes."""
     order = np.arange(n, dtype=np.int64)
     _random(seed).shuffle(order)
     return order
@@ -108,14 +108,16 @@ def partition_clients(
     if all(name == target for name in labels):
         raise ConfigError(f"holding out {target} leaves no client; use --target none")
     y = np.concatenate([np.asarray(part, np.int64) for part in labels.values()])  # (N,)
-    held = {
+    rows_of = {
         name: np.arange(starts[i], starts[i + 1], dtype=np.int64)
         for i, name in enumerate(labels)
     }
     if data.partition == "domain":
-        parts = [(n, i, held[n]) for i, n in enumerate(labels) if n != target]
+        parts = [(n, i, rows_of[n]) for i, n in enumerate(labels) if n != target]
     else:
-        pool = np.concatenate([rows for name, rows in held.items() if name != target])
+        pool = np.concatenate(
+            [rows for name, rows in rows_of.items() if name != target]
+        )
         pooled = _pooled(pool, y[pool], data, seed)
         digits = max(3, len(str(len(pooled) - 1)))  # names sort as the clients do
         parts = [(f"client-{i:0{digits}d}", i, rows) for i, rows in enumerate(pooled)]
@@ -171,7 +173,7 @@ def _pooled(pool: Rows, y: Rows, data: DataConfig, seed: int) -> list[Rows]:
     """`pool` in `data.clients` parts, each sorted; `y` are the labels of its rows."""
     clients = data.clients or 1
     if clients > len(pool):
-        raise ConfigError(f"--clients {clients}: only {len(pool)} images to share out")
+        raise ConfigError(f"--clients {clients}: only {len(pool)} images to distribute")
     random = _random(seed, clients)
     if data.partition == "iid":
         return [np.sort(p) for p in np.array_split(random.permutation(pool), clients)]

@@ -1,7 +1,7 @@
 """One file that classifies images without this package: backbone, adapter, classes.
 
-``classifier.pt2`` (torch.export), ``classifier.onnx`` and ``classifier.json``, which
-tells the classes, the resize rule and how to run either file.  Input: float32
+``classifier.pt2`` (torch.export), ``classifier.onnx`` and ``classifier.json``, with the
+classes, the resize rule and how to run either file.  Input: float32
 (N, 3, H, W), RGB in [0, 1], already resized and cropped; the normalisation is inside.
 Output: float32 (N, C) probabilities.  Always fp32, on the CPU; N is free.
 """
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from ..algorithms.adapter import KEYS, AttentionAdapter, apply_adapter
 from ..clip.download import ModelSource
 from ..clip.encoder import FrozenClip
-from ..errors import ConfigError, RunError, WeightsError
-from ..storage.files import write_json
+from ..errors import ConfigError, WeightsError
+from ..storage.files import cannot_write, write_json
 from ..wire.update import State
 
 _LOADERS = {
@@ -162,11 +162,11 @@ def export_classifier(
             for name in dict.fromkeys(formats):
                 _WRITERS[name](model, pixels, expected, work)
             files = sorted(path.name for path in work.iterdir())
-            told = describe(encoder.source, classes, files)
-            write_json(work / "classifier.json", told)
+            description = describe(encoder.source, classes, files)
+            write_json(work / "classifier.json", description)
             return _publish(work, out)
     except OSError as error:
-        raise RunError(f"cannot write to {out}: {error.strerror}") from error
+        raise cannot_write(out, error) from error
 
 
 def _publish(work: Path, out: Path) -> tuple[Path, ...]:
@@ -221,7 +221,7 @@ def _noise(encoder: FrozenClip) -> Tensor:
 def _own_probabilities(
     encoder: FrozenClip, state: State, texts: Tensor, pixels: Tensor
 ) -> Tensor:
-    """What a run predicts, by the code a run uses: (N, C)."""
+    """What a run predicts, by the same code: (N, C)."""
     preprocess = encoder.source.preprocess
     mean = torch.tensor(preprocess["mean"]).view(3, 1, 1)
     std = torch.tensor(preprocess["std"]).view(3, 1, 1)
@@ -241,7 +241,7 @@ def _write_torch(
     try:
         with _quiet():
             torch.export.save(_exported(model, pixels), file)
-    except Exception as reason:  # whatever a backbone's own code stumbles over
+    except Exception as reason:  # a backbone's own code can fail in any way
         file.unlink(missing_ok=True)
         _write_torchscript(model, pixels, expected, work, reason)
         return
@@ -294,7 +294,7 @@ _WRITERS: Mapping[str, Callable[[ImageClassifier, Tensor, Tensor, Path], None]] 
 
 
 def _example(pixels: Tensor) -> Tensor:
-    # Of a batch of one, torch.export would conclude that batches are always of one.
+    # From a batch of one, torch.export would conclude that every batch is.
     return pixels[:2] if len(pixels) > 1 else pixels.expand(2, -1, -1, -1).clone()
 
 
@@ -314,7 +314,7 @@ def _onnx_program(file: Path) -> Callable[[Tensor], Tensor]:
         session = onnxruntime.InferenceSession(
             str(file), providers=["CPUExecutionProvider"]
         )
-    else:  # slow, and always there
+    else:  # slow, but part of onnx
         from onnx.reference import ReferenceEvaluator
 
         session = ReferenceEvaluator(str(file))
@@ -326,7 +326,7 @@ def _check(
 ) -> None:
     with torch.no_grad():
         whole = program(pixels)
-        one = program(pixels[:1].clone())  # the batch size is really free
+        one = program(pixels[:1].clone())  # the batch size must really be free
     for got, want in ((whole, expected), (one, expected[:1])):
         worst = float((got - want).abs().max())
         if got.shape != want.shape or not worst <= TOLERANCE:  # NaN fails too

@@ -21,7 +21,7 @@ def export_run(
 ) -> tuple[Path, ...]:
     """Export the adapter of the run in ``directory`` to ``to``; returns the files.
 
-    ``config`` is the run's, with ``--model`` and its kin over it: a run from a feature
+    ``config`` is the run's, overridden by ``--model`` and the like: a run on a feature
     directory does not know where its backbone's weights are.  Raises RunError where
     there is no adapter, WeightsError for a backbone of another width.
     """
@@ -35,15 +35,13 @@ def export_run(
                 raise ValueError(wrong)
         width = state["0.weight"].shape[0]
     except FileNotFoundError as error:
-        leaves = sorted(
-            p.parent for p in directory.glob("*/seed-*/adapter.safetensors")
-        )
-        hint = f"name one of its runs, e.g. {leaves[0]}" if leaves else "no run there"
+        runs = sorted(p.parent for p in directory.glob("*/seed-*/adapter.safetensors"))
+        hint = f"name one of its runs, e.g. {runs[0]}" if runs else "no run there"
         raise RunError(f"{directory} has no adapter.safetensors: {hint}") from error
     except (
         *(DamagedFileError, KeyError, ValueError, IndexError, RecursionError),
     ) as error:
-        raise RunError(f"{path} is no adapter of a fedclip run: {error}") from error
+        raise RunError(f"{path} is not an adapter of a fedclip run: {error}") from error
     spec = replace(EncoderSpec.from_config(config), precision="fp32")
     encoder = FrozenClip.load(spec)
     if encoder.embed_dim != width:
@@ -51,5 +49,7 @@ def export_run(
             f"{path} was trained on {meta['model']} (width {width}), but --model "
             f"{spec.model} has width {encoder.embed_dim}; name that model and weights"
         )
-    told = encode_captions(encoder, [captions(classes, prompt) for prompt in prompts])
-    return export_classifier(encoder, state, told, classes, to, formats)
+    text_features = encode_captions(
+        encoder, [captions(classes, prompt) for prompt in prompts]
+    )
+    return export_classifier(encoder, state, text_features, classes, to, formats)

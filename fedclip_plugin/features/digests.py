@@ -1,4 +1,4 @@
-"""SHA-256 of images, remembered by their files' change stamps."""
+"""SHA-256 of images, remembered by the change stamps of their files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = logging.getLogger("fedclip")
 def digest_domain(
     domain: ImageDomain, cache: Path, progress: Progress = silent, skip: bool = False
 ) -> list[str]:
-    """SHA-256 (hex) of every image's bytes; files whose stamp is known are not read.
+    """SHA-256 (hex) of every image's bytes; files with a known stamp are not read.
 
     With ``skip`` an unreadable file gets an empty digest instead of a DataError.
     """
@@ -27,13 +27,13 @@ def digest_domain(
     digests, fresh = [], False
     for i, file in enumerate(domain.files):
         stamp = domain.stat(i) if domain.stat else None
-        known = memo.get(file)
-        if stamp is None or known is None or known[0] != stamp:
-            known = (stamp or "", _digest(domain, i, skip))
-            memo[file], fresh = known, True
+        entry = memo.get(file)
+        if stamp is None or entry is None or entry[0] != stamp:
+            entry = (stamp or "", _digest(domain, i, skip))
+            memo[file], fresh = entry, True
             if i % 512 == 511:
                 progress(f"hash {domain.name}", i + 1, len(domain.files))
-        digests.append(known[1])
+        digests.append(entry[1])
     if domain.stat and fresh:
         write_json(memo_path, {f: v for f, v in memo.items() if v[1]})
     return digests

@@ -1,6 +1,6 @@
 """Encode once: every image is encoded a single time per encoder, whatever happens.
 
-Every image is known by the SHA-256 of its bytes, so a renamed, copied or re-split
+Every image is identified by the SHA-256 of its bytes, so a renamed, copied or re-split
 data set encodes nothing again, one more image costs one more encoding, and other
 prompts or classes cost none.  ``store.py`` keeps the features; a file lock keeps two
 processes from encoding the same images twice.
@@ -94,15 +94,15 @@ def encode_once(
     digests = [digest_domain(d, cache, progress, skip) for d in job.dataset.domains]
     wanted = {digest for domain in digests for digest in domain if digest}
     encoder = _Lazy(job.load_encoder)
-    found = store.load(wanted)
-    if wanted - found.keys():
+    rows = store.load(wanted)
+    if wanted - rows.keys():
         with store.lock():
             store.remove_leftovers()
-            found = store.load(wanted)  # another process may have encoded them
-            found.update(_encode_missing(job, store, digests, found, encoder, progress))
+            rows = store.load(wanted)  # another process may have encoded them
+            rows.update(_encode_missing(job, store, digests, rows, encoder, progress))
     stats.encoded = encoder.images
     text, logit_scale = _text(job, store, encoder)
-    features = _assemble(job, digests, found, text, logit_scale)
+    features = _assemble(job, digests, rows, text, logit_scale)
     stats.images = sum(len(v) for v in features.label.values())
     stats.seconds = time.perf_counter() - start
     stats.precision = store.precision
@@ -130,7 +130,7 @@ def _encode_missing(
     job: EncodingJob,
     store: FeatureStore,
     digests: Sequence[Sequence[str]],
-    found: dict[str, Tensor],
+    stored: dict[str, Tensor],
     encoder: _Lazy,
     progress: Progress,
 ) -> dict[str, Tensor]:
@@ -139,10 +139,10 @@ def _encode_missing(
         for i, key in enumerate(keys):
             if key:
                 images.setdefault(key, (domain, i))
-    missing = dict.fromkeys(key for key in images if key not in found)
+    missing = dict.fromkeys(key for key in images if key not in stored)
     clip, new = encoder.get(), ShardWriter(store)
     size = CUDA_BATCH if clip.device.type == "cuda" else CPU_BATCH
-    # Chosen among all images: a run that was broken off must decide alike.
+    # Chosen among all images: an interrupted run must decide the same.
     step = max(1, len(images) // SAMPLE)
     sample = list(images)[::step][:SAMPLE] if clip.precision == "auto" else []
     done: dict[str, Tensor] = {}
@@ -153,7 +153,7 @@ def _encode_missing(
                 store.precision = clip.resolve_precision(pixels)
             rows = [i for i, key in enumerate(keys) if key in missing]
             if not rows:
-                continue  # a sample of which all is there
+                continue  # a sample that is all in the cache
             keys = [keys[i] for i in rows]
             features = _encode(clip, pixels[rows], size)
             new.extend(keys, features)
@@ -161,7 +161,7 @@ def _encode_missing(
             encoder.images += len(keys)
             progress("encode", len(done), len(missing))
     finally:
-        new.flush()  # an unreadable image or Ctrl-C costs nothing already encoded
+        new.flush()  # neither an unreadable image nor Ctrl-C loses encoded ones
     return done
 
 
@@ -169,7 +169,7 @@ def _encode(clip: Encoder, pixels: Tensor, size: int) -> Tensor:
     """Features (N, D) float32 of pixels (N, 3, S, S), by batches of exactly ``size``.
 
     Matrix products round by the number of rows: so an image has the same bits whatever
-    is encoded with it, and however often a run was broken off.
+    is encoded with it, and however often a run was interrupted.
     """
     features = []
     for part in pixels.split(size):  # (B, 3, S, S), B <= size
@@ -188,7 +188,7 @@ def _decode(
     """Batches of pixels (B, 3, S, S), decoded ahead of the encoder in a thread."""
 
     def batch(keys: list[str]) -> tuple[list[str], list[Tensor]]:
-        kept, pixels = [], []
+        decoded, pixels = [], []
         for key in keys:
             domain, i = images[key]
             try:
@@ -198,17 +198,17 @@ def _decode(
                     raise
                 _log.warning("skipped: %s", error)
                 continue
-            kept.append(key)
+            decoded.append(key)
             pixels.append(clip.preprocess(image))
-        return kept, pixels
+        return decoded, pixels
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         ahead = [pool.submit(batch, keys) for keys in islice(batches, 4)]
         while ahead:
-            kept, pixels = ahead.pop(0).result()
+            decoded, pixels = ahead.pop(0).result()
             ahead.extend(pool.submit(batch, keys) for keys in islice(batches, 1))
-            if kept:
-                yield kept, torch.stack(pixels)
+            if decoded:
+                yield decoded, torch.stack(pixels)
 
 
 def _batches(sample: list[str], keys: list[str], size: int) -> Iterator[list[str]]:
@@ -228,9 +228,9 @@ def _text(
     job: EncodingJob, store: FeatureStore, encoder: _Lazy
 ) -> tuple[Tensor, float]:
     sets = [captions(job.dataset.classes, prompt) for prompt in job.prompts]
-    known = store.load_text(sets)
-    if known is not None:
-        return known
+    stored = store.load_text(sets)
+    if stored is not None:
+        return stored
     clip = encoder.get()
     text = encode_captions(clip, sets)
     store.add_text(sets, text, clip.logit_scale)
@@ -252,21 +252,21 @@ def encode_captions(clip: Encoder, sets: Sequence[Sequence[str]]) -> Tensor:
 def _assemble(
     job: EncodingJob,
     digests: Sequence[Sequence[str]],
-    found: dict[str, Tensor],
+    rows: dict[str, Tensor],
     text: Tensor,
     logit_scale: float,
 ) -> FeatureSet:
     image, label, skipped = {}, {}, []
     for domain, keys in zip(job.dataset.domains, digests):
-        kept = [i for i, key in enumerate(keys) if key in found]
-        skipped += [domain.files[i] for i, key in enumerate(keys) if key not in found]
-        if not kept:
+        readable = [i for i, key in enumerate(keys) if key in rows]
+        skipped += [domain.files[i] for i, key in enumerate(keys) if key not in rows]
+        if not readable:
             raise DataError(
                 f"domain {domain.name!r} has no readable image; check its files, "
                 "or leave it out"
             )
-        image[domain.name] = torch.stack([found[keys[i]] for i in kept])
-        label[domain.name] = torch.tensor(domain.labels)[kept]
+        image[domain.name] = torch.stack([rows[keys[i]] for i in readable])
+        label[domain.name] = torch.tensor(domain.labels)[readable]
     contents = [[d.name, d.files, k] for d, k in zip(job.dataset.domains, digests)]
     identity = [job.encoder_key, job.prompts, job.dataset.classes, contents]
     prompts = job.prompts

@@ -173,8 +173,10 @@ def _read_header(directory: Path) -> dict[str, Any]:
         header = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FeaturesError(f"{path} is not readable JSON: {error}") from error
-    found = header.get("format") if isinstance(header, dict) else None
-    _expect(found == FORMAT, f"{path}: format {found!r}, this version reads {FORMAT}")
+    version = header.get("format") if isinstance(header, dict) else None
+    _expect(
+        version == FORMAT, f"{path}: format {version!r}, this version reads {FORMAT}"
+    )
     for name, kind in _FIELDS.items():
         _expect(
             isinstance(header.get(name), kind),

@@ -1,6 +1,6 @@
 """The files of the feature cache: shards of one encoder's features, by image digest.
 
-A shard is written in one step and checked when read, so a killed run goes on after its
+A shard is written in one step and checked when read, so a killed run resumes after its
 last shard, and a damaged one costs only its own images.
 """
 
@@ -22,7 +22,7 @@ from ..storage.files import remove_leftovers, write_json
 from ..storage.tensors import DamagedFileError, read_tensors, write_tensors
 
 SHARD_ROWS = 512
-SHARD_SECONDS = 10.0  # a slow encoder keeps its work at least this often
+SHARD_SECONDS = 10.0  # a slow encoder saves its work at least this often
 _log = logging.getLogger("fedclip")
 
 
@@ -33,7 +33,7 @@ class FeatureStore:
         self.directory = directory
 
     def lock(self) -> FileLock:
-        """The lock to hold while encoding; freed by the system if its holder dies."""
+        """The lock to take while encoding; freed by the system if its owner dies."""
         self.directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.directory / "lock")
         try:
@@ -44,8 +44,8 @@ class FeatureStore:
         return lock
 
     def load(self, wanted: set[str]) -> dict[str, Tensor]:
-        """Stored features (D,) by digest; a damaged shard is dropped, and said so."""
-        found: dict[str, Tensor] = {}
+        """Stored features (D,) by digest; a damaged shard is deleted with a warning."""
+        features: dict[str, Tensor] = {}
         for path in sorted(self.directory.glob("shard-*.safetensors")):
             try:
                 keys, rows = _read_shard(path)
@@ -55,11 +55,11 @@ class FeatureStore:
                 _log.warning("%s; its images are encoded again", error)
                 path.unlink(missing_ok=True)
                 continue
-            found.update((k, r) for k, r in zip(keys, rows) if k in wanted)
-        return found
+            features.update((k, r) for k, r in zip(keys, rows) if k in wanted)
+        return features
 
     def remove_leftovers(self) -> None:
-        """Remove what killed encoders left half-written; for the holder of the lock."""
+        """Remove temporary files of killed encoders; for the owner of the lock."""
         remove_leftovers(self.directory, "shard-*")
 
     def add(self, digests: Sequence[str], image: Tensor) -> None:
@@ -74,7 +74,7 @@ class FeatureStore:
     def load_text(
         self, captions: Sequence[Sequence[str]]
     ) -> tuple[Tensor, float] | None:
-        """Text features (C, D) and logit scale of these captions, if they are there."""
+        """Text features (C, D) and logit scale of these captions, or None."""
         path = self._text_path(captions)
         try:
             tensors, meta = read_tensors(path)
@@ -86,7 +86,7 @@ class FeatureStore:
             _log.warning("%s; the captions are encoded again", error)
             return None
         if not fine:
-            _log.warning("%s is no text features; the captions are encoded again", path)
+            _log.warning("%s holds no text features; captions are encoded again", path)
             return None
         return text, scale
 
@@ -126,7 +126,7 @@ def _read_shard(path: Path) -> tuple[list[str], Tensor]:
         or image is None
         or not _is_table(image, len(digest))
     ):
-        raise DamagedFileError(f"{path} holds no features of images")
+        raise DamagedFileError(f"{path} has no valid image features")
     return [bytes(row).hex() for row in digest.numpy()], image.float()
 
 

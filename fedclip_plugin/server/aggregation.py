@@ -1,7 +1,7 @@
-"""Robust aggregation: what to put in the place of the mean when clients may lie.
+"""Aggregation: the mean, and robust rules for when clients may lie.
 
-Each rule takes the states in client order and the state that was sent; with a share of
-attackers below its breakdown point no attacker can move the result without bound.
+Each rule takes the states in client order and the state that was sent; below its
+breakdown point, a share of attackers, no attacker can move the result without bound.
 
 =================  ==============================================================
 ``median``         per coordinate (Yin et al. 2018, arXiv 1803.01498); below 1/2
@@ -40,8 +40,8 @@ def aggregate(
     """The next state, from updates of ``state``, in the order of the clients' names.
 
     ``train.weighting`` is ``uniform`` (as published) or ``examples``;
-    ``train.aggregation`` the mean or a robust rule.  Clients without a training row say
-    nothing and are left out; with none left the ``state`` that was sent out stays.  The
+    ``train.aggregation`` the mean or a robust rule.  Clients without training rows are
+    left out; with none left the ``state`` that was sent out stays.  The
     order of arrival does not matter: same bits.  The mean of compressed updates is
     taken without decoding them first.
     """
@@ -77,7 +77,7 @@ def combine(
     """The aggregate of ``states`` by ``rule``, one of :data:`RULES` or ``mean``.
 
     ``weights`` (K,) are non-negative; the rules per coordinate and ``krum`` ignore
-    them.  ``byzantine`` is the share of attackers that is reckoned with.
+    them.  ``byzantine`` is the assumed share of attackers.
     """
     if rule == "mean" or len(states) == 1:
         return mean(states, weights)
@@ -108,7 +108,7 @@ def trimmed_mean(
 
 
 def attackers(count: int, byzantine: float) -> int:
-    """How many of ``count`` clients are reckoned with as attackers."""
+    """How many of ``count`` clients are assumed to be attackers."""
     return int(byzantine * count + 0.5)
 
 

@@ -1,9 +1,9 @@
 """Client-level differential privacy: DP-FedAvg, and what its rounds have cost.
 
 McMahan et al. 2018 (arXiv 1710.06963): every update is cut to the length ``dp_clip``,
-the mean is over all clients that were asked, whether they answered or not, and Gaussian
+the mean is over the whole cohort, whether its clients answered or not, and Gaussian
 noise hides what any one of them changes.  Neighbours are two federations in which one
-client holds other data, so that one update moves the sum by ``2 * dp_clip`` at most.
+client holds other data, so that one update changes the sum by ``2 * dp_clip`` at most.
 
 Accounting is that of dp-accounting.  All clients in every round: the composition of
 Gaussian mechanisms, exact (Balle and Wang 2018, arXiv 1805.06530).  A sample without
@@ -32,7 +32,7 @@ from .aggregation import mean
 from .screening import distances
 
 Releases = tuple[tuple[int, int, int], ...]
-"""(clients to draw from, clients asked, rounds): the adapters that went out so far."""
+"""(clients to draw from, size of the cohort, rounds): what was released so far."""
 
 ORDERS = (*range(2, 17), 20, 24, 28, 32, 40, 48, 64)  # of Rényi; more gain little
 _NOISE = 0xD1FF  # keeps this draw apart from the others of the seed
@@ -43,23 +43,24 @@ def private_mean(
     updates: Sequence[ClientUpdate],
     sent: State,
     train: TrainConfig,
-    asked: int,
+    cohort: int,
     entropy: Sequence[int] | None,
 ) -> State:
-    """``sent`` plus the noisy mean of the clipped ``updates`` of ``asked`` clients.
+    """``sent`` plus the noisy mean of the clipped updates of a cohort.
 
-    Who is not among the ``updates``, or has no training rows, counts as not moved.
-    Noise is N(0, (2 z C / asked)^2) in every coordinate; it comes even if nobody
-    answered, else its absence would tell.  ``entropy`` seeds it; None: the system's.
+    Of ``cohort`` clients, those without an update or training rows count as unmoved.
+    Noise is N(0, (2 z C / cohort)^2) in every coordinate; it is added even if
+    nobody answered, else its absence would reveal that.  ``entropy`` seeds it; None:
+    the system's.
     """
     voters = {u.client: u for u in updates if u.num_examples > 0}  # one vote each
     chosen = [voters[name] for name in sorted(voters)]
     lengths = torch.tensor(distances(chosen, sent), dtype=torch.float64)
-    share = (train.dp_clip / lengths).clamp(max=1) / asked  # 1 / asked where 0 long
+    share = (train.dp_clip / lengths).clamp(max=1) / cohort  # 1 / cohort where 0 long
     rest = (1 - share.sum()).clamp_min(0)[None]
     moved = mean([*({k: u.state[k] for k in sent} for u in chosen), sent],
                  torch.cat([share, rest]))  # fmt: skip
-    scale = 2 * train.dp_noise_multiplier * train.dp_clip / asked
+    scale = 2 * train.dp_noise_multiplier * train.dp_clip / cohort
     noise = _normal(moved, entropy)
     return {
         key: value + scale * noise[key].to(value.device, value.dtype)
@@ -87,11 +88,11 @@ def private_update(
     updates: Sequence[ClientUpdate],
     sent: State,
     train: TrainConfig,
-    asked: int,
+    cohort: int,
     entropy: Sequence[int] | None,
 ) -> ClientUpdate:
     """:func:`private_mean` as the one update that an aggregation may see."""
-    return ClientUpdate("", private_mean(updates, sent, train, asked, entropy), 1)
+    return ClientUpdate("", private_mean(updates, sent, train, cohort, entropy), 1)
 
 
 def noise_entropy(
@@ -125,15 +126,15 @@ def accountant() -> Any:
         ) from error
 
 
-def add_round(releases: Releases, clients: int, asked: int) -> Releases:
-    """``releases`` and a round in which ``asked`` of ``clients`` were drawn."""
+def add_round(releases: Releases, clients: int, cohort: int) -> Releases:
+    """``releases`` and a round in which ``cohort`` of ``clients`` were drawn."""
     counts = {(c, a): n for c, a, n in releases}
-    counts[clients, asked] = counts.get((clients, asked), 0) + 1
+    counts[clients, cohort] = counts.get((clients, cohort), 0) + 1
     return tuple((c, a, n) for (c, a), n in sorted(counts.items()))
 
 
 def epsilon(train: TrainConfig, releases: Releases) -> float:
-    """What ``releases`` have cost together, at ``train.dp_delta``."""
+    """Epsilon of all ``releases`` together, at ``train.dp_delta``."""
     return _epsilon(train.dp_noise_multiplier, train.dp_delta, releases)
 
 
@@ -144,34 +145,34 @@ def _epsilon(multiplier: float, delta: float, releases: Releases) -> float:
     if not rounds:
         return 0.0
     whole = float(library.get_epsilon_gaussian(multiplier / math.sqrt(rounds), delta))
-    if all(asked >= clients for clients, asked, _ in releases):
+    if all(cohort >= clients for clients, cohort, _ in releases):
         return whole
     replaced = library.NeighboringRelation.REPLACE_ONE
     renyi = library.rdp.RdpAccountant(ORDERS, replaced)
     noise = library.GaussianDpEvent(multiplier)
-    for clients, asked, n in releases:
+    for clients, cohort, n in releases:
         sample = library.SampledWithoutReplacementDpEvent(
-            max(clients, asked), asked, noise
+            max(clients, cohort), cohort, noise
         )
         renyi.compose(sample, n)
     return min(whole, float(renyi.get_epsilon(delta)))  # both hold
 
 
-def rounds_within(train: TrainConfig, clients: int, asked: int) -> int:
+def rounds_within(train: TrainConfig, clients: int, cohort: int) -> int:
     """How many of ``train.rounds`` the budget allows; all without one."""
     budget, low, high = train.dp_epsilon_budget, 0, train.rounds
     if not train.private or budget is None:
         return high
     while low < high:
         middle = (low + high + 1) // 2
-        if epsilon(train, ((clients, asked, middle),)) <= budget:
+        if epsilon(train, ((clients, cohort, middle),)) <= budget:
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def within_budget(train: TrainConfig, clients: int, asked: int) -> TrainConfig:
+def within_budget(train: TrainConfig, clients: int, cohort: int) -> TrainConfig:
     """``train``, which is private, with as many rounds as its budget allows.
 
     Raises ConfigError where one is too many, or the accountant is missing.
@@ -179,29 +180,29 @@ def within_budget(train: TrainConfig, clients: int, asked: int) -> TrainConfig:
     if train.dp_delta > 1 / clients:
         _log.warning(
             "--dp-delta %g is more than 1 / %d clients: it would allow that one of "
-            "them is given away; take a smaller one",
+            "them is exposed; choose a smaller one",
             train.dp_delta, clients,
         )  # fmt: skip
-    once = epsilon(train, ((clients, asked, 1),))
-    rounds = rounds_within(train, clients, asked)
+    once = epsilon(train, ((clients, cohort, 1),))
+    rounds = rounds_within(train, clients, cohort)
     if not rounds:
         raise ConfigError(
             f"--dp-epsilon-budget {train.dp_epsilon_budget:g}: one round costs "
-            f"{once:.3g}; more noise, or fewer clients a round, cost less"
+            f"{once:.3g}; add noise, or sample fewer clients a round"
         )
     return replace(train, rounds=rounds)
 
 
-def planned(train: TrainConfig, clients: int, asked: int) -> str:
+def planned(train: TrainConfig, clients: int, cohort: int) -> str:
     """What the rounds of ``train`` will cost, in words."""
-    cost = epsilon(train, ((clients, asked, train.rounds),))
+    cost = epsilon(train, ((clients, cohort, train.rounds),))
     text = (
         f"epsilon {cost:.3g} at delta {train.dp_delta:g} after {train.rounds} rounds "
-        f"of {asked} out of {clients} clients"
+        f"of {cohort} out of {clients} clients"
     )
     if train.dp_epsilon_budget is None:
         return text
-    rounds = within_budget(train, clients, asked).rounds
+    rounds = within_budget(train, clients, cohort).rounds
     return f"{text}; the budget {train.dp_epsilon_budget:g} allows {rounds}"
 
 

@@ -1,4 +1,4 @@
-"""Screening: what an update must be to take part in a round.  On by default."""
+"""Screening: the updates that may enter the aggregation.  On by default."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log = logging.getLogger("fedclip")
 
 @dataclass(frozen=True)
 class Quarantined:
-    """An update that was left out, why, and the distances that decided it if any."""
+    """An update that was left out, why, and the distances that decided it, if any."""
 
     client: str
     reason: str
@@ -31,14 +31,14 @@ class Quarantined:
 def screen(
     updates: Sequence[ClientUpdate], expected: State, max_norm_ratio: float = 100.0
 ) -> tuple[list[ClientUpdate], list[Quarantined]]:
-    """Split updates into sound ones and quarantined ones.
+    """Split updates into screened and quarantined ones.
 
     ``expected`` is the state that was sent out: an update must have its keys, shapes
-    and dtypes, finite values, and must not have moved from it more than
-    ``max_norm_ratio`` times as far (L2) as the round's median update; 0 allows any
-    distance.  A bad update never stops the round.
+    and dtypes, finite values, and must not be farther from it (L2) than
+    ``max_norm_ratio`` times the round's median update; 0 allows any distance.  A bad
+    update never stops the round.
     """
-    sound: list[tuple[ClientUpdate, float]] = []
+    finite: list[tuple[ClientUpdate, float]] = []
     bad, fitting = [], []
     for update in updates:
         reason = _fault(update, expected)
@@ -48,12 +48,14 @@ def screen(
             bad.append(Quarantined(update.client, reason))
     for update, distance in zip(fitting, distances(fitting, expected)):
         if math.isfinite(distance):
-            sound.append((update, distance))
+            finite.append((update, distance))
         else:
             bad.append(Quarantined(update.client, _not_finite(update.state)))
-    near, far = _by_distance(sound, max_norm_ratio)
-    for found in (*bad, *far):
-        _log.warning("update of client %s left out: %s", found.client, found.reason)
+    near, far = _by_distance(finite, max_norm_ratio)
+    for quarantined in (*bad, *far):
+        _log.warning(
+            "update of client %s left out: %s", quarantined.client, quarantined.reason
+        )
     return near, [*bad, *far]
 
 
@@ -77,15 +79,15 @@ def _fault(update: ClientUpdate, expected: State) -> str | None:
 def distances(updates: Sequence[ClientUpdate], expected: State) -> list[float]:
     """L2 distances over all tensors; NaN or infinite where a value is.
 
-    Those of compressed updates come from what travelled.
+    Those of compressed updates are computed on the payloads.
     """
-    found: dict[int, float] = {}
+    by_place: dict[int, float] = {}
     for codec in sorted({u.codec for u in updates}):
         places = [i for i, u in enumerate(updates) if u.codec == codec]
         squares = _plain_squares if codec == PLAIN else payload_squares
         total = squares([updates[i] for i in places], expected)
-        found.update(zip(places, total.sqrt().tolist()))
-    return [found[i] for i in range(len(updates))]
+        by_place.update(zip(places, total.sqrt().tolist()))
+    return [by_place[i] for i in range(len(updates))]
 
 
 def _plain_squares(updates: Sequence[ClientUpdate], expected: State) -> Tensor:
@@ -103,13 +105,13 @@ def _not_finite(state: State) -> str:
 
 
 def _by_distance(
-    sound: Sequence[tuple[ClientUpdate, float]], ratio: float
+    finite: Sequence[tuple[ClientUpdate, float]], ratio: float
 ) -> tuple[list[ClientUpdate], list[Quarantined]]:
-    distances = sorted(d for u, d in sound if u.num_examples > 0)
+    distances = sorted(d for u, d in finite if u.num_examples > 0)
     # the lower of two middle ones: of two updates the larger is the absurd one
     median = distances[(len(distances) - 1) // 2] if distances else 0.0
     near, far = [], []
-    for update, distance in sound:
+    for update, distance in finite:
         if ratio and median > 0 and distance > ratio * median:
             reason = (
                 f"it moved {distance:.3g} from what was sent, "

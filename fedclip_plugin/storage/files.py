@@ -58,7 +58,7 @@ def write_parts(path: Path, parts: Iterable[bytes], durable: bool = True) -> Non
 
 
 def _sync_directory(directory: Path) -> None:
-    """The new name is on the disk too."""
+    """Wait until the new name, too, is on the disk."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -67,17 +67,17 @@ def _sync_directory(directory: Path) -> None:
 
 
 def remove_leftovers(directory: Path, name: str = "*") -> None:
-    """Remove what killed writers of files ``name`` left; nobody else may write now."""
+    """Remove temporary files of killed writers; nobody else may be writing now."""
     for scrap in directory.glob(f".{name}{_SCRAP}"):
         scrap.unlink(missing_ok=True)
 
 
 @functools.cache
 def _umask() -> int:
-    """What the user keeps from others; it can be read only by setting it."""
-    found = os.umask(0o077)
-    os.umask(found)
-    return found
+    """The process's umask; it can be read only by setting it."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
 
 
 def write_json(path: Path, value: Any) -> None:

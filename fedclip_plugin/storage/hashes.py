@@ -1,7 +1,6 @@
-"""Facts about files on disk: their hash, and what a weights file gives away.
+"""Hashes of files, remembered by path, size and modification time.
 
-The hash of a big file is remembered by its path, size and time of change, so that a
-second run does not read 600 MB to learn that nothing is new.
+So a second run does not read 600 MB of weights to learn that nothing has changed.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ SETTLED_SECONDS = 2.0  # a younger file may change again within one clock tick
 
 
 def cache_dir() -> Path:
-    """Where features and hashes are kept: $FEDCLIP_CACHE, or ~/.cache/fedclip."""
+    """Where features and hashes are cached: $FEDCLIP_CACHE, or ~/.cache/fedclip."""
     if chosen := os.environ.get("FEDCLIP_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fedclip"
@@ -35,9 +34,9 @@ def file_sha256(file: Path) -> str:
         stat = file.stat()
         stamp = [stat.st_size, stat.st_mtime_ns]
         key = str(file.resolve())
-        known = _read_memo().get(key)
-        if isinstance(known, list) and known[:2] == stamp and len(known) == 3:
-            return str(known[2])
+        entry = _read_memo().get(key)
+        if isinstance(entry, list) and entry[:2] == stamp and len(entry) == 3:
+            return str(entry[2])
         digest = _hash(file)
     except OSError as error:
         raise WeightsError(f"cannot read {file}: {error.strerror}") from error

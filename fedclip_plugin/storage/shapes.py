@@ -10,22 +10,24 @@ from typing import Any
 MAX_TEXT = 10_000  # characters
 
 
-_CONTROL = ("Cc", "Cs")
-
-
 Check = Callable[[Any], str | None]
 """Returns what is wrong with a value, None if nothing is."""
 
 
 def text(value: Any) -> str | None:
-    """A text that may be shown: no control characters, which terminals would obey."""
+    """A string that may be shown: no control characters, which terminals would obey."""
     if not isinstance(value, str):
-        return f"expected a text, got {_short(value)}"
+        return f"expected a string, got {_short(value)}"
     if len(value) > MAX_TEXT:
-        return f"expected a text of at most {MAX_TEXT} characters"
-    if any(unicodedata.category(sign) in _CONTROL for sign in value):
+        return f"expected a string of at most {MAX_TEXT} characters"
+    if has_control(value):
         return f"control characters in {value[:60]!a}"
     return None
+
+
+def has_control(value: str) -> bool:
+    """Whether a string holds control characters or lone surrogates."""
+    return any(unicodedata.category(char) in ("Cc", "Cs") for char in value)
 
 
 def number(value: Any) -> str | None:
@@ -41,33 +43,33 @@ def fraction(value: Any) -> str | None:
 
 
 def count(value: Any) -> str | None:
-    """A whole number from 0 on."""
+    """A non-negative integer."""
     fine = type(value) is int and 0 <= value < 2**53
     return None if fine else f"expected a count, got {_short(value)}"
 
 
 def maybe(check: Check) -> Check:
-    """What ``check`` takes, or null."""
+    """What ``check`` accepts, or null."""
     return lambda value: None if value is None else check(value)
 
 
 def several(check: Check, most: int | None = None) -> Check:
-    """A list of what ``check`` takes."""
+    """A list of what ``check`` accepts."""
 
-    def found(value: Any) -> str | None:
+    def check_list(value: Any) -> str | None:
         if not isinstance(value, list):
             return f"expected a list, got {_short(value)}"
         if most is not None and len(value) > most:
             return f"expected at most {most} entries, got {len(value)}"
         return next((wrong for v in value if (wrong := check(v))), None)
 
-    return found
+    return check_list
 
 
 def each(check: Check) -> Check:
-    """A JSON object of any names, each with what ``check`` takes."""
+    """A JSON object with any names and values that ``check`` accepts."""
 
-    def found(value: Any) -> str | None:
+    def check_object(value: Any) -> str | None:
         if not isinstance(value, Mapping):
             return f"expected a JSON object, got {_short(value)}"
         for name, inner in value.items():
@@ -77,26 +79,26 @@ def each(check: Check) -> Check:
                 return f"{name}: {wrong}"
         return None
 
-    return found
+    return check_object
 
 
 def fields(
-    needed: Mapping[str, Check], known: Mapping[str, Check] | None = None
+    required: Mapping[str, Check], optional: Mapping[str, Check] | None = None
 ) -> Check:
-    """A JSON object with the ``needed`` names, and perhaps ``known`` and other ones."""
+    """A JSON object with ``required`` names, perhaps ``optional`` and other ones."""
 
-    def found(value: Any) -> str | None:
+    def check_fields(value: Any) -> str | None:
         if not isinstance(value, Mapping):
             return f"expected a JSON object, got {_short(value)}"
-        for name in needed:
+        for name in required:
             if name not in value:
                 return f"{name} is missing"
-        for name, check in {**needed, **(known or {})}.items():
+        for name, check in {**required, **(optional or {})}.items():
             if name in value and (wrong := check(value[name])):
                 return f"{name}: {wrong}"
         return None
 
-    return found
+    return check_fields
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Safetensors bytes of others: all that they declare is checked before it is believed.
+"""Safetensors from strangers: what they declare is checked before it is trusted.
 
 A header is read strictly (one meaning for every name, plain numbers, no nesting), and
 what it declares must lie in the bytes that are there, so that reading takes no more
@@ -25,7 +25,7 @@ from .files import write_bytes
 CHECKSUM = "sha256"
 
 
-_KEY = "fedclip"  # one metadata key: safetensors orders several at random
+METADATA_KEY = "fedclip"  # a single one: safetensors orders several at random
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -47,12 +47,12 @@ def write_tensors(
     """Atomic safetensors file with a checksum of the tensors in its metadata."""
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     fields = {**(metadata or {}), CHECKSUM: digest_tensors(plain)}
-    header = {_KEY: json.dumps(fields, sort_keys=True)}
+    header = {METADATA_KEY: json.dumps(fields, sort_keys=True)}
     write_bytes(path, safetensors.torch.save(plain, header), durable)
 
 
 class DamagedFileError(Exception):
-    """A tensor file that is truncated, altered or no safetensors file at all."""
+    """A tensor file that is truncated, altered or not a safetensors file at all."""
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -64,15 +64,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     data = path.read_bytes()
     try:
         tensors, header = read_safetensors(data)
-        metadata = strict_json(header.get(_KEY, "{}"))
+        metadata = strict_json(header.get(METADATA_KEY, "{}"))
     except TensorBytesError as error:
         raise DamagedFileError(
             f"{path} is not a whole safetensors file: {error}"
         ) from error
-    if not isinstance(metadata, dict) or not all(
-        isinstance(value, str) for value in metadata.values()
-    ):
-        raise DamagedFileError(f"{path}: its metadata are no texts")
+    if not _are_strings(metadata):
+        raise DamagedFileError(f"{path}: its metadata values are not strings")
     if CHECKSUM in metadata and metadata[CHECKSUM] != digest_tensors(tensors):
         raise DamagedFileError(f"{path} was altered: its checksum does not match")
     return tensors, metadata
@@ -84,7 +82,7 @@ MAX_HEADER = 4 << 20  # bytes; some 40,000 tensors
 MAX_DIMS = 16
 
 
-_LENGTH = 8  # bytes that tell the header's
+_LENGTH = 8  # bytes that hold the header's
 
 
 _BITS = {
@@ -99,11 +97,11 @@ _FIELDS = {"dtype", "shape", "data_offsets"}
 
 
 class TensorBytesError(ValueError):
-    """Bytes that are no sound safetensors, or longer than allowed; says why."""
+    """Bytes that are not valid safetensors, or too many; the message says why."""
 
 
 def strict_json(text: str | bytes) -> Any:
-    """JSON with one meaning: TensorBytesError for a name given twice and for NaN."""
+    """JSON with one meaning: TensorBytesError for a repeated name and for NaN."""
     try:
         return json.loads(
             text,
@@ -112,18 +110,18 @@ def strict_json(text: str | bytes) -> Any:
             parse_float=_finite,
         )
     except (ValueError, RecursionError) as error:
-        raise TensorBytesError(f"no sound JSON ({error})") from error
+        raise TensorBytesError(f"invalid JSON ({error})") from error
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise TensorBytesError("a name is given twice")
-    return found
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise TensorBytesError("a name occurs twice")
+    return entries
 
 
 def _no_constant(name: str) -> Any:
-    raise TensorBytesError(f"{name} is no number")
+    raise TensorBytesError(f"{name} is not a number")
 
 
 def _finite(digits: str) -> float:
@@ -136,18 +134,18 @@ def read_safetensors(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata in ``data``; raises TensorBytesError, with the reason.
 
-    ``limit`` is the most bytes that are taken for good, None for any number.  Files of
-    other software pass, if they are sound.
+    ``limit`` is the largest accepted size in bytes; None accepts any.  Files written by
+    other software pass if they are valid.
     """
     if limit is not None and len(data) > limit:
-        raise TensorBytesError(f"{len(data)} bytes, at most {limit} are expected")
+        raise TensorBytesError(f"{len(data)} bytes, expected at most {limit}")
     entries, metadata = _header(data)
     try:
         tensors = safetensors.torch.load(data)
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise TensorBytesError(one_line(error)) from error
     if tensors.keys() != entries.keys():
-        raise TensorBytesError("its header is not as safetensors reads it")
+        raise TensorBytesError("its header is not what safetensors reads")
     return tensors, metadata
 
 
@@ -159,19 +157,23 @@ def _header(data: bytes) -> tuple[dict[str, Any], dict[str, str]]:
         raise TensorBytesError(f"{len(data)} bytes do not hold the header they declare")
     header = strict_json(data[_LENGTH : _LENGTH + size])
     if not isinstance(header, dict):
-        raise TensorBytesError("its header is no JSON object")
+        raise TensorBytesError("its header is not a JSON object")
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(
-        isinstance(value, str) for value in metadata.values()
-    ):
-        raise TensorBytesError("its metadata are no texts")
+    if not _are_strings(metadata):
+        raise TensorBytesError("its metadata values are not strings")
     for name, entry in header.items():
         _check_entry(name, entry, room - size)
     return header, metadata
 
 
+def _are_strings(metadata: object) -> bool:
+    return isinstance(metadata, dict) and all(
+        isinstance(value, str) for value in metadata.values()
+    )
+
+
 def _check_entry(name: str, entry: object, room: int) -> None:
-    """Whether a tensor has the bytes that its shape and dtype need, inside ``room``."""
+    """Refuse a tensor without the bytes that its shape and dtype need in ``room``."""
     if not isinstance(entry, Mapping) or entry.keys() != _FIELDS:
         raise TensorBytesError(f"tensor {name!r} is not described by {sorted(_FIELDS)}")
     shape, place = entry["shape"], entry["data_offsets"]
@@ -179,18 +181,18 @@ def _check_entry(name: str, entry: object, room: int) -> None:
     if not isinstance(dtype, str) or dtype not in _BITS:
         raise TensorBytesError(f"tensor {name!r} has an unknown dtype")
     if not _whole(shape) or len(shape) > MAX_DIMS:
-        raise TensorBytesError(f"tensor {name!r} has no shape of {MAX_DIMS} dimensions")
+        raise TensorBytesError(f"tensor {name!r} has no shape of <= {MAX_DIMS} sizes")
     if not _whole(place) or len(place) != 2 or not place[0] <= place[1] <= room:
         raise TensorBytesError(f"tensor {name!r} lies outside the bytes")
     # a zero beside huge sizes would hide them
     spread = math.prod(size or 1 for size in shape)
     bits = math.prod(shape) * _BITS[dtype]
     if spread > 2**62 or bits != 8 * (place[1] - place[0]):
-        raise TensorBytesError(f"tensor {name!r} has not the bytes of its shape")
+        raise TensorBytesError(f"tensor {name!r} does not have the bytes of its shape")
 
 
 def _whole(values: object) -> bool:
-    """Whether ``values`` is a list of counts: no negative ones, no booleans."""
+    """Whether ``values`` is a list of non-negative integers, booleans excluded."""
     return isinstance(values, list) and all(
         type(value) is int and value >= 0 for value in values
     )

@@ -1,4 +1,4 @@
-"""What every codec of ``codecs.py`` offers, and how a stranger's tensors are judged."""
+"""What every codec of ``codecs.py`` offers, and checks of a stranger's tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 Parts = tuple[Tensor, ...]
 
 LARGEST_SCALE = 1e17  # larger values would overflow when squared
-_COLUMNS = 64  # a row needs as many values to have a scale of its own
+_COLUMNS = 64  # values that a row needs to have a scale of its own
 
 
 def row_count(shape: torch.Size) -> int:
@@ -25,18 +25,18 @@ def row_count(shape: torch.Size) -> int:
 
 
 def is_finite(x: Tensor) -> bool:
-    """Whether all values of a floating tensor are numbers; in one pass."""
+    """Whether all values of a floating tensor are finite; in one pass."""
     return not x.numel() or bool(x.abs().amax().isfinite())
 
 
 class Codec(abc.ABC):
-    """A difference as the tensors that travel, and back; a key each in ``parts``."""
+    """A difference as the tensors that travel, and back; ``parts`` ends their keys."""
 
     parts: ClassVar[tuple[str, ...]] = ("",)
 
     @abc.abstractmethod
     def pack(self, x: Tensor) -> Parts:
-        """What travels of ``x`` (any shape, float32); NaN and Inf must show in it."""
+        """``x`` (any shape, float32) as it travels; NaN and Inf must show in it."""
 
     @abc.abstractmethod
     def unpack(self, parts: Parts, shape: torch.Size) -> Tensor:
@@ -44,7 +44,7 @@ class Codec(abc.ABC):
 
     @abc.abstractmethod
     def fault(self, parts: Parts, shape: torch.Size) -> str | None:
-        """What keeps ``parts`` of a stranger from being unpacked safely, if anything.
+        """Why a stranger's ``parts`` cannot be unpacked safely; None if they can.
 
         Afterwards :meth:`unpack` gives finite values and takes the memory of ``shape``.
         """
@@ -54,7 +54,7 @@ class Codec(abc.ABC):
         """Sum of the squared differences."""
 
     def squares(self, packed: Sequence[Parts], shape: torch.Size) -> Tensor:
-        """The same of K differences: (K,) float64."""
+        """:meth:`square` of K differences: (K,) float64."""
         return torch.tensor([self.square(p, shape) for p in packed], dtype=torch.double)
 
     def mean(
@@ -62,7 +62,7 @@ class Codec(abc.ABC):
     ) -> Tensor:
         """Weighted mean of K differences, float32; one at a time in memory.
 
-        ``weights`` (K,) sum up to more than 0.
+        ``weights`` (K,) have a positive sum.
         """
         shares = (weights.double() / weights.double().sum()).tolist()
         total = torch.zeros(shape, dtype=torch.float64, device=packed[0][0].device)
@@ -71,25 +71,22 @@ class Codec(abc.ABC):
         return total.float()
 
 
-def told(part: Tensor) -> str:
-    """Shape and dtype, for people."""
+def describe(part: Tensor) -> str:
+    """Shape and dtype, for messages."""
     return f"{tuple(part.shape)} {part.dtype}"
 
 
 def misfit(
     name: str, part: Tensor, dtype: torch.dtype, shape: torch.Size
 ) -> str | None:
-    """How ``part``, called ``name``, differs from ``dtype`` and ``shape``, if it does.
-
-    As the end of a line for people.
-    """
+    """How ``part``, called ``name``, differs from ``dtype`` and ``shape``, or None."""
     if part.dtype == dtype and part.shape == shape:
         return None
-    return f"{name} is {told(part)}, expected {tuple(shape)} {dtype}"
+    return f"{name} is {describe(part)}, expected {tuple(shape)} {dtype}"
 
 
 def scale_fault(scale: Tensor, rows: int) -> str | None:
-    """What keeps ``scale`` from being one size a row, if anything does."""
+    """Why ``scale`` is not one valid scale per row; None if it is."""
     odd = misfit("its scale", scale, torch.float32, torch.Size([rows]))
     if odd is None:
         least, most = (float(v) for v in scale.aminmax())  # NaN if there is one

@@ -1,4 +1,4 @@
-"""Fewer bytes: how the difference of a tensor from what was sent out is written down.
+"""Fewer bytes: how the difference of a tensor from what was sent out is encoded.
 
 Of every floating tensor of N values the difference ``state - sent`` travels, as plain
 safetensors tensors; R is its number of rows (:func:`row_count`).  ``<key>`` is the
@@ -32,14 +32,14 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .codec import Codec, Parts, is_finite, misfit, row_count, scale_fault, told
+from .codec import Codec, Parts, describe, is_finite, misfit, row_count, scale_fault
 
 
 class Fp16(Codec):
-    """Half precision; what is larger than it can say waits for the next round."""
+    """Half precision; what exceeds its range waits for the next round."""
 
     def pack(self, x: Tensor) -> Parts:
-        """Halves, cut at 65,504."""
+        """Halves, clipped at 65,504."""
         top = torch.finfo(torch.float16).max
         return ((x.clamp(-top, top) if is_finite(x) else x).half(),)
 
@@ -48,7 +48,7 @@ class Fp16(Codec):
         return parts[0].float()
 
     def fault(self, parts: Parts, shape: torch.Size) -> str | None:
-        """Shape, dtype, or values that are no numbers."""
+        """Wrong shape, dtype, or values that are not finite."""
         (half,) = parts
         odd = misfit("it", half, torch.float16, shape)
         return odd or (None if is_finite(half) else "it holds NaN or Inf")
@@ -59,7 +59,7 @@ class Fp16(Codec):
 
 
 class Int8(Codec):
-    """The nearest of 255 steps, a scale a row."""
+    """The nearest of 255 steps, one scale per row."""
 
     parts = ("", ":scale")
     top = 127
@@ -92,7 +92,7 @@ class Int8(Codec):
         return (self.rows(parts, shape) * parts[1][:, None]).reshape(shape)
 
     def fault(self, parts: Parts, shape: torch.Size) -> str | None:
-        """Shapes, dtypes, or scales that are no sizes."""
+        """Wrong shapes, dtypes, or scales that are not valid."""
         odd = misfit("it", parts[0], torch.int8, shape)
         return odd or scale_fault(parts[1], row_count(shape))
 
@@ -115,13 +115,13 @@ class Int8(Codec):
 
 
 class Int4(Int8):
-    """The nearest of 15 steps, a scale a row; two steps in a byte, then Huffman codes.
+    """The nearest of 15 steps, one scale per row; two per byte, then Huffman codes.
 
-    Small steps are frequent: deflating takes a tenth to a fifth away.
+    Small steps are frequent: deflating saves a tenth to a fifth.
     """
 
     top = 7
-    squares = Codec.squares  # one at a time: taken apart they are twice as long
+    squares = Codec.squares  # one at a time: unpacked steps take twice the memory
 
     def pack(self, x: Tensor) -> Parts:
         """Pairs of steps; the scales."""
@@ -131,7 +131,7 @@ class Int4(Int8):
         return _deflated(pairs[0::2] | pairs[1::2] << 4), scale
 
     def steps(self, parts: Parts, shape: torch.Size) -> Tensor:
-        """The pairs taken apart, in ``shape``."""
+        """The steps of the pairs, in ``shape``."""
         packed = _inflated(parts[0], (shape.numel() + 1) // 2)
         pairs = torch.stack([packed & 15, packed >> 4], dim=1).reshape(-1)
         flat = pairs[: shape.numel()].to(torch.int8) - 8
@@ -141,11 +141,11 @@ class Int4(Int8):
         self, packed: Sequence[Parts], weights: Tensor, shape: torch.Size
     ) -> Tensor:
         """On the steps, in one call of the kernel."""
-        apart = [(self.steps(parts, shape), parts[1]) for parts in packed]
-        return super().mean(apart, weights, shape)
+        unpacked = [(self.steps(parts, shape), parts[1]) for parts in packed]
+        return super().mean(unpacked, weights, shape)
 
     def fault(self, parts: Parts, shape: torch.Size) -> str | None:
-        """Shapes, dtypes, or scales that are no sizes."""
+        """Wrong shapes, dtypes, or scales that are not valid."""
         odd = misfit("it", parts[0], torch.uint8, torch.Size([parts[0].numel()]))
         if odd is None:
             try:
@@ -162,7 +162,7 @@ def _deflated(packed: Tensor) -> Tensor:
 
 
 def _inflated(part: Tensor, size: int) -> Tensor:
-    """The ``size`` bytes in ``part``; ValueError where there are more, or others."""
+    """The ``size`` bytes in ``part``; ValueError unless there are exactly as many."""
     press = zlib.decompressobj(-15)
     try:
         data = press.decompress(part.cpu().numpy().tobytes(), size + 1)
@@ -211,14 +211,14 @@ class TopK(Codec):
         return places[keep]
 
     def unpack(self, parts: Parts, shape: torch.Size) -> Tensor:
-        """Zeros, but for the values that came."""
+        """Zeros, except for the values that were sent."""
         values, gaps, scale = parts
         flat = scale.new_zeros(shape.numel())
         flat[_places(gaps)] = values * scale
         return flat.reshape(shape)
 
     def fault(self, parts: Parts, shape: torch.Size) -> str | None:
-        """Shapes, dtypes, gaps that lead nowhere, or a scale that is no size."""
+        """Wrong shapes, dtypes, gaps that lead outside, or an invalid scale."""
         values, gaps, scale = parts
         most = shape.numel()
         for name, part, kind in (
@@ -226,7 +226,7 @@ class TopK(Codec):
             ("its gap", gaps, torch.uint8),
         ):
             if part.dtype != kind or part.dim() != 1 or len(part) > most:
-                return f"{name} is {told(part)}, expected (<= {most},) {kind}"
+                return f"{name} is {describe(part)}, expected (<= {most},) {kind}"
         places = _places(gaps)
         if len(places) != len(values):
             return f"it has {len(values)} values, its gaps place {len(places)}"
@@ -236,7 +236,7 @@ class TopK(Codec):
         return scale_fault(scale, 1)
 
     def square(self, parts: Parts, shape: torch.Size) -> float:
-        """Of the values that came."""
+        """Of the values that were sent."""
         values, _, scale = parts
         squares = values.float().square().sum(dtype=torch.float64)
         return float(squares * scale.double().square())
@@ -253,7 +253,7 @@ def _gaps(places: Tensor) -> Tensor:
 
 
 def _ends(gaps: Tensor) -> Tensor:
-    """How many values lie up to each byte; a value follows what is left out."""
+    """How many values are covered up to each byte; a value follows those left out."""
     return (gaps.long() + (gaps != _SKIP)).cumsum(0)
 
 

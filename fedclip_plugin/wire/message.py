@@ -1,7 +1,7 @@
 """A ClientUpdate as bytes and back: safetensors with a checksum, never pickle.
 
 The bytes are what a client would send in one round; their length is what the reports
-count.  Whoever sends them is a stranger: nothing in them is believed unchecked.
+count.  Whoever sends them is a stranger: nothing in them is trusted unchecked.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -18,7 +17,10 @@ import safetensors.torch
 import torch
 
 from ..errors import UpdateError
+from ..storage.shapes import has_control
 from ..storage.tensors import (
+    CHECKSUM,
+    METADATA_KEY,
     TensorBytesError,
     digest_tensors,
     read_safetensors,
@@ -29,8 +31,6 @@ from .update import ClientUpdate, State
 MAX_EXAMPLES = 2**53  # whole numbers up to here are exact as floats
 MAX_NAME = 256  # characters
 MARGIN = 1 << 20  # bytes that an update may have beyond those of what was sent out
-_CHECKSUM = "sha256"
-_KEY = "fedclip"  # one metadata key: safetensors orders several at random
 
 
 def pack(state: State, fields: Mapping[str, object]) -> bytes:
@@ -41,26 +41,26 @@ def pack(state: State, fields: Mapping[str, object]) -> bytes:
 def unpack(
     data: bytes, where: str, limit: int | None = None
 ) -> tuple[State, dict[str, Any]]:
-    """What :func:`pack` was given; raises UpdateError on anything torn or altered.
+    """The arguments of :func:`pack`; raises UpdateError on anything torn or altered.
 
-    ``where`` names the sender in messages; bytes beyond ``limit`` are not looked at.
+    ``where`` names the sender in messages; more bytes than ``limit`` are refused.
     """
     try:
         state, metadata = read_safetensors(data, limit)
-        if metadata.keys() != {_KEY}:
-            raise TensorBytesError("its metadata are of other software")
-        fields = strict_json(metadata[_KEY])
+        if metadata.keys() != {METADATA_KEY}:
+            raise TensorBytesError("its metadata are another software's")
+        fields = strict_json(metadata[METADATA_KEY])
         if not isinstance(fields, dict):
-            raise TensorBytesError("its metadata are no JSON object")
+            raise TensorBytesError("its metadata are not a JSON object")
     except TensorBytesError as error:
         raise UpdateError(f"{where}: not a whole fedclip update ({error})") from error
-    if fields.pop(_CHECKSUM, None) != _checksum(state, fields):
+    if fields.pop(CHECKSUM, None) != _checksum(state, fields):
         raise UpdateError(f"{where}: altered on the way, its checksum does not match")
     return state, fields
 
 
 def encode_update(update: ClientUpdate) -> bytes:
-    """Bytes of an update: a safetensors file whose metadata tells client and rows."""
+    """Bytes of an update: a safetensors file whose metadata names client and rows."""
     return pack(update.state, _fields(update))
 
 
@@ -71,7 +71,7 @@ def decode_update(
 
     ``where`` names the sender in messages.  ``like`` is the state that was sent out:
     an update that is much larger is refused before it takes memory.  Whether keys,
-    shapes and values are right is for the screening to tell.
+    shapes and values are right is checked by the screening.
     """
     state, fields = unpack(data, where, None if like is None else size_limit(like))
     if fields.keys() != {"client", "num_examples", "metrics"}:
@@ -85,12 +85,12 @@ def decode_update(
         _is_name(k) and isinstance(v, float) and math.isfinite(v)
         for k, v in metrics.items()
     ):
-        raise UpdateError(f"{where}: metrics are no finite numbers")
+        raise UpdateError(f"{where}: metrics are not finite numbers")
     return ClientUpdate(client, state, count, metrics)
 
 
 def is_count(value: object) -> bool:
-    """Whether ``value`` is a whole number that counts something; True is none."""
+    """Whether ``value`` is a count: a non-negative integer, not a boolean."""
     return type(value) is int and 0 <= value <= MAX_EXAMPLES
 
 
@@ -122,11 +122,7 @@ def _fields(update: ClientUpdate) -> dict[str, object]:
 
 def _is_name(text: object) -> bool:
     """Whether ``text`` can stand in a line of a log: short, no control characters."""
-    return (
-        isinstance(text, str)
-        and len(text) <= MAX_NAME
-        and not any(unicodedata.category(sign) in ("Cc", "Cs") for sign in text)
-    )
+    return isinstance(text, str) and len(text) <= MAX_NAME and not has_control(text)
 
 
 def _checksum(state: State, fields: Mapping[str, object]) -> str:
@@ -135,12 +131,12 @@ def _checksum(state: State, fields: Mapping[str, object]) -> str:
 
 
 def _envelope(fields: Mapping[str, object], checksum: str) -> str:
-    return json.dumps({**fields, _CHECKSUM: checksum}, sort_keys=True, allow_nan=False)
+    return json.dumps({**fields, CHECKSUM: checksum}, sort_keys=True, allow_nan=False)
 
 
 def _save(state: State, envelope: str | None = None) -> bytes:
     plain = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    return safetensors.torch.save(plain, {_KEY: envelope} if envelope else None)
+    return safetensors.torch.save(plain, {METADATA_KEY: envelope} if envelope else None)
 
 
 _Signature = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]

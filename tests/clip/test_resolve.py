@@ -296,6 +296,6 @@ def test_an_archive_with_a_program_is_not_loaded(tmp_path, capfd):
     torch.jit.script(_Program()).save(str(file))
     torch.jit.load(str(file))
     assert "the program ran" in capfd.readouterr().out  # where nobody looks
-    with pytest.raises(WeightsError, match=r"x\.pt holds a program that would run"):
+    with pytest.raises(WeightsError, match=r"x\.pt holds code that would run"):
         _load(file, "tiny-openai", tmp_path)
     assert "the program ran" not in capfd.readouterr().out

@@ -97,7 +97,7 @@ def test_folders_of_others_are_left_alone(tmp_path: Path, parquet: Path) -> None
     theirs = tmp_path / "theirs" / "photo" / "dog" / "mine.jpg"
     theirs.parent.mkdir(parents=True)
     theirs.write_bytes(b"mine")
-    with pytest.raises(DataError, match="1 images of other origin"):
+    with pytest.raises(DataError, match="1 images from elsewhere"):
         materialise("pacs", tmp_path / "theirs", parquet)
     (out / "photo" / "dog" / "pic_001.jpg").write_bytes(b"changed")
     with pytest.raises(DataError, match="other contents"):

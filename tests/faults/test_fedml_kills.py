@@ -51,7 +51,7 @@ def test_a_simulation_that_was_ended_goes_on_and_then_has_nothing_left_to_do(
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait() == 143
     last = (tmp_path / "0.log").read_text().splitlines()[-1]
-    assert last.endswith(f"go on with: {shlex.join(['fedclip', *command[3:]])}")
+    assert last.endswith(f"resume with: {shlex.join(['fedclip', *command[3:]])}")
     done = rounds_in(out / "metrics.jsonl")
     assert 3 < done < 200
     whole = undisturbed(values, tmp_path / "whole")

@@ -103,7 +103,7 @@ def test_a_signal_leaves_a_run_that_goes_on(
         process.join()
     assert process.exitcode == code
     (line,) = (tmp_path / "log").read_text().splitlines()
-    said, _, how = line.partition("go on with: ")
+    said, _, how = line.partition("resume with: ")
     assert said == "fedclip: error: interrupted; nothing is lost; "
     assert 3 < rounds_in(out / "metrics.jsonl") < 300
     words = shlex.split(how)
@@ -125,7 +125,7 @@ def test_before_the_first_file_the_same_command_goes_on(
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("fedclip_plugin.features.obtain.obtain_features", interrupt)
     assert main(["run", "--rounds", "1"]) == 143
-    assert capsys.readouterr().err.strip().endswith("the same command goes on")
+    assert capsys.readouterr().err.strip().endswith("run the same command to resume")
     assert not list(tmp_path.glob("runs/*"))
     assert signal.getsignal(signal.SIGTERM) is before
 
