@@ -243,7 +243,7 @@ def test_folders_of_another_shape(tmp_path: Path) -> None:
 
 def test_two_folders_for_one_domain(tmp_path: Path) -> None:
     make_set(tmp_path, (*PACS, "Art Painting"))
-    with pytest.raises(DataError, match="both domain art_painting"):
+    with pytest.raises(DataError, match="both folders of domain art_painting"):
         load_dataset("pacs", str(tmp_path))
 
 
