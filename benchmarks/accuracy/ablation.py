@@ -30,7 +30,7 @@ from fedclip_plugin.config.schema import PRESETS, DataConfig, RunConfig, TrainCo
 from fedclip_plugin.data.partition import paper_split
 from fedclip_plugin.features.feature_set import FeatureSet, load_features
 from fedclip_plugin.federation.build import Federation, build_federation
-from fedclip_plugin.federation.engine import Standing, federate
+from fedclip_plugin.federation.engine import RunState, federate
 from fedclip_plugin.federation.evaluation import score_target, score_zero_shot
 from fedclip_plugin.report.wording import percent, with_half
 from fedclip_plugin.stats import ci95, mean
@@ -123,7 +123,7 @@ def _federation(
     return build_federation(features, config, target, seed)
 
 
-def _best(fed: Federation) -> tuple[Standing, Any]:
+def _best(fed: Federation) -> tuple[RunState, Any]:
     """The last standing, and the result of the best round."""
     best = None
     for standing in federate(fed):

@@ -34,7 +34,7 @@ from fedclip_plugin.config.schema import (
 )
 from fedclip_plugin.features.feature_set import FeatureSet, load_features
 from fedclip_plugin.federation.build import Federation, build_federation
-from fedclip_plugin.federation.engine import Standing, federate
+from fedclip_plugin.federation.engine import RunState, federate
 from fedclip_plugin.federation.evaluation import score_zero_shot
 from fedclip_plugin.report.wording import percent
 from fedclip_plugin.stats import ci95, mean
@@ -187,12 +187,12 @@ def _run(fed: Federation, attack: str, rule: str, share: float) -> dict[str, Any
     return result
 
 
-def _last(fed: Federation) -> Standing:
+def _last(fed: Federation) -> RunState:
     *_, last = federate(fed)
     return last
 
 
-def _result(last: Standing) -> dict[str, Any]:
+def _result(last: RunState) -> dict[str, Any]:
     assert last.result is not None
     return {
         "target": last.result.target,

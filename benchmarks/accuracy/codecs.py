@@ -27,7 +27,7 @@ from fedclip_plugin.algorithms.adapter import initial_state
 from fedclip_plugin.config.schema import PRESETS, DataConfig, RunConfig, TrainConfig
 from fedclip_plugin.features.feature_set import FeatureSet, load_features
 from fedclip_plugin.federation.build import build_federation
-from fedclip_plugin.federation.engine import Standing, federate
+from fedclip_plugin.federation.engine import RunState, federate
 from fedclip_plugin.report.figures.svg import figure_style
 from fedclip_plugin.report.wording import percent
 from fedclip_plugin.stats import ci95, mean
@@ -115,7 +115,7 @@ def run_all(
     return row | {way: round(sum(found) / len(found)) for way, found in sizes.items()}
 
 
-def _is_best(standing: Standing) -> bool:
+def _is_best(standing: RunState) -> bool:
     return standing.progress.best_round == standing.progress.round
 
 

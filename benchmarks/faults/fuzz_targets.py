@@ -16,6 +16,8 @@ import torch
 
 from benchmarks.faults.fuzz_files import folder, instead, put
 from benchmarks.faults.fuzz_runs import RUN, of_run, read_finished, read_lines
+from fedclip_plugin.algorithms import Task, get_algorithm
+from fedclip_plugin.config.schema import TrainConfig
 from fedclip_plugin.data.images import decode_image
 from fedclip_plugin.errors import (
     DataError,
@@ -26,7 +28,9 @@ from fedclip_plugin.errors import (
 )
 from fedclip_plugin.features.feature_set import FeatureSet, load_features, save_features
 from fedclip_plugin.features.store import FeatureStore
-from fedclip_plugin.federation.checkpoint import Checkpoint, Progress
+from fedclip_plugin.federation.build import Federation
+from fedclip_plugin.federation.checkpoint import Checkpoint
+from fedclip_plugin.federation.engine import Progress, RunState
 from fedclip_plugin.storage.tensors import (
     DamagedFileError,
     TensorBytesError,
@@ -39,6 +43,8 @@ from fedclip_plugin.wire.update import ClientUpdate
 
 Work = Callable[[bytes], object]
 STATE = {"0.weight": torch.ones(4, 4), "0.bias": torch.zeros(4)}
+TASK = Task(torch.eye(4)[:2], 100.0, TrainConfig(), seed=0)
+FED = Federation(get_algorithm("fedclip"), TASK, (), None)
 UPDATE = ClientUpdate("art", STATE, 12, {"loss": 0.5})
 
 
@@ -112,12 +118,13 @@ def _fields() -> list[bytes]:
 def read_checkpoint(data: bytes) -> None:
     """A run's checkpoint."""
     put("run/checkpoint/last.safetensors", data)
-    Checkpoint(folder() / "run", "me").load(STATE)
+    Checkpoint(folder() / "run", "me").load(FED)
 
 
 def _checkpoints() -> list[bytes]:
     saved = Checkpoint(folder() / "seed", "me")
-    saved.save(Progress(2, 1, releases=((1, 2, 3),)), STATE, STATE)
+    progress = Progress(2, 1, releases=((1, 2, 3),))
+    saved.save(RunState(progress, FED.first, FED.first, kept={"art": STATE}))
     return [saved.path.read_bytes()]
 
 

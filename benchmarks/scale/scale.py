@@ -38,8 +38,7 @@ from fedclip_plugin.federation.downlink import broadcast
 from fedclip_plugin.federation.rounds import (
     next_state,
     score_state,
-    shared_state,
-    tally,
+    screen_round,
     train_clients,
 )
 from fedclip_plugin.ops import weighted_mean
@@ -99,10 +98,10 @@ def one_round(fed: Federation, number: int) -> dict[str, float]:
     updates = train_clients(fed, state, chosen, number)
     trained = time.perf_counter()
     names = [c.name for c in chosen]
-    counted = tally(fed, broadcast(fed, state), updates, names)
-    after = next_state(fed, counted, state, number)
+    screened = screen_round(fed, broadcast(fed, state), updates, names)
+    after = next_state(fed, screened, state, number)
     aggregated, used = time.perf_counter(), time.process_time() - used
-    score_state(fed, shared_state(fed, after))
+    score_state(fed, broadcast(fed, after).seen)
     return {
         "cpu": used,
         "train": trained - start,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -47,13 +47,22 @@ class Samples:
 
 @dataclass(frozen=True)
 class Client:
-    """One participant: its place in the federation and its three splits."""
+    """One participant: its place in the federation and its three splits.
+
+    ``kept`` is what it keeps from its last round (:attr:`ClientUpdate.kept`): what its
+    algorithm put there, and what compression left over.
+    """
 
     name: str
     index: int
     train: Samples
     val: Samples
     test: Samples
+    kept: State = field(default_factory=dict, kw_only=True)
+
+    def with_kept(self, kept: Mapping[str, State]) -> Client:
+        """The client with its own of what all ``kept``."""
+        return replace(self, kept=kept.get(self.name, {}))
 
 
 @dataclass(frozen=True)
@@ -133,17 +142,14 @@ class Algorithm(abc.ABC):
         return samples.x
 
     def update_like(self, state: State) -> State:
-        """What a sound update has the keys, shapes and dtypes of; what goes down.
-
-        What clients keep for themselves has a ``/`` in its key.
-        """
-        return {key: value for key, value in state.items() if "/" not in key}
-
-    def client_state(self, state: State, client: str) -> State:
-        """The state that the client called ``client`` predicts with."""
+        """What a sound update has the keys, shapes and dtypes of; what goes down."""
         return state
 
-    def target_states(self, state: State) -> list[State]:
+    def client_state(self, state: State, client: Client) -> State:
+        """The state that ``client`` predicts with."""
+        return state
+
+    def target_states(self, state: State, clients: Sequence[Client]) -> list[State]:
         """The states that judge an unseen domain; their accuracies are averaged."""
         return [state]
 

@@ -56,8 +56,7 @@ class FedClip(Algorithm):
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Scaled cosine of the gated features and the text features."""
         t = task.train
-        shared = self.update_like(state)
-        z, text = apply_sides(shared, x, task.text, t.adapter, t.side)
+        z, text = apply_sides(state, x, task.text, t.adapter, t.side)
         return task.logit_scale * z @ text.t()
 
 

@@ -7,6 +7,7 @@ each client's adapter; the accuracies are averaged.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..errors import ConfigError
 from ..wire.update import ClientUpdate, State
@@ -15,7 +16,7 @@ from .fedclip import FedClip
 
 
 class Local(FedClip):
-    """A state holds the common start and, under ``<client>/``, each one's own."""
+    """The state stays the common start; every client keeps an adapter of its own."""
 
     name = "local"
     communicates = False
@@ -30,27 +31,26 @@ class Local(FedClip):
         self, state: State, clients: Sequence[Client], task: Task, round_number: int
     ) -> list[ClientUpdate]:
         """Every client goes on from its own adapter."""
-        return [
-            super(Local, self).local_round(
-                self.client_state(state, c.name), [c], task, round_number
-            )[0]
+        train = super().local_round
+        updates = [
+            update
             for c in clients
+            for update in train(self.client_state(state, c), [c], task, round_number)
         ]
+        return [replace(update, kept=update.state) for update in updates]
 
     def aggregate(
         self, updates: Sequence[ClientUpdate], state: State, task: Task
     ) -> State:
-        """Each keeps its own."""
-        own = {f"{u.client}/{k}": v for u in updates for k, v in u.state.items()}
-        return {**state, **own}
+        """Nobody learns from anybody."""
+        return state
 
-    def client_state(self, state: State, client: str) -> State:
+    def client_state(self, state: State, client: Client) -> State:
         """The client's own adapter; the common start before it has trained."""
-        prefix = f"{client}/"
-        own = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-        return own or self.update_like(state)
+        return client.kept or state
 
-    def target_states(self, state: State) -> list[State]:
-        """Every client's adapter."""
-        names = sorted({key.rpartition("/")[0] for key in state if "/" in key})
-        return [self.client_state(state, n) for n in names] or [state]
+    def target_states(self, state: State, clients: Sequence[Client]) -> list[State]:
+        """Every client's adapter, in the order of their names."""
+        return [c.kept for c in sorted(clients, key=lambda c: c.name) if c.kept] or [
+            state
+        ]

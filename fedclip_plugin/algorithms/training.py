@@ -62,11 +62,10 @@ def train_module(
     """FedCLIP's local epochs with any adapter, side, loss and optimizer."""
     t = task.train
     module = TwoSides(task.dim, t.adapter, t.side).to(task.text.device)
-    shared = {key: value for key, value in state.items() if "/" not in key}
-    module.load_state_dict(full_keys(shared, t.side))
+    module.load_state_dict(full_keys(state, t.side))
     optimizer = make_optimizer(module.parameters(), t)
     if t.optimizer_state == "keep":
-        _restore(optimizer, module, state, f"{client.name}/")
+        _restore(optimizer, module, client)
     x, y = client.train.x, client.train.y
     scale = t.logit_scale or task.logit_scale
 
@@ -81,7 +80,7 @@ def train_module(
     update = client_update(client, plain_keys(copy, t.side), losses)
     finite = all(bool(value.isfinite().all()) for value in copy.values())
     if t.optimizer_state == "keep" and finite:  # else what was kept before is better
-        update = replace(update, private=_slots(optimizer, module))
+        update = replace(update, kept=_slots(optimizer, module))
     return update
 
 
@@ -95,16 +94,16 @@ def _slots(optimizer: Optimizer, module: nn.Module) -> State:
     }
 
 
-def _restore(optimizer: Optimizer, module: nn.Module, kept: State, prefix: str) -> None:
+def _restore(optimizer: Optimizer, module: nn.Module, client: Client) -> None:
     for name, parameter in module.named_parameters():
-        start = f"{prefix}{name}:"
+        start, kept = f"{name}:", client.kept
         slots = {k[len(start) :]: v for k, v in kept.items() if k.startswith(start)}
         for slot, value in slots.items():
             if value.dim() and value.shape != parameter.shape:  # single: step counts
                 raise RunError(
-                    f"{start}{slot}, kept from the round before, is of shape "
-                    f"{tuple(value.shape)}, expected {tuple(parameter.shape)}; start "
-                    "the run again"
+                    f"{client.name}: {start}{slot}, kept from the round before, is of "
+                    f"shape {tuple(value.shape)}, expected {tuple(parameter.shape)}; "
+                    "start the run again"
                 )
         if slots:
             optimizer.state[parameter] = {k: v.clone() for k, v in slots.items()}

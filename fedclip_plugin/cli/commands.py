@@ -14,8 +14,8 @@ from .console import Display
 
 if TYPE_CHECKING:
     from ..config.schema import RunConfig
-    from ..federation.engine import Standing
-    from ..runs.files import Leaf
+    from ..federation.engine import RunState
+    from ..runs.files import RunPlan
     from .doctor import Check
 from typing import TYPE_CHECKING
 
@@ -83,20 +83,19 @@ def _features_line(config: RunConfig, stats: Any) -> str:
 def _recorder(args: argparse.Namespace, display: Display) -> Any:
     if not args.tensorboard:
         return display.round
-    from ..federation.engine import as_dict
     from ..report.tensorboard import TensorBoardLog
 
     logs: dict[Path, TensorBoardLog] = {}
 
-    def record(leaf: Leaf, standing: Standing) -> None:
-        display.round(leaf, standing)
-        if standing.result is None:
+    def record(plan: RunPlan, now: RunState) -> None:
+        display.round(plan, now)
+        if now.result is None:
             return
-        if leaf.directory not in logs:
-            logs[leaf.directory] = TensorBoardLog(leaf.directory)
-        logs[leaf.directory].log(as_dict(standing.result))
-        if standing.last:
-            logs.pop(leaf.directory).close()
+        if plan.directory not in logs:
+            logs[plan.directory] = TensorBoardLog(plan.directory)
+        logs[plan.directory].log(now.result.as_dict())
+        if now.last:
+            logs.pop(plan.directory).close()
 
     return record
 

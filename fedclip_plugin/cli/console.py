@@ -21,8 +21,8 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from ..federation.engine import Standing
-    from ..runs.files import Leaf
+    from ..federation.engine import RunState
+    from ..runs.files import RunPlan
 
 PLAIN_SECONDS = 5.0  # between two lines where there is no terminal
 
@@ -89,15 +89,15 @@ class Display:
         rate = f"{(done - before) / spent:.0f} images/s" if spent > 0.5 else ""
         self._show(what, done, total, rate)
 
-    def round(self, leaf: Leaf, standing: Standing) -> None:
+    def round(self, plan: RunPlan, now: RunState) -> None:
         """``experiment.OnRound``: accuracy after each round."""
-        note, result = "", standing.result
+        note, result = "", now.result
         if result is not None and result.mean_val is not None:
             note = f"val {100 * result.mean_val:.1f}"
             if result.target is not None:
-                note += f", {leaf.target} {100 * result.target:.1f}"
-        done = standing.progress.round
-        self._show(leaf.label, done, done if standing.last else leaf.rounds, note)
+                note += f", {plan.target} {100 * result.target:.1f}"
+        done = now.progress.round
+        self._show(plan.label, done, done if now.last else plan.rounds, note)
 
     def step(self, what: str, done: int, total: int, note: str) -> None:
         """Progress of any other work."""

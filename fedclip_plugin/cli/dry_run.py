@@ -19,7 +19,7 @@ from ..data.folders import load_dataset
 from ..data.partition import resolve_targets
 from ..features.feature_set import FeatureSet, load_features
 from ..federation.build import build_federation, participants
-from ..federation.rounds import run_round
+from ..federation.engine import Run, run_round
 from ..report.wording import human_bytes, human_seconds
 from ..server.privacy import planned
 from .doctor import encode_sample
@@ -111,10 +111,10 @@ def _training(
     share, seed = train.participation, config.seeds[0]
     chosen = len(participants(fed.clients, share, seed, 1))
     sizes = sorted(len(c.train) for c in fed.clients)
-    state = fed.algorithm.init(fed.task)
-    state, first = run_round(fed, state, 1)
+    run = Run(fed)
+    first = run_round(run)
     start = time.perf_counter()
-    run_round(fed, state, 2)
+    run_round(run)
     seconds = time.perf_counter() - start
     sent = first.bytes_up + first.bytes_down
     private = planned(train, len(fed.clients), chosen) if train.private else None

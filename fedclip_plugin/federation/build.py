@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
@@ -20,6 +20,7 @@ from ..data.partition import partition_clients
 from ..errors import ConfigError
 from ..features.feature_set import FeatureSet
 from ..ops.kernels import resolve_device
+from ..server.privacy import drawing_seed
 from ..wire.update import State
 
 T = TypeVar("T")
@@ -41,6 +42,12 @@ class Federation:
     def first(self) -> State:
         """The state before the first round; not to be changed."""
         return self.algorithm.init(self.task)
+
+    def with_kept(self, kept: Mapping[str, State]) -> Federation:
+        """The federation with what its clients ``kept`` in their hands."""
+        if not kept:
+            return self
+        return replace(self, clients=tuple(c.with_kept(kept) for c in self.clients))
 
 
 def build_federation(
@@ -108,6 +115,13 @@ def identity(features: FeatureSet, config: RunConfig, target: str | None) -> str
     same = replace(config, train=train, model=model)
     text = f"{to_toml(same)}|{features.key}|{target}"
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def draw_cohort(fed: Federation, round_number: int) -> list[Client]:
+    """The clients of a round, drawn by the seed; none where none are known here."""
+    seed = drawing_seed(fed.task.train, fed.task.seed)
+    share = fed.task.train.participation
+    return participants(fed.clients, share, seed, round_number) if fed.clients else []
 
 
 def participants(

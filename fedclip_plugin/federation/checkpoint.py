@@ -1,6 +1,9 @@
 """A run's checkpoint: one atomic file a round, from which it goes on bit for bit.
 
 Nothing random is stored: every random draw is a function of seed, round and client.
+
+Its tensors are ``state/<key>``, ``kept/<client>/<key>`` and, where the best round is
+not the last, ``best/<key>`` and ``best-kept/<client>/<key>``.
 """
 
 from __future__ import annotations
@@ -8,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import RunError
@@ -16,29 +19,13 @@ from ..storage.files import remove_leftovers
 from ..storage.shapes import count, fields, number, several
 from ..storage.tensors import DamagedFileError, read_tensors, write_tensors
 from ..wire.codec import misfit
-from ..wire.update import State
+from ..wire.compression import RESIDUAL
+from ..wire.update import State, flatten, on_device, unflatten
+from .build import Federation
+from .engine import Progress, RunState, usable
 
 DURABLE_SECONDS = 5.0  # power loss may cost this much; kill -9 costs nothing
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands after ``round``; totals over all rounds so far.
-
-    ``releases`` is what privacy is accounted for, see ``privacy.py``.
-    """
-
-    round: int = 0
-    best_round: int = 0
-    best_score: float = -1.0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    quarantined: int = 0
-    train_seconds: float = 0.0
-    evaluate_seconds: float = 0.0
-    releases: tuple[tuple[int, int, int], ...] = ()
-    epsilon: float | None = None
-
+_FORMAT = "2"
 
 _PROGRESS = fields(
     dict.fromkeys(("round", "best_round", "bytes_up", "bytes_down"), count),
@@ -62,27 +49,28 @@ class Checkpoint:
         self.identity = identity
         self._synced = 0.0
 
-    def save(self, progress: Progress, state: State, best: State) -> None:
-        """Write both states in one step; once where the last round is the best."""
-        tensors = {f"state/{k}": v for k, v in state.items()}
+    def save(self, now: RunState) -> None:
+        """Write a run in one step; the best state once where it is the last."""
+        tensors = _named("state/", now.state) | _named("kept/", flatten(now.kept))
+        progress = now.progress
         if progress.best_round != progress.round:
-            tensors |= {
-                # safetensors refuses a tensor under two names
-                f"best/{k}": v.clone() if v is state.get(k) else v
-                for k, v in best.items()
-            }
+            best = _named("best/", now.best)
+            best |= _named("best-kept/", flatten(now.best_kept))
+            there = {id(value) for value in tensors.values()}
+            # safetensors refuses a tensor under two names
+            tensors |= {k: v.clone() if id(v) in there else v for k, v in best.items()}
         durable = time.monotonic() - self._synced > DURABLE_SECONDS
         meta = {"progress": json.dumps(asdict(progress)), "identity": self.identity}
-        write_tensors(self.path, tensors, meta, durable=durable)
+        write_tensors(self.path, tensors, meta | {"format": _FORMAT}, durable=durable)
         if durable:
             self._synced = time.monotonic()
 
-    def load(self, like: State) -> tuple[Progress, State, State] | None:
-        """Progress, current and best state; None where there is no checkpoint.
+    def load(self, fed: Federation) -> RunState | None:
+        """The run to go on with, where ``fed`` computes; None without a checkpoint.
 
-        ``like`` is what a run begins with: both states have its keys, shapes and dtypes
-        (CPU), beside what clients keep.  Raises RunError for a damaged file, one of
-        another run, or one that was made to look like this run's.
+        Its states have the keys, shapes and dtypes of ``fed``'s first.  Raises RunError
+        for a damaged file, one of another run or of an earlier version, or one that was
+        made to look like this run's.
         """
         for directory in self.path.parents[:2]:
             remove_leftovers(directory)
@@ -95,16 +83,30 @@ class Checkpoint:
             *(DamagedFileError, KeyError, TypeError, ValueError, RecursionError),
         ) as error:
             raise self._damaged(error) from error
+        if meta.get("format") != _FORMAT:
+            raise RunError(
+                f"checkpoint {self.path} was written by another version of "
+                "fedclip-plugin; delete it to start again, or finish the run with that"
+            )
         if meta.get("identity") != self.identity:
             raise RunError(
                 f"checkpoint {self.path} belongs to a run with another configuration "
                 "or other features; use its own options, or another --out"
             )
-        state = _part(tensors, "state/")
-        best = _part(tensors, "best/") or dict(state)
-        if wrong := _misfit(state, like) or _misfit(best, like):
-            raise self._damaged(wrong)
-        return progress, state, best
+        tensors = on_device(tensors, fed.task.text.device)
+        state, kept = _part(tensors, "state/"), _part(tensors, "kept/")
+        best = _part(tensors, "best/") or state
+        best_kept = _part(tensors, "best-kept/")
+        for part in (state, best):
+            if wrong := _state_misfit(part, fed.first):
+                raise self._damaged(wrong)
+        for part in (kept, best_kept):
+            if wrong := _kept_misfit(part, fed.first):
+                raise self._damaged(wrong)
+        clients, own = unflatten(kept), unflatten(best_kept)
+        if progress.best_round == progress.round:  # it is in the file once
+            best, own = usable(fed, state, clients)
+        return RunState(progress, state, best, kept=clients, best_kept=own)
 
     def _damaged(self, why: object) -> RunError:
         return RunError(
@@ -113,29 +115,38 @@ class Checkpoint:
 
 
 def _progress(meta: Mapping[str, str]) -> Progress:
-    told = json.loads(meta["progress"])
-    if wrong := _PROGRESS(told):
+    values = json.loads(meta["progress"])
+    if wrong := _PROGRESS(values):
         raise ValueError(wrong)
-    told["releases"] = tuple(map(tuple, told.get("releases", ())))
-    return Progress(**told)
+    values["releases"] = tuple(map(tuple, values.get("releases", ())))
+    return Progress(**values)
+
+
+def _named(prefix: str, state: State) -> State:
+    return {prefix + key: value for key, value in state.items()}
 
 
 def _part(tensors: State, prefix: str) -> State:
     return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _misfit(state: State, like: State) -> str | None:
-    """How ``state`` differs from ``like`` in keys, shapes or dtypes, if it does.
-
-    What a client keeps, ``<client>/<key>``, is checked where ``like`` has such a key.
-    """
-    if missing := like.keys() - state.keys():
+def _state_misfit(state: State, first: State) -> str | None:
+    """How ``state`` differs from ``first`` in keys, shapes or dtypes, if it does."""
+    if missing := first.keys() - state.keys():
         return f"it has no {min(missing)}"
-    for key, value in state.items():
-        client, _, name = key.rpartition("/")
-        if name not in like and not client:
-            return f"{key} is no part of this run"
-        wanted = like.get(name, value)
-        if odd := misfit(key, value, wanted.dtype, wanted.shape):
+    if extra := state.keys() - first.keys():
+        return f"{min(extra)} is no part of this run"
+    wrong = (misfit(k, state[k], v.dtype, v.shape) for k, v in first.items())
+    return next(filter(None, wrong), None)
+
+
+def _kept_misfit(kept: State, first: State) -> str | None:
+    """How what clients keep of the state's own keys differs from them, if it does."""
+    for name, value in kept.items():
+        client, _, key = name.rpartition("/")
+        if not client:
+            return f"{name} is no client's"
+        like = first.get(key.removeprefix(RESIDUAL), value)
+        if odd := misfit(name, value, like.dtype, like.shape):
             return odd
     return None

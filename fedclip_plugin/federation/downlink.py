@@ -57,7 +57,7 @@ def received(fed: Federation, sent: State) -> State:
     return compression.decode(CODECS[codec], sent, fed.first)
 
 
-def carried(fed: Federation, after: State, state: State, sent: Broadcast) -> State:
+def with_unsent(fed: Federation, after: State, state: State, sent: Broadcast) -> State:
     """``after``, made of what was ``sent``, with what that left out of ``state``."""
     if _codec(fed) == PLAIN:
         return after

@@ -1,51 +1,227 @@
-"""The one loop over rounds: the embedded engine, and the oracle for every host."""
+"""The engine: it opens a round, aggregates what comes back, and closes the round.
+
+A :class:`Run` knows no files and no host.  The embedded loop, :func:`federate`, and
+every host make the same three calls::
+
+    opened = run.open_round()            # what goes down, and who is drawn
+    run.aggregate(opened, updates, names)   # screened; the server's next state
+    result = run.close_round(opened)     # scored, and taken over
+
+Between the last two, clients may measure the new state, and a host may change it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
+from ..algorithms import Client
 from ..config.schema import TrainConfig
 from ..server import privacy
-from ..wire.update import State, on_device
-from .build import Federation, participants
-from .checkpoint import Checkpoint, Progress
-from .rounds import RoundResult, run_round, scored, shared_state
+from ..wire.update import ClientUpdate, Kept, State, remember
+from .build import Federation, draw_cohort, participants
+from .downlink import Broadcast, broadcast
+from .rounds import (
+    RoundResult,
+    Scores,
+    Screened,
+    next_state,
+    round_result,
+    score_state,
+    scored,
+    screen_round,
+    train_clients,
+)
 
 
-def advance(progress: Progress, result: RoundResult) -> Progress:
-    """Totals after one more round; of equal rounds the first stays the best.
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is after ``round``; totals over all rounds so far.
 
-    Until a round is scored, the last one stands for the best; with privacy always, for
-    the clients' scores are not hidden by noise.
+    ``releases`` is what privacy is accounted for, see ``privacy.py``.
     """
+
+    round: int = 0
+    best_round: int = 0
+    best_score: float = -1.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    quarantined: int = 0
+    train_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+    releases: tuple[tuple[int, int, int], ...] = ()
+    epsilon: float | None = None
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run between two rounds.
+
+    ``state`` is the server's, ``kept`` what clients keep where they train in this
+    process.  ``best`` is what clients saw of the best round's state, for use; only
+    where nothing is shared are ``best_kept`` the clients' own adapters of that round.
+    """
+
+    progress: Progress
+    state: State
+    best: State
+    result: RoundResult | None = None
+    kept: Kept = field(default_factory=dict)
+    best_kept: Kept = field(default_factory=dict)
+    best_scores: Scores = field(default_factory=dict)
+    last: bool = False
+
+
+def first_state(fed: Federation) -> RunState:
+    """Before the first round."""
+    state = fed.algorithm.init(fed.task)
+    return RunState(Progress(), state, state)
+
+
+def usable(fed: Federation, state: State, kept: Kept) -> tuple[State, Kept]:
+    """What predicts: the state as clients see it, and what they keep if that does."""
+    seen = broadcast(fed, state).seen
+    return seen, {} if fed.algorithm.communicates else kept
+
+
+@dataclass
+class Round:
+    """A round under way; ``state`` and ``kept`` are those after it, once aggregated.
+
+    A host may put another ``state`` in, and bytes of its own wire into ``screened``.
+    """
+
+    number: int
+    cohort: list[Client]
+    sent: Broadcast
+    state: State
+    kept: Kept
+    screened: Screened
+    started: float
+
+
+class Run:
+    """A federation, round by round; ``now`` is where it stands.
+
+    ``start`` is a state to go on from.  ``drawn_from`` counts the clients from which a
+    round's are drawn unseen; without it, it is known who takes part, and privacy costs
+    as if all did.
+    """
+
+    def __init__(
+        self,
+        fed: Federation,
+        start: RunState | None = None,
+        drawn_from: int | None = None,
+    ) -> None:
+        self.fed = fed
+        self.drawn_from = drawn_from
+        self.now = start or first_state(fed)
+
+    @property
+    def state(self) -> State:
+        """The server's state."""
+        return self.now.state
+
+    @property
+    def done(self) -> int:
+        """The rounds that are closed; the next one is ``done + 1``."""
+        return self.now.progress.round
+
+    def open_round(self, state: State | None = None) -> Round:
+        """The next round: what is sent, and to whom where the clients are known here.
+
+        ``state`` is the server's where the host has it, or has changed it.
+        """
+        fed, number, started = self.fed, self.done + 1, time.perf_counter()
+        state = self.state if state is None else state
+        sent, kept = broadcast(fed, state), self.now.kept
+        cohort = [c.with_kept(kept) for c in draw_cohort(fed, number)]
+        nobody = Screened([], [], [], 0, 0, sent)
+        return Round(number, cohort, sent, state, kept, nobody, started)
+
+    def aggregate(
+        self,
+        opened: Round,
+        updates: Sequence[ClientUpdate],
+        participants: Sequence[str],
+    ) -> State:
+        """Leave out what is unsound, and make the server's next state of the rest.
+
+        ``participants`` are the names of the clients that were asked.
+        """
+        fed = self.fed
+        opened.screened = screen_round(fed, opened.sent, updates, participants)
+        opened.state = next_state(fed, opened.screened, opened.state, opened.number)
+        # a client alone is its own server: it keeps no adapter that is unsound
+        keeping = updates if fed.algorithm.communicates else opened.screened.sound
+        opened.kept = remember(opened.kept, keeping)
+        return opened.state
+
+    def close_round(self, opened: Round, scores: Scores | None = None) -> RoundResult:
+        """Score the round's state and take it over.
+
+        ``scores`` holds the accuracies that the clients measured themselves; without it
+        they are scored here, where their data are, every ``eval_every`` rounds.
+        """
+        trained, train = time.perf_counter(), self.fed.task.train
+        seen, own = usable(self.fed, opened.state, opened.kept)
+        target = None
+        if scores is None and not scored(train, opened.number):
+            scores = {}
+        elif scores is None:
+            scores, target = score_state(self.fed.with_kept(own), seen)
+        evaluated = time.perf_counter() - trained
+        seconds = {"train": trained - opened.started, "evaluate": evaluated}
+        result = round_result(opened.number, opened.screened, scores, target, seconds)
+        progress, result = account(train, self.now.progress, result, self.drawn_from)
+        self.now = replace(
+            self.now,
+            progress=progress,
+            result=result,
+            state=opened.state,
+            kept=opened.kept,
+            last=finished(progress, train),
+        )
+        if progress.best_round == opened.number:
+            self.now = replace(
+                self.now, best=seen, best_kept=own, best_scores=result.clients
+            )
+        return result
+
+
+def account(
+    train: TrainConfig,
+    progress: Progress,
+    result: RoundResult,
+    drawn_from: int | None,
+) -> tuple[Progress, RoundResult]:
+    """Totals after one more round, and its result with the epsilon spent if private.
+
+    Of equal rounds the first stays the best.  Until a round is scored, the last one
+    stands for the best; with privacy always, for the clients' scores are not hidden by
+    noise.
+    """
+    releases = progress.releases
+    if train.private:
+        count = len(result.participants)
+        releases = privacy.add_round(releases, max(count, drawn_from or 0), count)
+        result = replace(result, epsilon=privacy.epsilon(train, releases))
     score = -1.0 if result.mean_val is None else result.mean_val
-    better = score > progress.best_score or progress.best_score < 0
-    better = better or result.epsilon is not None
+    best = score > progress.best_score or progress.best_score < 0 or train.private
     return Progress(
         round=result.round,
-        best_round=result.round if better else progress.best_round,
+        best_round=result.round if best else progress.best_round,
         best_score=max(score, progress.best_score),
         bytes_up=progress.bytes_up + result.bytes_up,
         bytes_down=progress.bytes_down + result.bytes_down,
         quarantined=progress.quarantined + result.quarantined,
         train_seconds=progress.train_seconds + result.seconds["train"],
         evaluate_seconds=progress.evaluate_seconds + result.seconds["evaluate"],
-        releases=progress.releases,
+        releases=releases,
         epsilon=result.epsilon,
-    )
-
-
-def account(
-    train: TrainConfig, progress: Progress, result: RoundResult, clients: int
-) -> tuple[Progress, RoundResult]:
-    """Both with what the round, drawn from ``clients``, adds to epsilon; if private."""
-    if not train.private:
-        return progress, result
-    asked = len(result.participants)
-    releases = privacy.add_round(progress.releases, clients, asked)
-    spent = privacy.epsilon(train, releases)
-    return replace(progress, releases=releases), replace(result, epsilon=spent)
+    ), result
 
 
 def finished(progress: Progress, train: TrainConfig) -> bool:
@@ -56,62 +232,26 @@ def finished(progress: Progress, train: TrainConfig) -> bool:
     return progress.round >= train.rounds or stop
 
 
-@dataclass(frozen=True)
-class Standing:
-    """A run after a round: progress, the round's result, current and best state.
+def federate(fed: Federation, start: RunState | None = None) -> Iterator[RunState]:
+    """The embedded loop: rounds until the last one, from ``start`` if there is one.
 
-    ``state`` holds what the clients keep, ``best`` does not: it is for use.
+    Yields the state before the first round run here, then after every round.  A budget
+    for privacy may end it before ``rounds``.
     """
-
-    progress: Progress
-    result: RoundResult | None
-    state: State
-    best: State
-    last: bool = False
-
-
-def federate(
-    fed: Federation, checkpoint: Checkpoint | None = None
-) -> Iterator[Standing]:
-    """Rounds until ``rounds`` is reached, going on from the checkpoint if there is one.
-
-    Yields the standing before the first round run here, then after every round.  The
-    caller records a round when it gets it; its checkpoint is written when the caller
-    asks for the next one, so a killed run repeats at most one round.  A budget for
-    privacy may end it before ``rounds``.
-    """
-    fed = _within_budget(fed)
-    start = begin(fed, checkpoint)
-    yield start
-    progress, state, best = start.progress, start.state, start.best
-    while not finished(progress, fed.task.train):
-        number = progress.round + 1
-        state, result = run_round(fed, state, number)
-        train = fed.task.train
-        progress, result = account(train, progress, result, len(fed.clients))
-        progress = advance(progress, result)
-        if progress.best_round == number:
-            best = shared_state(fed, state)
-        last = finished(progress, fed.task.train)
-        yield Standing(progress, result, state, best, last)
-        if checkpoint:
-            checkpoint.save(progress, state, best)
+    run = Run(_within_budget(fed), start, drawn_from=len(fed.clients))
+    yield run.now
+    while not finished(run.now.progress, run.fed.task.train):
+        run_round(run)
+        yield run.now
 
 
-def begin(fed: Federation, checkpoint: Checkpoint | None = None) -> Standing:
-    """The standing before a run's next round: its checkpoint's, or the very first.
-
-    Raises RunError for a checkpoint that cannot be used.
-    """
-    first = fed.algorithm.init(fed.task)
-    saved = checkpoint.load(first) if checkpoint else None
-    if saved is None:
-        return Standing(Progress(), None, first, first)
-    progress = saved[0]
-    state, best = (on_device(found, fed.task.text.device) for found in saved[1:])
-    if progress.best_round == progress.round:  # it is in the file once
-        best = shared_state(fed, state)
-    return Standing(progress, None, state, best)
+def run_round(run: Run) -> RoundResult:
+    """One round of the embedded loop, with the clients here."""
+    opened = run.open_round()
+    cohort, seen = opened.cohort, opened.sent.seen
+    updates = train_clients(run.fed, seen, cohort, opened.number)
+    run.aggregate(opened, updates, [c.name for c in cohort])
+    return run.close_round(opened)
 
 
 def _within_budget(fed: Federation) -> Federation:
@@ -121,11 +261,3 @@ def _within_budget(fed: Federation) -> Federation:
     asked = len(participants(fed.clients, train.participation, 0, 1))
     train = privacy.within_budget(train, count, asked)
     return replace(fed, task=replace(fed.task, train=train))
-
-
-def as_dict(result: RoundResult) -> dict[str, object]:
-    """A line of ``metrics.jsonl``; ``epsilon`` only where there is one."""
-    line = asdict(result)
-    if result.epsilon is None:
-        del line["epsilon"]
-    return line

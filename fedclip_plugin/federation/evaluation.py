@@ -15,29 +15,29 @@ from ..stats import mean
 from ..wire.update import State
 from .build import Federation
 
-Judged = tuple[State, Samples]
-"""A state, and the rows that it judges."""
+Part = tuple[State, Samples]
+"""Rows, and the state that predicts their classes."""
 
 
 _ZERO_SHOT = ZeroShot()
 
 
 def predict_parts(
-    algorithm: Algorithm, judged: Iterable[Judged], task: Task
+    algorithm: Algorithm, parts: Iterable[Part], task: Task
 ) -> Iterator[Tensor]:
     """Class scores (n, C) of the rows of many parts, in order, batch after batch.
 
     Neighbours with one and the same state share batches of up to ``rows_at_once``
     rows: ten thousand small clients cost what one large one does.
     """
-    for state, rows in _batches(judged, algorithm.rows_at_once):
+    for state, rows in _batches(parts, algorithm.rows_at_once):
         yield algorithm.predict(state, algorithm.inputs(rows, task), task)
 
 
-def _batches(judged: Iterable[Judged], size: int) -> Iterator[Judged]:
+def _batches(parts: Iterable[Part], size: int) -> Iterator[Part]:
     held: list[Samples] = []
     count, last = 0, State()
-    for state, part in judged:
+    for state, part in parts:
         for rows in _pieces(part, size):
             if held and (state is not last or count + len(rows) > size):
                 yield last, _joined(held)
@@ -65,9 +65,9 @@ def _joined(parts: Sequence[Samples]) -> Samples:
     )
 
 
-def all_scores(algorithm: Algorithm, judged: Iterable[Judged], task: Task) -> Tensor:
+def all_scores(algorithm: Algorithm, parts: Iterable[Part], task: Task) -> Tensor:
     """Class scores (N, C) float32 of the rows of many parts, before the softmax."""
-    found = list(predict_parts(algorithm, judged, task))
+    found = list(predict_parts(algorithm, parts, task))
     return torch.cat(found) if found else task.text.new_zeros(0, task.text.shape[0])
 
 
@@ -140,17 +140,17 @@ def calibration_error(scores: Tensor, truth: Tensor, bins: int = 15) -> float:
 
 
 def score_parts(
-    algorithm: Algorithm, judged: Sequence[Judged], task: Task
+    algorithm: Algorithm, parts: Sequence[Part], task: Task
 ) -> list[float | None]:
     """Accuracy of every part, by its own state; None for a part without rows.
 
     The numbers are those of part after part, unless two classes tie within rounding.
     """
-    if not judged:
+    if not parts:
         return []
-    truth = torch.cat([part.y for _, part in judged])
-    right = all_scores(algorithm, judged, task).argmax(dim=1) == truth
-    sizes = torch.tensor([len(part) for _, part in judged])
+    truth = torch.cat([part.y for _, part in parts])
+    right = all_scores(algorithm, parts, task).argmax(dim=1) == truth
+    sizes = torch.tensor([len(part) for _, part in parts])
     hits = F.pad(right.cumsum(dim=0), (1, 0)).cpu()  # (N + 1,)
     ends = sizes.cumsum(dim=0)
     found = zip((hits[ends] - hits[ends - sizes]).tolist(), sizes.tolist())
@@ -161,11 +161,11 @@ def score_clients(
     algorithm: Algorithm, state: State, clients: Sequence[Client], task: Task
 ) -> dict[str, dict[str, float | None]]:
     """Validation and test accuracy of every client: ``{name: {"val", "test"}}``."""
-    judged = []
+    parts = []
     for c in clients:
-        own = algorithm.client_state(state, c.name)
-        judged += [(own, c.val), (own, c.test)]
-    found = score_parts(algorithm, judged, task)
+        own = algorithm.client_state(state, c)
+        parts += [(own, c.val), (own, c.test)]
+    found = score_parts(algorithm, parts, task)
     return {
         c.name: {"val": val, "test": test}
         for c, val, test in zip(clients, found[::2], found[1::2])
@@ -173,14 +173,18 @@ def score_clients(
 
 
 def score_target(
-    algorithm: Algorithm, state: State, target: Samples | None, task: Task
+    algorithm: Algorithm,
+    state: State,
+    target: Samples | None,
+    task: Task,
+    clients: Sequence[Client] = (),
 ) -> float | None:
     """Accuracy on the held-out domain; None where there is none."""
     if target is None:
         return None
     return mean(
         accuracy(predict_labels(algorithm, each, target, task), target.y)
-        for each in algorithm.target_states(state)
+        for each in algorithm.target_states(state, clients)
     )
 
 

@@ -100,7 +100,7 @@ def _gains(found: list[Personal]) -> dict[str, Any]:
 def _choose(
     algorithm: Algorithm, shared: State, client: Client, task: Task, method: str
 ) -> tuple[Personal, State]:
-    shared = algorithm.client_state(shared, client.name)
+    shared = algorithm.client_state(shared, client)
 
     def score(state: State, part: Samples) -> float | None:
         return accuracy(predict_labels(algorithm, state, part, task), part.y)

@@ -1,9 +1,8 @@
-"""One round in its parts, the same for the embedded engine and for every host."""
+"""The parts of a round, the same for the embedded loop and for every host."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,9 +13,9 @@ from ..server.screening import Quarantined, screen
 from ..stats import mean
 from ..wire import compression
 from ..wire.message import state_bytes, update_bytes
-from ..wire.update import ClientUpdate, State, private_states
+from ..wire.update import ClientUpdate, State
 from . import downlink
-from .build import Federation, participants
+from .build import Federation
 from .downlink import Broadcast
 from .evaluation import score_clients, score_target, selection_score
 
@@ -45,11 +44,20 @@ class RoundResult:
     left_out: list[dict[str, Any]] = field(default_factory=list)
     epsilon: float | None = None  # of all rounds so far, where there is privacy
 
+    def as_dict(self) -> dict[str, Any]:
+        """A line of ``metrics.jsonl``; ``epsilon`` only where there is one."""
+        line = asdict(self)
+        if self.epsilon is None:
+            del line["epsilon"]
+        return line
+
 
 @dataclass(frozen=True)
-class Tally:
-    """The updates of a round after screening, the bytes that they cost, and what was
-    sent to get them."""
+class Screened:
+    """The updates of a round after screening, and the bytes that they cost.
+
+    ``participants`` are all clients that ``sent`` went to, also who did not answer.
+    """
 
     participants: list[str]
     sound: list[ClientUpdate]
@@ -59,12 +67,41 @@ class Tally:
     sent: Broadcast
 
 
-def tally(
+# ------------------------------------------------------------------ the clients' side
+
+
+def train_clients(
+    fed: Federation, seen: State, clients: Sequence[Client], round_number: int
+) -> list[ClientUpdate]:
+    """What each of ``clients`` sends back to a server whose state they ``seen``.
+
+    What they keep now is in the updates' ``kept``.
+    """
+    updates = fed.algorithm.local_round(seen, clients, fed.task, round_number)
+    return as_sent(fed, seen, updates, {c.name: c.kept for c in clients})
+
+
+def as_sent(
+    fed: Federation,
+    seen: State,
+    updates: Sequence[ClientUpdate],
+    kept: Mapping[str, State],
+) -> list[ClientUpdate]:
+    """What local training gave, as it travels: compressed where that is asked."""
+    if not fed.algorithm.communicates:
+        return list(updates)
+    return compression.compress(updates, kept, seen, fed.task.train)
+
+
+# ------------------------------------------------------------------- the server's side
+
+
+def screen_round(
     fed: Federation,
     sent: Broadcast,
     updates: Sequence[ClientUpdate],
     participants: Sequence[str],
-) -> Tally:
+) -> Screened:
     """Screen the updates of the ``participants`` who answered what was ``sent``.
 
     Bytes are those of safetensors; a host that counts its own wire replaces them.
@@ -74,73 +111,35 @@ def tally(
     down = len(participants) * state_bytes(sent.payload)
     if not fed.algorithm.communicates:
         up = down = 0
-    return Tally(list(participants), sound, bad, up, down, sent)
-
-
-def train_clients(
-    fed: Federation, state: State, clients: Sequence[Client], round_number: int
-) -> list[ClientUpdate]:
-    """The clients' side of a round: what each of ``clients`` sends back.
-
-    ``state`` is what they see of the server's, with what they kept for themselves
-    beside it (``<client>/<key>``); what they keep now is in the updates' ``private``.
-    """
-    return as_sent(fed, state, local_updates(fed, state, clients, round_number))
-
-
-def local_updates(
-    fed: Federation, state: State, clients: Sequence[Client], round_number: int
-) -> list[ClientUpdate]:
-    """The first half of :func:`train_clients`: what local training gives."""
-    known = compression.without_residuals(state)
-    return fed.algorithm.local_round(known, clients, fed.task, round_number)
-
-
-def as_sent(
-    fed: Federation, state: State, updates: Sequence[ClientUpdate]
-) -> list[ClientUpdate]:
-    """The second half: updates as they travel, compressed where that is asked."""
-    if not fed.algorithm.communicates:
-        return list(updates)
-    sent = fed.algorithm.update_like(state)
-    return compression.compress(updates, state, sent, fed.task.train)
+    return Screened(list(participants), sound, bad, up, down, sent)
 
 
 def next_state(
-    fed: Federation, counted: Tally, state: State, round_number: int
+    fed: Federation, screened: Screened, state: State, round_number: int
 ) -> State:
-    """The server's side of a round, after screening: what follows on its ``state``.
-
-    What clients keep for themselves, where ``state`` holds it, stays as it is.
-    """
-    train, seed, sound = fed.task.train, fed.task.seed, counted.sound
+    """What follows on the server's ``state`` from a round's screened updates."""
+    train, sound, sent = fed.task.train, screened.sound, screened.sent
     if not sound and not train.private:
         return dict(state)
-    sent = counted.sent.seen
     if train.private or type(fed.algorithm).aggregate is not Algorithm.aggregate:
-        sound = compression.decoded(sound, sent)
+        sound = compression.decoded(sound, sent.seen)
     if train.private:
-        asked = len(counted.participants)
-        entropy = privacy.noise_entropy(train, seed, round_number)
-        sound = [privacy.private_update(sound, sent, train, asked, entropy)]
-    after = fed.algorithm.aggregate(sound, {**state, **sent}, fed.task)
-    return {**state, **downlink.carried(fed, after, state, counted.sent)}
-
-
-def shared_state(fed: Federation, state: State) -> State:
-    """What clients see of the server's ``state``; all of it, if nothing is shared."""
-    if not fed.algorithm.communicates:
-        return state
-    return downlink.broadcast(fed, state).seen
+        entropy = privacy.noise_entropy(train, fed.task.seed, round_number)
+        asked = len(screened.participants)
+        sound = [privacy.private_update(sound, sent.seen, train, asked, entropy)]
+    after = fed.algorithm.aggregate(sound, {**state, **sent.seen}, fed.task)
+    return {**state, **downlink.with_unsent(fed, after, state, sent)}
 
 
 def score_state(fed: Federation, state: State) -> tuple[Scores, float | None]:
     """Accuracies of all clients, and of the held-out target if there is one.
 
-    ``state`` is one that :func:`shared_state` gave.
+    ``state`` is what clients see of the server's.
     """
     clients = score_clients(fed.algorithm, state, fed.clients, fed.task)
-    return clients, score_target(fed.algorithm, state, fed.target, fed.task)
+    return clients, score_target(
+        fed.algorithm, state, fed.target, fed.task, fed.clients
+    )
 
 
 def scored(train: TrainConfig, round_number: int) -> bool:
@@ -148,53 +147,25 @@ def scored(train: TrainConfig, round_number: int) -> bool:
     return round_number % train.eval_every == 0 or round_number >= train.rounds
 
 
-def score_round(
-    fed: Federation, state: State, round_number: int
-) -> tuple[Scores, float | None]:
-    """:func:`score_state` in the rounds that are scored; nothing in the others."""
-    if not scored(fed.task.train, round_number):
-        return {}, None
-    return score_state(fed, shared_state(fed, state))
-
-
 def round_result(
     number: int,
-    counted: Tally,
+    screened: Screened,
     clients: Scores,
     target: float | None,
     seconds: dict[str, float],
 ) -> RoundResult:
-    """The record of a round from its tally and its accuracies."""
+    """The record of a round from its screened updates and its accuracies."""
     return RoundResult(
         round=number,
-        loss=mean([u.metrics.get("loss") for u in counted.sound]),
+        loss=mean([u.metrics.get("loss") for u in screened.sound]),
         target=target,
         clients=clients,
         mean_val=selection_score(clients) if clients else None,
         mean_test=mean([s["test"] for s in clients.values()]),
-        participants=counted.participants,
-        bytes_up=counted.bytes_up,
-        bytes_down=counted.bytes_down,
-        quarantined=len(counted.quarantined),
+        participants=screened.participants,
+        bytes_up=screened.bytes_up,
+        bytes_down=screened.bytes_down,
+        quarantined=len(screened.quarantined),
         seconds=seconds,
-        left_out=[asdict(q) for q in counted.quarantined],
+        left_out=[asdict(q) for q in screened.quarantined],
     )
-
-
-def run_round(
-    fed: Federation, state: State, round_number: int
-) -> tuple[State, RoundResult]:
-    """One round: local training, screening, aggregation, evaluation."""
-    start = time.perf_counter()
-    config = fed.task.train
-    seed = privacy.drawing_seed(config, fed.task.seed)
-    chosen = participants(fed.clients, config.participation, seed, round_number)
-    sent = downlink.broadcast(fed, state)
-    updates = train_clients(fed, {**state, **sent.seen}, chosen, round_number)
-    counted = tally(fed, sent, updates, [c.name for c in chosen])
-    after = next_state(fed, counted, state, round_number)
-    after |= private_states(updates)
-    trained = time.perf_counter()
-    clients, target = score_round(fed, after, round_number)
-    seconds = {"train": trained - start, "evaluate": time.perf_counter() - trained}
-    return after, round_result(round_number, counted, clients, target, seconds)

@@ -1,37 +1,28 @@
-"""What a finished leaf leaves on disk; the layout is told in docs/report.md."""
+"""The one writer of a run directory; the layout is told in docs/report.md."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
-
-from ..algorithms import Samples, get_algorithm
-from ..config.schema import RunConfig, TrainConfig
-from ..features.feature_set import FeatureSet
-from ..federation.build import Federation
-from ..federation.engine import Standing
-from ..federation.evaluation import (
-    all_scores,
-    class_metrics,
-    confusion,
-    score_zero_shot,
-    summary_scores,
-)
-from ..federation.rounds import score_state
+from ..config.toml import to_toml
+from ..federation.build import identity
+from ..federation.checkpoint import Checkpoint
+from ..federation.engine import RunState
 from ..report.records import ROUND
-from ..server import privacy
-from ..storage.files import cannot_write, write_parts
+from ..report.write import write_html
+from ..storage.files import cannot_write, write_bytes, write_json, write_parts
 from ..storage.tensors import write_tensors
-from ..wire.update import State
+from ..wire.update import State, flatten
+from .results import Results
+from .setup import Setup
 
 
 @dataclass(frozen=True)
-class Leaf:
+class RunPlan:
     """One target and one seed, and the directory of its files."""
 
     directory: Path
@@ -44,6 +35,91 @@ class Leaf:
         """Short name for progress lines."""
         held_out = f"{self.target} held out" if self.target else "no held-out domain"
         return f"{held_out}, seed {self.seed}"
+
+
+class RunFiles:
+    """The files of one run, for the embedded loop and for every host.
+
+    :meth:`start` gives what to go on from, :meth:`add` writes a round down, and
+    :meth:`finish` the results.  A context manager: leaving it closes the files.
+    """
+
+    def __init__(self, directory: Path, setup: Setup) -> None:
+        self.directory = directory
+        self.setup = setup
+        self.checkpoint = Checkpoint(directory, _identity(setup))
+        config = to_toml(setup.config)
+        write_bytes(directory / "config.toml", config.encode())
+        self.metrics = MetricsFile(directory / "metrics.jsonl")
+
+    def __enter__(self) -> RunFiles:
+        self.metrics.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self.metrics.__exit__(kind, *rest)
+
+    def start(self, resume: bool) -> RunState | None:
+        """The run that is broken off here, if it is to go on; the files of its rounds.
+
+        Raises RunError for a checkpoint that cannot be used.
+        """
+        if not resume:
+            self.checkpoint.path.unlink(missing_ok=True)
+        now = self.checkpoint.load(self.setup.fed)
+        if now is None:
+            self.metrics.cut(0)
+            return None
+        line = self.metrics.cut(now.progress.round, now.progress.best_round) or {}
+        return replace(now, best_scores=line.get("clients") or {})
+
+    def add(self, now: RunState) -> None:
+        """Write down the round that ends in ``now``; killed here, it is run again."""
+        if now.result is not None:
+            self.metrics.add(now.result.as_dict())
+            self.checkpoint.save(now)
+
+    def finish(self, now: RunState, results: Results) -> dict[str, Any]:
+        """Write adapter, evaluation, summary and report; returns the summary."""
+        metadata = {**self._metadata(), "round": str(now.progress.best_round)}
+        state = {**now.best, **flatten(now.best_kept)}
+        write_tensors(self.directory / "adapter.safetensors", state, metadata)
+        if results.evaluation:
+            write_json(self.directory / "evaluation.json", results.evaluation)
+        write_json(self.directory / "summary.json", results.summary)
+        write_html(self.directory)
+        return results.summary
+
+    def keep_personal(self, client: str, state: State) -> None:
+        """``personal/<client>.safetensors``: the adapter that a client made its own."""
+        path = self.directory / "personal" / f"{client}.safetensors"
+        write_tensors(path, state, self._metadata())
+
+    def _metadata(self) -> dict[str, str]:
+        """What an adapter file says of the CLIP, the classes and the run."""
+        features, prompt = self.setup.features, self.setup.features.prompt
+        return {
+            "format": "fedclip-adapter 1",
+            "model": features.model,
+            "pretrained": features.pretrained,
+            "prompts": json.dumps([prompt] if isinstance(prompt, str) else prompt),
+            "classes": json.dumps(features.classes),
+            "logit_scale": repr(features.logit_scale),
+            "features": features.key,
+            "target": self.setup.target or "",
+            "seed": str(self.setup.seed),
+        }
+
+
+def _identity(setup: Setup) -> str:
+    """Without data here, features are known by who is there: not for a checkpoint.
+
+    A server that was started again may see other clients first.
+    """
+    features = setup.features
+    if not setup.fed.clients:
+        features = replace(features, key="")
+    return identity(features, setup.config, setup.target)
 
 
 class MetricsFile:
@@ -115,141 +191,3 @@ def _cut(path: Path, rounds: int, wanted: int = 0) -> dict[str, Any] | None:
     with path.open("rb") as lines:
         write_parts(path, kept(lines), durable=False)
     return found[0] if found else None
-
-
-def write_adapter(leaf: Leaf, features: FeatureSet, standing: Standing) -> None:
-    """``adapter.safetensors``: the best round's state, with what it belongs to."""
-    metadata = {
-        **adapter_metadata(leaf, features),
-        "round": str(standing.progress.best_round),
-    }
-    write_tensors(leaf.directory / "adapter.safetensors", standing.best, metadata)
-
-
-def adapter_metadata(leaf: Leaf, features: FeatureSet) -> dict[str, str]:
-    """What an adapter file says of the CLIP, the classes and the run it belongs to."""
-    prompt = features.prompt
-    return {
-        "format": "fedclip-adapter 1",
-        "model": features.model,
-        "pretrained": features.pretrained,
-        "prompts": json.dumps([prompt] if isinstance(prompt, str) else prompt),
-        "classes": json.dumps(features.classes),
-        "logit_scale": repr(features.logit_scale),
-        "features": features.key,
-        "target": leaf.target or "",
-        "seed": str(leaf.seed),
-    }
-
-
-def evaluation(
-    fed: Federation, features: FeatureSet, standing: Standing
-) -> dict[str, Any]:
-    """``evaluation.json``: confusion matrices, class metrics and the clients' sizes.
-
-    Matrices and metrics are of the target; without one, of all clients' test splits.
-    """
-    count = len(features.classes)
-    judged = _judged(fed, standing.best)
-    truth = torch.cat([part.y for _, part in judged])
-    scores = {
-        fed.algorithm.name: all_scores(fed.algorithm, judged, fed.task),
-        "zero_shot": all_scores(get_algorithm("zeroshot"), judged, fed.task),
-    }
-    return {
-        "classes": list(features.classes),
-        "confusion": {
-            name: confusion(found.argmax(dim=1), truth, count)
-            for name, found in scores.items()
-        },
-        "metrics": {n: class_metrics(found, truth) for n, found in scores.items()},
-        "clients": {
-            c.name: {
-                "train": len(c.train),
-                "val": len(c.val),
-                "test": len(c.test),
-                "train_per_class": torch.bincount(c.train.y, minlength=count).tolist(),
-            }
-            for c in fed.clients
-        },
-    }
-
-
-def _judged(fed: Federation, state: State) -> list[tuple[State, Samples]]:
-    """Which state judges which rows: the target's, or every client's test split."""
-    if fed.target is not None:
-        return [(each, fed.target) for each in fed.algorithm.target_states(state)]
-    return [(fed.algorithm.client_state(state, c.name), c.test) for c in fed.clients]
-
-
-def summary(
-    config: RunConfig,
-    features: FeatureSet,
-    leaf: Leaf,
-    standing: Standing,
-    scores: Mapping[str, Any],
-    feature_seconds: float,
-) -> dict[str, Any]:
-    """``summary.json`` of a leaf: the best round's accuracies and what it all cost.
-
-    ``scores`` holds ``zero_shot`` and ``result``, see :func:`final_scores`.
-    """
-    progress = standing.progress
-    trained = get_algorithm(config.algorithm).update_like(standing.best)
-    spent = {}
-    if progress.epsilon is not None:
-        spent = {"privacy": privacy.summary(config.train, progress.epsilon)}
-    return {
-        "algorithm": config.algorithm,
-        "variant": variant(config),
-        "dataset": config.data.dataset,
-        "model": features.model,
-        "pretrained": features.pretrained,
-        "seed": leaf.seed,
-        "target": leaf.target,
-        "rounds": progress.round,
-        "best_round": progress.best_round,
-        "zero_shot": scores["zero_shot"],
-        "result": scores["result"],
-        "communication": {
-            "bytes_up": progress.bytes_up,
-            "bytes_down": progress.bytes_down,
-            "params": sum(v.numel() for v in trained.values()),
-        },
-        "seconds": {
-            "features": feature_seconds,
-            "train": progress.train_seconds,
-            "evaluate": progress.evaluate_seconds,
-        },
-        "quarantined": progress.quarantined,
-        "skipped_images": list(features.skipped),
-        **spent,
-    }
-
-
-def variant(config: RunConfig) -> str:
-    """What training was changed to from the algorithm's defaults, as options; or ""."""
-    algorithm = get_algorithm(config.algorithm)
-    usual = asdict(replace(TrainConfig(), **algorithm.defaults))
-    found = {
-        key: value
-        for key, value in asdict(config.train).items()
-        if key not in ("rounds", "personalize", "eval_every") and value != usual[key]
-    }
-    if config.data.partition != "domain":
-        found |= {k: getattr(config.data, k) for k in ("partition", "clients")}
-    if config.data.partition == "dirichlet":
-        found["alpha"] = config.data.alpha
-    if config.data.shots is not None:
-        found["shots"] = config.data.shots
-    return ", ".join(f"{k.replace('_', '-')} {v}" for k, v in found.items())
-
-
-def final_scores(fed: Federation, state: State) -> dict[str, Any]:
-    """Accuracies of zero-shot and of ``state``: target, clients and overall mean."""
-    clients, target = score_state(fed, state)
-    tests = {name: score["test"] for name, score in clients.items()}
-    return {
-        "zero_shot": score_zero_shot(fed.clients, fed.target, fed.task),
-        "result": summary_scores(target, tests),
-    }

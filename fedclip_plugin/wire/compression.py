@@ -19,7 +19,7 @@ from .codecs import CODECS, TopK
 from .update import ClientUpdate, State
 
 PLAIN = "none"
-RESIDUAL = "residual/"  # before the key of what a client has not sent yet
+RESIDUAL = "residual:"  # before the key of what a client has not sent yet
 
 
 def payload_keys(codec: str, sent: State) -> list[str]:
@@ -108,13 +108,15 @@ def payload_squares(updates: Sequence[ClientUpdate], sent: State) -> Tensor:
 
 
 def compress(
-    updates: Sequence[ClientUpdate], state: State, sent: State, train: TrainConfig
+    updates: Sequence[ClientUpdate],
+    kept: Mapping[str, State],
+    sent: State,
+    train: TrainConfig,
 ) -> list[ClientUpdate]:
     """The updates as they travel, by ``train.compress``.
 
-    ``state`` holds, beside what was ``sent``, the clients' residuals; the new ones are
-    in the updates' ``private``.  What is no state like ``sent`` stays as it is, for the
-    screening to name.
+    The clients' residuals are in what they ``kept``, the new ones in the updates'.
+    What is no state like ``sent`` stays as it is, for the screening to name.
     """
     if train.compress == PLAIN:
         return list(updates)
@@ -124,13 +126,13 @@ def compress(
     def one(update: ClientUpdate) -> ClientUpdate:
         if not _alike(update.state, sent):
             return update
-        place = f"{update.client}/{RESIDUAL}"
-        residual = {k: state[place + k] for k in sent if place + k in state}
-        payload, kept = encode(codec, update.state, sent, residual)
-        private = dict(update.private)
+        own = kept.get(update.client, {})
+        before = {k: own[RESIDUAL + k] for k in sent if RESIDUAL + k in own}
+        payload, residual = encode(codec, update.state, sent, before)
+        keeps = dict(update.kept)
         if train.error_feedback == "on":
-            private |= {RESIDUAL + key: value for key, value in kept.items()}
-        return replace(update, state=payload, private=private, codec=train.compress)
+            keeps |= {RESIDUAL + key: value for key, value in residual.items()}
+        return replace(update, state=payload, kept=keeps, codec=train.compress)
 
     return [one(update) for update in updates]
 
@@ -140,11 +142,6 @@ def _alike(state: State, sent: State) -> bool:
         misfit("it", state[key], start.dtype, start.shape)
         for key, start in sent.items()
     )
-
-
-def without_residuals(state: State) -> State:
-    """``state`` without what :func:`compress` alone needs of it."""
-    return {k: v for k, v in state.items() if f"/{RESIDUAL}" not in k}
 
 
 def decoded(updates: Sequence[ClientUpdate], sent: State) -> list[ClientUpdate]:

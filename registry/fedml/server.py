@@ -25,8 +25,8 @@ from ...algorithms import FedClip
 from ...config.schema import TrainConfig
 from ...errors import ConfigError
 from ...federation import downlink
-from ...federation.downlink import Broadcast
-from ...federation.rounds import Scores, Tally, next_state, tally
+from ...federation.engine import Round
+from ...federation.rounds import Scores, next_state, screen_round
 from ...runs.host_run import HostRun
 from ...wire.compression import decoded
 from ...wire.message import update_bytes
@@ -37,15 +37,8 @@ from .settings import Binding
 from .trainer import device_state, open_binding, split_metrics, unforeseen
 
 
-def packed(binding: Binding, whole: Mapping[str, Tensor]) -> Params:
-    """The server's adapter as it goes down, ``fedclip_compress_down``; on the CPU."""
-    fed = binding.setup.fed
-    sent = downlink.payload(fed, on_device(whole, fed.task.text.device))
-    return OrderedDict(on_device(sent, "cpu"))
-
-
 def unpacked(binding: Binding, sent: Mapping[str, Tensor]) -> Params:
-    """The adapter that a client makes of :func:`packed`, on the CPU.
+    """The adapter that a client makes of what the server sent, on the CPU.
 
     Raises UpdateError for one that cannot be read.
     """
@@ -125,9 +118,9 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         self.metrics: dict[str, Mapping[str, float]] = {}
         self.wire: Wire | None = None
         self.summary: dict[str, Any] | None = None
-        self._counted: Tally | None = None
+        self._opened: Round | None = None
         self._voters: list[str] = []
-        self._unread: tuple[list[ClientUpdate], list[str]] | None = None
+        self._unread: list[ClientUpdate] = []  # those whose values nobody has looked at
         self._codec = "none"  # of what on_before_aggregation gave
 
     @cached_property
@@ -135,8 +128,20 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         """The server's side; first needed, and its directory made, on the server."""
         return HostRun(self.binding.setup, *self.binding.out)
 
+    @property
+    def opened(self) -> Round:
+        """The round under way; opened by what is sent first, or comes first."""
+        if self._opened is None:
+            state = device_state(self.binding, self.model)
+            self._opened = self.run.open_round({k: v.clone() for k, v in state.items()})
+        return self._opened
+
+    def payload(self) -> Params:
+        """The adapter as it goes down, ``fedclip_compress_down``; on the CPU."""
+        return OrderedDict(on_device(self.opened.sent.payload, "cpu"))
+
     def get_model_params(self) -> Params:
-        """The adapter that is sent to the clients."""
+        """The adapter, whole."""
         return parameters(self.model)
 
     def set_model_params(self, model_parameters: Params) -> None:
@@ -161,13 +166,11 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
             for name, entry in zip(names, raw_client_model_or_grad_list)
         ]
         self.metrics = {}
-        answers = [update for update in updates if update]
-        counted = self._count(answers, names)
-        self._counted = self._with_wire(counted)
-        sound = {id(update) for update in counted.sound}
-        places = [i for i, update in enumerate(updates) if id(update) in sound]
-        self._voters = [u.client for u in counted.sound]
-        readable = self._readable(counted.sound)
+        sound = self._screen([update for update in updates if update], names)
+        ids = {id(update) for update in sound}
+        places = [i for i, update in enumerate(updates) if id(update) in ids]
+        self._voters = [u.client for u in sound]
+        readable = self._readable(sound)
         raw = [(u.num_examples, OrderedDict(u.state)) for u in readable]
         if not raw:
             return raw, places
@@ -186,9 +189,9 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
     def aggregate(self, raw_client_model_or_grad_list: Raw) -> Params:
         """FedCLIP's average; with a defense FedML's own, of FedCLIP's weights."""
         raw = raw_client_model_or_grad_list
-        state = device_state(self.binding, self.model)
+        opened, fed = self.opened, self.run.fed
+        state = opened.state
         voters = [(count, given) for count, given in raw if count > 0]
-        fed = self.binding.setup.fed
         if not voters and not fed.task.train.private:
             return OrderedDict(state)
         if FedMLDefender.get_instance().is_defense_enabled():
@@ -196,7 +199,7 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
                 voters = [(1, given) for _, given in voters]
             with named_fedavg(self.args):
                 theirs = like(super().aggregate(voters), state)
-            return OrderedDict(downlink.carried(fed, theirs, state, self._sent()))
+            return OrderedDict(downlink.with_unsent(fed, theirs, state, opened.sent))
         privacy = FedMLDifferentialPrivacy.get_instance()
         if privacy.to_compute_params_in_aggregation_enabled():
             privacy.set_params_for_dp(raw)
@@ -204,21 +207,22 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
             ClientUpdate(name, dict(given), int(count), codec=self._codec)
             for name, (count, given) in zip(self._voters, raw)
         ]
-        names = [client.name for client in asked(self.binding, self.args)]
-        number = getattr(self.args, "round_idx", 0) + 1
-        counted = Tally(names, updates, [], 0, 0, self._sent())
-        after = next_state(fed, counted, state, number)
-        if self._unread is not None and not finite(after):
-            after = self._screened(*self._unread, state)
+        screened = replace(opened.screened, sound=updates)
+        after = next_state(fed, screened, state, opened.number)
+        if self._unread and not finite(after):  # once more, without what spoiled it
+            again = screen_round(fed, opened.sent, self._unread, screened.participants)
+            opened.screened = replace(
+                again, bytes_up=screened.bytes_up, bytes_down=screened.bytes_down
+            )
+            after = next_state(fed, opened.screened, state, opened.number)
         return OrderedDict(after)
 
     def on_after_aggregation(self, aggregated_model_or_grad: Params) -> Params:
         """FedML's noise and defenses; then the round is scored and written down."""
         with unforeseen():
             after = super().on_after_aggregation(aggregated_model_or_grad)
-        sent = device_state(self.binding, self.model)
-        state = like(after, sent)
-        self._record(state)
+        state = like(after, self.opened.state)
+        self._close_round(state)
         return OrderedDict((key, value.cpu()) for key, value in state.items())
 
     def test(self, test_data: Any, device: Any, args: Any) -> tuple[Any, ...]:
@@ -253,26 +257,33 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         """Decoded where FedML or a derived class looks at them; our mean reads both."""
         shown = hooked() or getattr(self.args, "enable_contribution", False)
         if shown or type(self) is not FedCLIPAggregator:
-            updates = decoded(updates, self._sent().seen)
+            updates = decoded(updates, self.opened.sent.seen)
         self._codec = updates[0].codec if updates else "none"
         return updates
 
-    def _count(self, updates: list[ClientUpdate], names: list[str]) -> Tally:
-        """The tally of a round; values are read only where something asks for them.
+    def _screen(
+        self, updates: list[ClientUpdate], names: list[str]
+    ) -> list[ClientUpdate]:
+        """The sound ones; values are read only where something asks for them.
 
         Without screening by distance (``max_norm_ratio`` 0) the mean tells enough: NaN
         and Inf pass through it, so where it is finite, all that went in was.
         """
-        self._unread = None
-        state = device_state(self.binding, self.model)
-        if not self._mean_tells() or not all(fits(u, state) for u in updates):
-            return self._tally(updates, names)
-        self._unread = updates, names
-        size = sum(map(update_bytes, updates))
-        return replace(self._tally([], names), sound=updates, bytes_up=size)
-
-    def _tally(self, updates: list[ClientUpdate], names: list[str]) -> Tally:
-        return tally(self.binding.setup.fed, self._sent(), updates, names)
+        opened, fed, self._unread = self.opened, self.run.fed, []
+        if self._mean_tells() and all(fits(u, opened.state) for u in updates):
+            self._unread = updates
+            size = sum(map(update_bytes, updates))
+            screened = screen_round(fed, opened.sent, [], names)
+            screened = replace(screened, sound=updates, bytes_up=size)
+        else:
+            screened = screen_round(fed, opened.sent, updates, names)
+        if self.wire is not None:
+            screened = replace(
+                screened, bytes_up=self.wire.up, bytes_down=self.wire.down
+            )
+            self.wire.up = self.wire.down = 0
+        opened.screened = screened
+        return screened.sound
 
     def _mean_tells(self) -> bool:
         fed = self.binding.setup.fed
@@ -286,38 +297,16 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
             and not hooked()
         )
 
-    def _screened(
-        self, updates: list[ClientUpdate], names: list[str], state: State
-    ) -> State:
-        """The average once more, without the updates that spoiled it."""
-        counted, before = self._tally(updates, names), self._counted
-        if before is not None:
-            up, down = before.bytes_up, before.bytes_down
-            self._counted = replace(counted, bytes_up=up, bytes_down=down)
-        number = getattr(self.args, "round_idx", 0) + 1
-        return next_state(self.binding.setup.fed, counted, state, number)
-
-    def _sent(self) -> Broadcast:
-        """The adapter on its way to the clients of this round."""
-        state = device_state(self.binding, self.model)
-        return downlink.broadcast(self.binding.setup.fed, state)
-
-    def _with_wire(self, counted: Tally) -> Tally:
-        if self.wire is None:
-            return counted
-        counted = replace(counted, bytes_up=self.wire.up, bytes_down=self.wire.down)
-        self.wire.up = self.wire.down = 0
-        return counted
-
-    def _record(self, state: State) -> None:
-        counted, self._counted = self._counted, None
-        if counted is None:
+    def _close_round(self, state: State) -> None:
+        opened, self._opened = self.opened, None
+        if not opened.screened.participants:  # FedML aggregated nothing of ours
             return
+        opened.state = state
         place, rounds = getattr(self.args, "round_idx", 0), self.args.comm_round
         every = max(1, int(getattr(self.args, "frequency_of_the_test", 1) or 1))
         last = place == rounds - 1
         scores: Scores | None = None if last or place % every == 0 else {}
-        result = self.run.record(state, counted, scores)
+        result = self.run.close_round(opened, scores)
         logging.info(round_line(result, rounds))
         if result.mean_test is not None:
             mlops.log({"Test/Acc": result.mean_test, "round": place})

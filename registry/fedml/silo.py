@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from ...errors import ConfigError
 from ...wire.message import is_count
 from .data import Params, asked
 from .grpc import check_silo, refusal, undelivered
-from .server import Wire, aggregator_of, packed, unpacked
+from .server import Wire, aggregator_of, unpacked
 from .settings import FILE, TIMEOUT, bind, value
 from .trainer import PROCESS, ROUND, trainer_of
 from .transport import OverGrpc
@@ -60,8 +59,6 @@ class _Server(OverGrpc, FedMLServerManager):  # type: ignore[misc]
         self.timeout = value(args, TIMEOUT, float)
         self.wire = Wire()
         self._processes: dict[int, str | None] = {}
-        self._whole: Params = OrderedDict()
-        self._sent = self._whole
         if self.transport is not None:
             self.transport.idle = self._look_around
             aggregator.aggregator.wire = self.wire
@@ -75,7 +72,7 @@ class _Server(OverGrpc, FedMLServerManager):  # type: ignore[misc]
         """FedML's, with the round; a client that is not there is named."""
         heavy = message.get(_MODEL) is not None
         if heavy:
-            message.add_params(_MODEL, self._packed(message.get(_MODEL)))
+            message.add_params(_MODEL, self.aggregator.aggregator.payload())
             message.add_params(ROUND, self._next_round(message))
             message.add_params(PROCESS, self._process)
         try:
@@ -127,13 +124,6 @@ class _Server(OverGrpc, FedMLServerManager):  # type: ignore[misc]
         if not is_count(msg_params.get(_COUNT)):
             msg_params.add_params(_COUNT, -1)  # for the screening to name
         super().handle_message_receive_model_from_client(msg_params)
-
-    def _packed(self, whole: Params) -> Params:
-        """The adapter as it goes down; a round's messages carry the same one."""
-        if self._whole is not whole:
-            server = self.aggregator.aggregator
-            self._whole, self._sent = whole, packed(server.binding, whole)
-        return self._sent
 
     def _next_round(self, message: Message) -> int:
         started = message.get_type() != MyMessage.MSG_TYPE_S2C_INIT_CONFIG

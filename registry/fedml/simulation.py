@@ -24,13 +24,12 @@ from torch import nn
 
 from ...algorithms import Client
 from ...errors import ConfigError
-from ...federation import downlink
 from ...federation.rounds import train_clients
-from ...wire.update import ClientUpdate, private_states
+from ...wire.update import ClientUpdate, remember
 from .data import Params, client_of, parameters
-from .server import aggregator_of, packed, unpacked
+from .server import aggregator_of, unpacked
 from .settings import FILE, bind
-from .trainer import ROUND, FedCLIPTrainer, device_state, trainer_of
+from .trainer import ROUND, FedCLIPTrainer, trainer_of
 
 
 class FedCLIPAPI(FedAvgAPI):  # type: ignore[misc]
@@ -82,7 +81,7 @@ class FedCLIPAPI(FedAvgAPI):  # type: ignore[misc]
         )
         loaders = [self.train_data_local_dict[i] for i in chosen]
         mlops.event("train", event_started=True, event_value=str(number))
-        updates = self._local_updates(loaders, number + 1)
+        updates = self._local_updates(loaders)
         mlops.event("train", event_started=False, event_value=str(number))
         mlops.event("agg", event_started=True, event_value=str(number))
         self.server_aggregator.metrics = {u.client: u.metrics for u in updates}
@@ -91,19 +90,19 @@ class FedCLIPAPI(FedAvgAPI):  # type: ignore[misc]
         )
         mlops.event("agg", event_started=False, event_value=str(number))
 
-    def _local_updates(self, loaders: Sequence[Any], number: int) -> list[ClientUpdate]:
-        trainer = self.model_trainer
+    def _local_updates(self, loaders: Sequence[Any]) -> list[ClientUpdate]:
+        trainer, opened = self.model_trainer, self.server_aggregator.opened
         clients = [client_of(loader) for loader in loaders]
         privacy = FedMLDifferentialPrivacy.get_instance()
         if type(trainer) is FedCLIPTrainer and not privacy.is_local_dp_enabled():
-            fed = trainer.binding.setup.fed
-            state = device_state(trainer.binding, self.model)
-            known = {**downlink.broadcast(fed, state).seen, **trainer.kept}
-            updates = train_clients(fed, known, clients, number)
-            trainer.kept |= private_states(updates)
+            clients = [client.with_kept(trainer.kept) for client in clients]
+            updates = train_clients(
+                trainer.binding.setup.fed, opened.sent.seen, clients, opened.number
+            )
+            trainer.kept = remember(trainer.kept, updates)
             return updates
         whole, binding = parameters(self.model), self.server_aggregator.binding
-        sent = unpacked(binding, packed(binding, whole))
+        sent = unpacked(binding, self.server_aggregator.payload())
         updates = [
             self._one_by_one(client, loader, sent)
             for client, loader in zip(clients, loaders)
@@ -152,8 +151,8 @@ class _Trainer(FedAVGTrainer):  # type: ignore[misc]
 class _Manager(FedAVGServerManager):  # type: ignore[misc]
     def send_message(self, message: Any) -> None:
         message.add_params(ROUND, self.args.round_idx)
-        if (whole := message.get(_MODEL)) is not None:
-            message.add_params(_MODEL, packed(bind(self.args), whole))
+        if message.get(_MODEL) is not None:
+            message.add_params(_MODEL, self.aggregator.aggregator.payload())
         super().send_message(message)
 
 

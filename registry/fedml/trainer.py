@@ -18,8 +18,8 @@ from torch import nn
 
 from ...errors import ConfigError
 from ...federation.evaluation import accuracy, predict_labels
-from ...federation.rounds import as_sent, local_updates
-from ...wire.update import ClientUpdate, State, on_device, private_states
+from ...federation.rounds import as_sent
+from ...wire.update import ClientUpdate, Kept, State, on_device, remember
 from .data import ClientLoader, Params, client_of, parameters
 from .log import forward
 from .settings import FILE, Binding, bind
@@ -91,9 +91,9 @@ class FedCLIPTrainer(ClientTrainer):  # type: ignore[misc]
     def __init__(self, model: nn.Module, args: Any) -> None:
         super().__init__(model, args)
         self.binding = open_binding(args)
-        self.kept: State = {}  # what clients keep between rounds, <client>/<key>
+        self.kept: Kept = {}  # what the clients of this process keep
         self._sent: State = {}  # what the round began with
-        self._private: State = {}
+        self._keeps: State = {}  # what the client that trains will keep
         self._answer: Params | None = None
 
     def get_model_params(self) -> Params:
@@ -108,21 +108,21 @@ class FedCLIPTrainer(ClientTrainer):  # type: ignore[misc]
     def on_before_local_training(self, train_data: Any, device: Any, args: Any) -> None:
         """FedML's; what came is remembered."""
         super().on_before_local_training(train_data, device, args)
-        self._private = {}
+        self._keeps = {}
         self._sent = {
             k: v.clone() for k, v in device_state(self.binding, self.model).items()
         }
 
     def train(self, train_data: Any, device: Any, args: Any) -> None:
         """Local epochs on ``train_data`` of ``fedml_host.load``, in place."""
-        client, fed = client_of(train_data), self.binding.setup.fed
+        client, fed = client_of(train_data).with_kept(self.kept), self.binding.setup.fed
         number = getattr(args, "round_idx", 0) + 1
-        state = {**device_state(self.binding, self.model), **self.kept}
-        (update,) = local_updates(fed, state, [client], number)
-        self._private = update.private
+        state = device_state(self.binding, self.model)
+        (update,) = fed.algorithm.local_round(state, [client], fed.task, number)
+        self._keeps = update.kept
         self.set_model_params(OrderedDict(update.state))
-        told = ", ".join(f"{k} {v:.4f}" for k, v in update.metrics.items())
-        logging.info(f"FedCLIP client {client.name} trained, round {number}: {told}")
+        metrics = ", ".join(f"{k} {v:.4f}" for k, v in update.metrics.items())
+        logging.info(f"FedCLIP client {client.name} trained, round {number}: {metrics}")
 
     def on_after_local_training(self, train_data: Any, device: Any, args: Any) -> None:
         """FedML's, such as noise; then the update is compressed where that is asked."""
@@ -130,11 +130,9 @@ class FedCLIPTrainer(ClientTrainer):  # type: ignore[misc]
             super().on_after_local_training(train_data, device, args)
         client, fed = client_of(train_data), self.binding.setup.fed
         state = device_state(self.binding, self.model)
-        update = ClientUpdate(
-            client.name, state, len(client.train), private=self._private
-        )
-        (update,) = as_sent(fed, {**self._sent, **self.kept}, [update])
-        self.kept |= private_states([update])
+        update = ClientUpdate(client.name, state, len(client.train), kept=self._keeps)
+        (update,) = as_sent(fed, self._sent, [update], self.kept)
+        self.kept = remember(self.kept, [update])
         if update.codec != "none":
             cpu = ((key, value.cpu()) for key, value in update.state.items())
             self._answer = OrderedDict(cpu)

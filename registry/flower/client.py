@@ -25,7 +25,6 @@ from ...federation import downlink
 from ...federation.evaluation import score_clients
 from ...federation.rounds import train_clients
 from ...runs.host_run import Setup, open_setup
-from ...wire.update import private_states
 from . import records
 from .options import client_settings, has_own_data
 from .roster import make_card
@@ -75,9 +74,9 @@ def train(party: Party, message: Message) -> RecordDict:
     like = fed.algorithm.init(fed.task)
     state = downlink.received(fed, records.to_state(message.content, like))
     own = records.to_state(party.kept.array_records.get(records.KEPT), like)
-    (update,) = train_clients(fed, {**state, **own}, [party.client], party.round)
-    kept = {**own, **private_states([update])}
-    if kept:
+    client = replace(party.client, kept=own)
+    (update,) = train_clients(fed, state, [client], party.round)
+    if kept := {**own, **update.kept}:
         party.kept[records.KEPT] = records.to_arrays(kept)
     metrics = MetricRecord({records.ROWS: update.num_examples, **update.metrics})
     return RecordDict(

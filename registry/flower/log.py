@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ...config.schema import RunConfig
 from ...federation.rounds import RoundResult
-from ...runs.files import Leaf
 from .options import Sampling
 from .roster import Card
 
@@ -64,15 +64,15 @@ def tell(result: RoundResult, cards: Iterable[Card], target: str | None) -> None
     )  # fmt: skip
 
 
-def conclude(summary: Mapping[str, Any], leaf: Leaf | None) -> None:
+def conclude(summary: Mapping[str, Any], directory: Path | None) -> None:
     """The best round, and where the files are if there are any."""
     _log.info(
         "fedclip: best round %d: mean accuracy %s, zero-shot %s",
         summary["best_round"], _percent(summary["result"]["mean"]),
         _percent(summary["zero_shot"]["mean"]),
     )  # fmt: skip
-    if leaf is not None:
-        _log.info("fedclip: results: %s", leaf.directory)
+    if directory is not None:
+        _log.info("fedclip: results: %s", directory)
 
 
 def _percent(share: float | None) -> str:

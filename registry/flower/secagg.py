@@ -90,7 +90,7 @@ class SecureFedClip(FedClip):
         messages = list(super().configure_train(server_round, arrays, config, grid))
         rows = [card.rows[0] for card in self.nodes.roster.cards.values()]
         uniform = train.weighting == "uniform"
-        talk = _Round(self._run.state, messages, train.weighting)
+        talk = _Talk(self._opened.sent.seen, messages, train.weighting)
         line = _Line(grid, self.nodes.timeout)
         workflow = SecAggPlusWorkflow(
             num_shares=_SHARES,
@@ -109,12 +109,10 @@ class SecureFedClip(FedClip):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The mean out of the sum; the former adapter where there was none."""
-        run, phase = self._run, self._phase
-        updates = [] if self._sum is None else [self._sum]
-        state, counted = run.aggregate(updates, phase.clients)
-        self._pending = state, counted
+        arrays, _ = self._aggregate([] if self._sum is None else [self._sum])
+        phase = self._phase
         metrics = {"bytes-up": phase.bytes_up, "bytes-down": phase.bytes_down}
-        return records.to_arrays(state), records.to_metrics(metrics)
+        return arrays, records.to_metrics(metrics)
 
 
 class _Line:
@@ -157,7 +155,7 @@ class _Node:
 
 
 @dataclass
-class _Round:
+class _Talk:
     """A round as a strategy and a client manager of Flower's former API."""
 
     state: State

@@ -26,12 +26,12 @@ from ...algorithms import get_algorithm
 from ...data.partition import NO_TARGET
 from ...errors import ConfigError, FedClipError, RunError
 from ...federation import downlink
+from ...federation.engine import Round
 from ...federation.evaluation import summary_scores
-from ...federation.rounds import Tally, scored
+from ...federation.rounds import scored
 from ...runs.host_run import HostRun, one_run, open_setup
 from ...stats import mean
-from ...wire.compression import PLAIN
-from ...wire.update import State
+from ...wire.update import ClientUpdate, State
 from . import records
 from .log import conclude, describe, greet, tell
 from .nodes import Nodes, Phase
@@ -62,7 +62,7 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         self.nodes = Nodes(self.config, self.sampling)
         self.host_run: HostRun | None = None
         self._phase = Phase()
-        self._pending: tuple[State, Tally] | None = None
+        self._round: Round | None = None  # from its opening to its close
 
     def start(
         self,
@@ -132,49 +132,56 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
     ) -> Iterable[Message]:
         """The adapter for the clients of this round, drawn by the seed."""
         self.initial_arrays(grid)  # no-op but in a strategy that wraps this one
-        self._run.state = self._state(arrays)
+        opened = self._round = self._run.open_round(self._state(arrays))
         share, least = self.config.train.participation, self.sampling.min_train_nodes
-        number = self._run.done + server_round
-        chosen = self.nodes.draw(grid, share, number, least)
+        chosen = self.nodes.draw(grid, share, opened.number, least)
         self._run.drawn_from = self.nodes.drawn_from
-        return self._send(MessageType.TRAIN, arrays, config, number, chosen)
+        return self._send(
+            MessageType.TRAIN, opened.sent.payload, config, opened.number, chosen
+        )
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The average of the sound adapters; the former one where there is none."""
-        run, phase = self._run, self._phase
+        phase, sent = self._phase, self._opened.sent
         updates = [
-            records.to_update(name, content, run.state, self.config.train.compress)
+            records.to_update(name, content, sent.seen, self.config.train.compress)
             for name, content in phase.sound(replies, self.nodes.timeout)
         ]
-        state, counted = run.aggregate(updates, phase.clients)
-        self._pending = state, counted
+        arrays, sound = self._aggregate(updates)
         metrics = {
-            "clients": len(counted.sound),
-            "left-out": len(phase.sent) - len(counted.sound),
+            "clients": len(sound),
+            "left-out": len(phase.sent) - len(sound),
             "bytes-up": phase.bytes_up,
             "bytes-down": phase.bytes_down,
-            "loss": mean([u.metrics.get("loss") for u in counted.sound]),
+            "loss": mean([u.metrics.get("loss") for u in sound]),
         }
-        return records.to_arrays(state), records.to_metrics(metrics)
+        return arrays, records.to_metrics(metrics)
+
+    def _aggregate(
+        self, updates: list[ClientUpdate]
+    ) -> tuple[ArrayRecord, list[ClientUpdate]]:
+        """The server's next state as arrays, and the updates that made it."""
+        opened, phase = self._opened, self._phase
+        state = self._run.aggregate(opened, updates, phase.clients)
+        opened.screened = replace(
+            opened.screened, bytes_up=phase.bytes_up, bytes_down=phase.bytes_down
+        )
+        return records.to_arrays(state), opened.screened.sound
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """The new adapter for the clients; for nobody where the server scores."""
-        if self._pending is not None:  # a strategy around this one may have changed it
-            state, counted = self._state(arrays), self._pending[1]
-            sent = self._phase
-            counted = replace(
-                counted, bytes_up=sent.bytes_up, bytes_down=sent.bytes_down
-            )
-            self._pending = state, counted
-        number = self._run.done + server_round
+        opened, state = self._opened, self._state(arrays)
+        opened.state = state  # a strategy around this one may have changed it
+        number = opened.number
         theirs = scored(self.config.train, number) and not self._scores_here
         share = self.sampling.fraction_evaluate if theirs else 0.0
         chosen = self.nodes.draw(grid, share, number) if share else {}
-        return self._send(MessageType.EVALUATE, arrays, config, number, chosen)
+        sent = downlink.payload(self._run.fed, state) if chosen else {}
+        return self._send(MessageType.EVALUATE, sent, config, number, chosen)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -183,16 +190,15 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         phase = self._phase
         contents = phase.sound(replies, self.nodes.timeout)
         scores = {name: records.to_scores(content) for name, content in contents}
-        if self._pending is None:
+        if self._round is None:
             return None
-        state, counted = self._pending
-        self._pending = None
-        counted = replace(
-            counted,
-            bytes_up=counted.bytes_up + phase.bytes_up,
-            bytes_down=counted.bytes_down + phase.bytes_down,
+        opened, self._round = self._round, None
+        opened.screened = replace(
+            opened.screened,
+            bytes_up=opened.screened.bytes_up + phase.bytes_up,
+            bytes_down=opened.screened.bytes_down + phase.bytes_down,
         )
-        result = self._run.record(state, counted, None if self._scores_here else scores)
+        result = self._run.close_round(opened, None if self._scores_here else scores)
         tell(result, self.nodes.roster.cards.values(), self._run.setup.target)
         metrics = {
             **records.client_metrics(result.clients),
@@ -209,7 +215,7 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         cards = self.nodes.roster.cards.values()
         shots = summary_scores(None, {card.name: card.shot for card in cards})
         summary = self._run.finish(shots)
-        conclude(summary, self._run.leaf)
+        conclude(summary, self._run.directory)
         return summary
 
     @property
@@ -219,21 +225,25 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         return self.host_run
 
     @property
+    def _opened(self) -> Round:
+        if self._round is None:
+            raise RunError("no round is open: configure_train comes first")
+        return self._round
+
+    @property
     def _scores_here(self) -> bool:
-        return bool(self._run.setup.fed.clients)
+        return bool(self._run.fed.clients)
 
     def _send(
         self,
         kind: str,
-        arrays: ArrayRecord,
+        payload: State,
         config: ConfigRecord,
-        server_round: int,
+        number: int,
         clients: Mapping[int, str],
     ) -> list[Message]:
-        if clients and self.config.train.compress_down != PLAIN:
-            sent = downlink.payload(self._run.setup.fed, self._state(arrays))
-            arrays = records.to_arrays(sent)
-        self._phase = self.nodes.address(kind, arrays, config, server_round, clients)
+        arrays = records.to_arrays(payload)
+        self._phase = self.nodes.address(kind, arrays, config, number, clients)
         return [message for message, _ in self._phase.sent]
 
     def _state(self, arrays: ArrayRecord) -> State:

@@ -21,11 +21,13 @@ from torch import nn
 from ...algorithms import Client, Samples, Task, get_algorithm
 from ...algorithms.adapter import TwoSides
 from ...federation.build import Federation
+from ...federation.downlink import broadcast
+from ...federation.engine import Round
 from ...federation.evaluation import accuracy, score_rows, zero_shot_labels
-from ...federation.rounds import Tally, as_sent, local_updates, shared_state
+from ...federation.rounds import as_sent
 from ...report.console import print_table
 from ...runs.host_run import HostRun, Setup
-from ...wire.update import ClientUpdate, State, private_states
+from ...wire.update import ClientUpdate, State
 from .images import open_images
 from .repository import register
 from .start import clear_errors, prepare, run_main, say, settings_of
@@ -86,8 +88,8 @@ class PersonalizedFedClip:
         self._summary: dict[str, Any] | None = None  # {} once it is printed
         self._round: int | None = None
         self._locals: dict[int, _Local] = {}
-        self._kept: State = {}  # what clients keep between rounds, <client>/<key>
-        self._pending: tuple[State, Tally] | None = None
+        self._opened: Round | None = None  # not yet aggregated
+        self._pending: Round | None = None  # not yet evaluated
         self._awaited: set[int] = set()  # clients not yet validated in this round
         self._empty: set[str] = set()
         self.server_model = self._adapter(self.run.state)
@@ -96,7 +98,7 @@ class PersonalizedFedClip:
         atexit.register(self._print_results)
 
     def _adapter(self, state: State) -> nn.Module:
-        task = self.run.setup.fed.task
+        task = self.run.fed.task
         sides = TwoSides(task.dim, task.train.adapter, task.train.side)
         module: nn.Module = sides
         if task.train.side == "image" and sides.image is not None:
@@ -110,7 +112,7 @@ class PersonalizedFedClip:
         for domain in features.domains:
             rows = slice(start, start + len(features.label[domain]))
             part = Samples(self._images.x[rows], self._images.y[rows])
-            labels = zero_shot_labels(part, self.run.setup.fed.task)
+            labels = zero_shot_labels(part, self.run.fed.task)
             told.append(f"{domain} {accuracy(labels, part.y) or 0:.4f}")
             start = rows.stop
         print(f"Zero-shot CLIP, all images: {', '.join(told)}", flush=True)
@@ -129,14 +131,16 @@ class PersonalizedFedClip:
         if round != self._round:
             self._close_round()
             self._round, self._locals = round, {}
+            self._opened = self.run.open_round()
         self._sites[c_idx].train = dataloader
-        client, fed = self._client(c_idx), self.run.setup.fed
-        known = self._locals.get(c_idx)
-        start = known.start if known else state_of(self.client_model[c_idx])
-        epochs = known.epochs + 1 if known else 1
+        client, fed = self._client(c_idx), self.run.fed
+        before = self._locals.get(c_idx)
+        start = before.start if before else state_of(self.client_model[c_idx])
+        epochs = before.epochs + 1 if before else 1
         train = replace(fed.task.train, local_epochs=epochs)
-        longer = replace(fed, task=replace(fed.task, train=train))
-        (update,) = local_updates(longer, {**start, **self._kept}, [client], round + 1)
+        task = replace(fed.task, train=train)
+        client = client.with_kept(self.run.now.kept)
+        (update,) = fed.algorithm.local_round(start, [client], task, round + 1)
         self._locals[c_idx] = _Local(start, epochs, update)
         self.client_model[c_idx].load_state_dict(update.state)
         _, right = score_rows(fed, dict(update.state), client.train)
@@ -152,15 +156,14 @@ class PersonalizedFedClip:
             for i, local in trained
         ]
         names = [local.update.client for _, local in trained]
-        known = {**shared_state(self.run.setup.fed, self.run.state), **self._kept}
-        updates = as_sent(self.run.setup.fed, known, updates)
-        self._kept |= private_states(updates)
-        state, counted = self.run.aggregate(updates, names)
-        self._pending, self._locals = (state, counted), {}
+        run, opened = self.run, self._opened or self.run.open_round()
+        updates = as_sent(run.fed, opened.sent.seen, updates, opened.kept)
+        after = run.aggregate(opened, updates, names)
+        self._opened, self._pending, self._locals = None, opened, {}
         self._awaited = set(range(len(self._sites)))
-        state = shared_state(self.run.setup.fed, state)
+        state = broadcast(run.fed, after).seen
         self.server_model.load_state_dict(state)
-        damaged = {bad.client for bad in counted.quarantined}
+        damaged = {bad.client for bad in opened.screened.quarantined}
         for i, site in enumerate(self._sites):
             if site.name in damaged:  # whatever stands there now, it is no adapter
                 self.client_model[i] = self._adapter(state)
@@ -198,7 +201,7 @@ class PersonalizedFedClip:
 
     def _score(self, model: nn.Module, loader: Any) -> tuple[float, float]:
         rows = self._images.samples(loader)
-        return score_rows(self.run.setup.fed, state_of(model), rows)
+        return score_rows(self.run.fed, state_of(model), rows)
 
     def _warn_empty(self, name: str) -> None:
         if name not in self._empty:
@@ -223,19 +226,18 @@ class PersonalizedFedClip:
         """Record a round, and write the results after the last one."""
         if self._pending is None:
             return
-        setup = self.run.setup
         clients = tuple(self._client(i) for i in range(len(self._sites)))
-        self.run.setup = replace(setup, fed=replace(setup.fed, clients=clients))
-        (state, counted), self._pending = self._pending, None
-        self.run.record(state, counted)
-        if self.run.standing.progress.round == setup.config.train.rounds:
+        self.run.fed = replace(self.run.fed, clients=clients)
+        opened, self._pending = self._pending, None
+        self.run.close_round(opened)
+        if self.run.done == self.run.fed.task.train.rounds:
             self._summary = self.run.finish()
 
     @clear_errors()
     def finish(self) -> None:
         """Write what is left to write, and print zero-shot beside the result."""
         self._close_round()
-        if self._summary is None and self.run.standing.progress.round:
+        if self._summary is None and self.run.done:
             self._summary = self.run.finish()
         self._print_results()
 
@@ -248,11 +250,11 @@ class PersonalizedFedClip:
         summary, self._summary = self._summary, {}
         if summary:
             print_table(Console(), [summary])
-        elif summary is None and self.run.standing.progress.round:
-            rounds = self.run.setup.config.train.rounds
+        elif summary is None and self.run.done:
+            rounds = self.run.fed.task.train.rounds
             say(f"ended before round {rounds} was evaluated: no summary")
-        if summary and self.run.leaf is not None:
-            say(f"results: {self.run.leaf.directory}")
+        if summary and self.run.directory is not None:
+            say(f"results: {self.run.directory}")
 
 
 def state_of(model: nn.Module) -> State:

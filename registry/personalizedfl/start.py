@@ -27,7 +27,6 @@ OF_MAIN = {  # what main.py decides -> the value that leaves it alone
     "data.shots": None,
     "train.participation": 1.0,
     "train.patience": None,
-    "train.personalize": "none",
 }
 
 

@@ -13,12 +13,11 @@ from fedclip_plugin.algorithms.base import sample_order
 from fedclip_plugin.config.schema import DataConfig, RunConfig, TrainConfig
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.checkpoint import Checkpoint
-from fedclip_plugin.federation.engine import federate
+from fedclip_plugin.federation.engine import Run, federate, run_round
 from fedclip_plugin.federation.evaluation import score_target, score_zero_shot
-from fedclip_plugin.federation.rounds import run_round
 from fedclip_plugin.settings.options import add_run_options
 from fedclip_plugin.settings.sources import read_config
-from tests.federation.toy import toy_features
+from tests.federation.toy import checkpointed, toy_features
 
 ON_FEATURES = [n for n in ALGORITHMS.names() if not get_algorithm(n).needs_clip]
 
@@ -32,10 +31,10 @@ def make(name: str, **train: object) -> Federation:
 @pytest.mark.parametrize("name", ON_FEATURES)
 def test_every_algorithm_resumes_to_the_same_bits(name, tmp_path):
     *_, whole = federate(make(name))
-    for standing in federate(make(name), Checkpoint(tmp_path, "id")):
+    for standing in checkpointed(make(name), Checkpoint(tmp_path, "id")):
         if standing.progress.round == 3:
             break
-    *_, resumed = federate(make(name), Checkpoint(tmp_path, "id"))
+    *_, resumed = checkpointed(make(name), Checkpoint(tmp_path, "id"))
     assert resumed.progress.best_round == whole.progress.best_round
     for a, b in ((resumed.state, whole.state), (resumed.best, whole.best)):
         assert a.keys() == b.keys()
@@ -49,14 +48,16 @@ def test_every_algorithm_survives_an_empty_client(name):
     nothing = type(fed.clients[0].train)(*empty)
     client = type(fed.clients[0])("nobody", 9, nothing, nothing, nothing)
     fed = Federation(fed.algorithm, fed.task, (*fed.clients, client), fed.target)
-    state, result = run_round(fed, fed.algorithm.init(fed.task), 1)
+    run = Run(fed)
+    result, state = run_round(run), run.state
     assert result.clients["nobody"] == {"val": None, "test": None}
     assert all(bool(torch.isfinite(v).all()) for v in state.values())
 
 
 def test_zero_shot_scores_as_the_report_does_and_sends_nothing():
     fed = make("zeroshot")
-    state, result = run_round(fed, fed.algorithm.init(fed.task), 1)
+    run = Run(fed)
+    result, state = run_round(run), run.state
     expected = score_zero_shot(fed.clients, fed.target, fed.task)
     assert result.target == expected["target"]
     tests = {name: s["test"] for name, s in result.clients.items()}
@@ -70,7 +71,7 @@ def test_local_is_each_client_alone():
     for client in fed.clients:
         alone = Federation(get_algorithm("fedclip"), fed.task, (client,), None)
         *_, single = federate(alone)
-        own = fed.algorithm.client_state(last.state, client.name)
+        own = fed.algorithm.client_state(last.state, client.with_kept(last.kept))
         assert all(torch.equal(own[k], single.state[k]) for k in single.state)
     assert last.progress.bytes_up == last.progress.bytes_down == 0
 
@@ -78,19 +79,22 @@ def test_local_is_each_client_alone():
 def test_local_judges_a_new_domain_by_every_client():
     fed = make("local")
     *_, last = federate(fed)
+    clients = fed.with_kept(last.kept).clients
     each = [
         score_target(get_algorithm("fedclip"), s, fed.target, fed.task)
-        for s in fed.algorithm.target_states(last.state)
+        for s in fed.algorithm.target_states(last.state, clients)
     ]
     assert len(each) == 2
     assert each[0] != each[1]
-    found = score_target(fed.algorithm, last.state, fed.target, fed.task)
+    found = score_target(fed.algorithm, last.state, fed.target, fed.task, clients)
     assert found == pytest.approx(sum(each) / 2)
 
 
 def test_linear_is_fedavg_of_logistic_regression():
     fed = make("linear", weighting="examples", local_epochs=2, weight_decay=0.0)
-    state, _ = run_round(fed, fed.algorithm.init(fed.task), 1)
+    run = Run(fed)
+    run_round(run)
+    state = run.state
     t, heads = fed.task.train, []
     for client in fed.clients:
         head = torch.nn.Linear(16, 4)

@@ -22,12 +22,11 @@ from fedclip_plugin.config.schema import DataConfig, RunConfig, TrainConfig
 from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.checkpoint import Checkpoint
-from fedclip_plugin.federation.engine import federate
+from fedclip_plugin.federation.engine import Run, federate, run_round
 from fedclip_plugin.federation.evaluation import predict_labels, zero_shot_labels
-from fedclip_plugin.federation.rounds import run_round
 from fedclip_plugin.wire.message import state_bytes
 from fedclip_plugin.wire.update import State
-from tests.federation.toy import toy_features
+from tests.federation.toy import checkpointed, toy_features
 
 VARIANTS = [
     {"adapter": "bottleneck"},
@@ -68,20 +67,23 @@ def test_a_variant_trains_resumes_and_sends_its_adapter_alone(train, tmp_path):
     start = next(federate(make(**train))).state
     assert differs(whole.state, paper.state, start)
     assert all(not torch.equal(whole.state[k], start[k]) for k in start if "bias" in k)
-    for standing in federate(make(**train), Checkpoint(tmp_path, "id")):
+    for standing in checkpointed(make(**train), Checkpoint(tmp_path, "id")):
         if standing.progress.round == 2:
             break
-    *_, resumed = federate(make(**train), Checkpoint(tmp_path, "id"))
+    *_, resumed = checkpointed(make(**train), Checkpoint(tmp_path, "id"))
     assert all(torch.equal(resumed.state[k], whole.state[k]) for k in whole.state)
     assert whole.result.bytes_down == 2 * state_bytes(start)
 
 
 def test_kept_moments_of_another_shape_are_named():
     fed = make(optimizer_state="keep", optimizer="adamw")
-    state, _ = run_round(fed, fed.algorithm.init(fed.task), 1)
-    key = next(key for key in state if key.endswith("0.weight:exp_avg"))
-    with pytest.raises(RunError, match=f"{key}.*shape \\(3,\\), expected"):
-        run_round(fed, {**state, key: torch.zeros(3)}, 2)
+    run = Run(fed)
+    run_round(run)
+    kept = run.now.kept["art"]
+    key = next(key for key in kept if key.endswith("0.weight:exp_avg"))
+    kept[key] = torch.zeros(3)
+    with pytest.raises(RunError, match=f"art: {key}.*shape \\(3,\\), expected"):
+        run_round(run)
 
 
 @pytest.mark.parametrize("name", ["residual"])
@@ -167,10 +169,11 @@ def test_a_variant_is_the_literal_loop(train):
 
 def test_kept_moments_stay_with_their_client():
     fed = make(optimizer_state="keep")
-    state, _ = run_round(fed, fed.algorithm.init(fed.task), 1)
-    names = {key.partition("/")[0] for key in state if "/" in key}
-    assert names == {"art", "cartoon"}
-    assert set(fed.algorithm.update_like(state)) == set(initial_state(16, 0))
+    run = Run(fed)
+    run_round(run)
+    state = run.state
+    assert run.now.kept.keys() == {"art", "cartoon"}
+    assert set(state) == set(initial_state(16, 0))
 
 
 def test_local_adapters_keep_no_optimizer():

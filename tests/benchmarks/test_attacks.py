@@ -15,7 +15,7 @@ from benchmarks.accuracy.attack_models import LIES, Attacked, attackers
 from benchmarks.accuracy.attacks import heat_map
 from fedclip_plugin.config.schema import DataConfig, RunConfig, TrainConfig
 from fedclip_plugin.federation.build import Federation, build_federation
-from fedclip_plugin.federation.engine import Standing, federate
+from fedclip_plugin.federation.engine import RunState, federate
 from fedclip_plugin.server.aggregation import RULES
 from tests.federation.toy import toy_features
 
@@ -31,7 +31,7 @@ def build(rule: str = "mean", share: float = 0.3, rounds: int = 15) -> Federatio
     return build_federation(toy_features(rows=400), config, "photo", seed=0)
 
 
-def attacked(fed: Federation, attack: str, share: float) -> Standing:
+def attacked(fed: Federation, attack: str, share: float) -> RunState:
     liars = attackers(fed.clients, share, seed=0)
     *_, last = federate(replace(fed, algorithm=Attacked(attack, liars)))
     return last

@@ -216,7 +216,7 @@ def test_interrupt_tells_how_to_go_on(tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     write_toy(tmp_path / "f")
-    monkeypatch.setattr("fedclip_plugin.runs.experiment.run_leaf", interrupt)
+    monkeypatch.setattr("fedclip_plugin.runs.experiment.run_one", interrupt)
     assert run_toy(tmp_path) == 130
     assert f"--resume --out {tmp_path / 'out'}" in capsys.readouterr().err
 
@@ -226,7 +226,7 @@ def test_our_own_fault_has_code_1(tmp_path, capsys, monkeypatch):
         raise ZeroDivisionError("oops")
 
     write_toy(tmp_path / "f")
-    monkeypatch.setattr("fedclip_plugin.runs.experiment.run_leaf", broken)
+    monkeypatch.setattr("fedclip_plugin.runs.experiment.run_one", broken)
     assert run_toy(tmp_path) == 1
     assert "ZeroDivisionError: oops" in capsys.readouterr().err
 

@@ -19,14 +19,13 @@ from fedclip_plugin.data.folders import load_dataset
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.features.obtain import encode_dataset
 from fedclip_plugin.federation.build import Federation, build_federation
-from fedclip_plugin.federation.engine import federate
+from fedclip_plugin.federation.engine import Run, federate, run_round
 from fedclip_plugin.federation.evaluation import (
     accuracy,
     predict_labels,
     score_clients,
     zero_shot_labels,
 )
-from fedclip_plugin.federation.rounds import run_round
 from tests.clip.fake_encoder import png
 from tests.clip.makers import tiny_clip
 
@@ -77,7 +76,9 @@ def make(
 def test_many_clients_at_once_score_as_one_by_one(name, images, weights):
     data = DataConfig(partition="iid", clients=9)
     fed = make(name, images, weights, data)
-    state, _ = run_round(fed, fed.algorithm.init(fed.task), 1)
+    run = Run(fed)
+    run_round(run)
+    state = run.state
     found = score_clients(fed.algorithm, state, fed.clients, fed.task)
     for client in fed.clients:
         labels = predict_labels(fed.algorithm, state, client.test, fed.task)
@@ -123,7 +124,9 @@ def test_pixels_follow_the_rows_of_the_features(images, weights):
 def test_fedavg_is_a_literal_loop_over_open_clip(images, weights):
     fed = make("fedavg", images, weights, rounds=1)
     start = fed.algorithm.init(fed.task)
-    state, _ = run_round(fed, start, 1)
+    run = Run(fed)
+    run_round(run)
+    state = run.state
     t, clip, ends = fed.task.train, fed.task.clip, []
     for client in fed.clients:
         clip.model.load_state_dict(start, strict=False)
@@ -156,7 +159,9 @@ def test_fedprox_stays_nearer_to_its_start(images, weights):
     def moved(mu: float) -> float:
         fed = make("fedprox", images, weights, mu=mu, local_epochs=6)
         start = fed.algorithm.init(fed.task)
-        end, _ = run_round(fed, start, 1)
+        run = Run(fed)
+        run_round(run)
+        end = run.state
         return sum(float((end[k] - start[k]).square().sum()) for k in start)
 
     assert moved(100.0) < 0.9 * moved(0.0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from fedclip_plugin.config.schema import DataConfig, RunConfig, TrainConfig
 from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.federation.build import build_federation, identity, participants
 from fedclip_plugin.federation.checkpoint import Checkpoint
-from fedclip_plugin.federation.engine import federate
+from fedclip_plugin.federation.engine import Run, federate, run_round
 from fedclip_plugin.federation.evaluation import score_zero_shot
-from fedclip_plugin.federation.rounds import run_round
+from fedclip_plugin.storage.tensors import write_tensors
+from fedclip_plugin.wire.compression import RESIDUAL
 from fedclip_plugin.wire.update import ClientUpdate
-from tests.federation.toy import DOMAINS, toy_features, write_toy
+from tests.federation.toy import DOMAINS, checkpointed, toy_features, write_toy
 
 
 def make_config(**train: object) -> RunConfig:
@@ -68,10 +70,10 @@ def test_same_seed_same_bits_other_seed_others():
 
 def test_broken_and_resumed_run_ends_in_the_same_bits(tmp_path):
     whole = list(federate(make(rounds=6)))[-1]
-    for standing in federate(make(rounds=6), Checkpoint(tmp_path, "id")):
+    for standing in checkpointed(make(rounds=6), Checkpoint(tmp_path, "id")):
         if standing.progress.round == 4:
             break  # as if killed before the checkpoint of round 4
-    resumed = list(federate(make(rounds=6), Checkpoint(tmp_path, "id")))
+    resumed = list(checkpointed(make(rounds=6), Checkpoint(tmp_path, "id")))
     assert resumed[0].progress.round == 3
     assert all(torch.equal(whole.state[k], v) for k, v in resumed[-1].state.items())
     assert all(torch.equal(whole.best[k], v) for k, v in resumed[-1].best.items())
@@ -80,17 +82,17 @@ def test_broken_and_resumed_run_ends_in_the_same_bits(tmp_path):
 
 
 def test_checkpoint_of_another_run_is_refused(tmp_path):
-    list(federate(make(), Checkpoint(tmp_path, "one")))
+    list(checkpointed(make(), Checkpoint(tmp_path, "one")))
     with pytest.raises(RunError, match="another configuration"):
-        next(federate(make(), Checkpoint(tmp_path, "two")))
+        next(checkpointed(make(), Checkpoint(tmp_path, "two")))
 
 
 def test_damaged_checkpoint_is_named(tmp_path):
     checkpoint = Checkpoint(tmp_path, "one")
-    list(federate(make(), checkpoint))
+    list(checkpointed(make(), checkpoint))
     checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:-4])
     with pytest.raises(RunError, match=r"last\.safetensors is damaged"):
-        next(federate(make(), checkpoint))
+        next(checkpointed(make(), checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,6 @@ def test_damaged_checkpoint_is_named(tmp_path):
         ("0.bias", torch.zeros(16, dtype=torch.float64)),
         ("2.bias", None),
         ("more", torch.zeros(1)),
-        ("cartoon/residual/0.bias", torch.zeros(3)),
     ],
 )
 def test_checkpoint_with_a_right_checksum_and_a_wrong_state_is_named(
@@ -112,9 +113,39 @@ def test_checkpoint_with_a_right_checksum_and_a_wrong_state_is_named(
     state = {**last.state, key: value}
     if value is None:
         del state[key]
-    checkpoint.save(last.progress, state, last.best)
+    checkpoint.save(replace(last, state=state))
     with pytest.raises(RunError, match=rf"is damaged \(.*{key}"):
-        next(federate(make(), checkpoint))
+        next(checkpointed(make(), checkpoint))
+
+
+def test_checkpoint_with_a_wrong_residual_is_named(tmp_path):
+    checkpoint = Checkpoint(tmp_path, "one")
+    *_, last = federate(make())
+    kept = {"cartoon": {f"{RESIDUAL}0.bias": torch.zeros(3)}}
+    checkpoint.save(replace(last, kept=kept))
+    with pytest.raises(RunError, match=r"is damaged \(.*cartoon/residual:0.bias"):
+        next(checkpointed(make(), checkpoint))
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(tmp_path):
+    checkpoint = Checkpoint(tmp_path, "one")
+    *_, last = federate(make())
+    tensors = {f"state/{k}": v for k, v in last.state.items()}
+    tensors["state/art/residual/0.bias"] = last.state["0.bias"].clone()
+    progress = json.dumps(asdict(last.progress))
+    write_tensors(checkpoint.path, tensors, {"progress": progress, "identity": "one"})
+    with pytest.raises(RunError, match="another version of fedclip-plugin; delete"):
+        checkpoint.load(make())
+
+
+def test_a_clients_name_may_hold_a_slash(tmp_path):
+    checkpoint = Checkpoint(tmp_path, "one")
+    *_, last = federate(make())
+    kept = {"a/b": {"0.bias:exp_avg": torch.ones(16)}, "c": {}}
+    checkpoint.save(replace(last, kept=kept))
+    found = checkpoint.load(make())
+    assert found.kept.keys() == {"a/b"}
+    assert torch.equal(found.kept["a/b"]["0.bias:exp_avg"], torch.ones(16))
 
 
 def test_identity_knows_what_matters():
@@ -134,7 +165,7 @@ def test_partial_participation_draws_by_seed_and_round():
     assert all(len(set(d)) == 3 and d == sorted(d) for d in draws)
     assert len({tuple(d) for d in draws}) > 5
     assert {n for d in draws for n in d} == {c.name for c in fed.clients}
-    _, result = run_round(fed, fed.algorithm.init(fed.task), 1)
+    result = run_round(Run(fed))
     assert result.participants == [c.name for c in participants(fed.clients, 0.3, 0, 1)]
     assert len(result.clients) == 10  # all are evaluated
 
@@ -188,7 +219,7 @@ def test_scoring_never_is_refused(tmp_path, capsys):
     assert "train.eval_every = 0" in capsys.readouterr().err
 
 
-def test_bad_update_is_counted_and_harms_nothing(monkeypatch):
+def test_bad_update_is_screened_and_harms_nothing(monkeypatch):
     fed = make()
     real = type(fed.algorithm).local_round
 
@@ -205,7 +236,7 @@ def test_bad_update_is_counted_and_harms_nothing(monkeypatch):
 
 def test_bytes_are_those_of_the_adapter():
     fed = make()
-    _, result = run_round(fed, fed.algorithm.init(fed.task), 1)
+    result = run_round(Run(fed))
     adapter = 4 * (2 * 16 * 16 + 2 * 16)
     assert 2 * adapter < result.bytes_down < 2 * (adapter + 400)
     assert 2 * adapter < result.bytes_up < 2 * (adapter + 700)
@@ -214,7 +245,7 @@ def test_bytes_are_those_of_the_adapter():
 def test_without_target_all_domains_are_clients():
     fed = make(None)
     assert [c.name for c in fed.clients] == list(DOMAINS)
-    _, result = run_round(fed, fed.algorithm.init(fed.task), 1)
+    result = run_round(Run(fed))
     assert result.target is None
 
 
@@ -229,11 +260,11 @@ def test_unknown_target_and_missing_cuda_are_told():
 
 def test_patience_stops_a_run_that_no_longer_improves(tmp_path):
     fed = make(rounds=60, lr=1e-2, patience=4)
-    standings = list(federate(fed, Checkpoint(tmp_path, "id")))
+    standings = list(checkpointed(fed, Checkpoint(tmp_path, "id")))
     last = standings[-1]
     assert last.progress.round == last.progress.best_round + 4 < 60
     assert [s.last for s in standings] == [False] * (len(standings) - 1) + [True]
     whole = list(federate(make(rounds=60, lr=1e-2)))
     assert last.progress.best_round == whole[last.progress.round].progress.best_round
-    again = list(federate(fed, Checkpoint(tmp_path, "id")))
+    again = list(checkpointed(fed, Checkpoint(tmp_path, "id")))
     assert len(again) == 1  # it stays stopped

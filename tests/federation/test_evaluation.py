@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import f1_score
 
-from fedclip_plugin.algorithms import FedClip, Samples, Task, get_algorithm
+from fedclip_plugin.algorithms import Client, FedClip, Samples, Task, get_algorithm
 from fedclip_plugin.config.schema import DataConfig, RunConfig, TrainConfig
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.engine import federate
@@ -62,17 +62,16 @@ def many_clients(name: str, **train: object) -> tuple[Federation, State]:
     )
     fed = build_federation(toy_features(), config, "photo", seed=0)
     *_, last = federate(fed)
-    return fed, last.state
+    return fed.with_kept(last.kept), last.state
 
 
 def one_by_one(fed: Federation, state: State) -> dict[str, dict[str, float | None]]:
-    def score(name: str, part: Samples) -> float | None:
-        own = fed.algorithm.client_state(state, name)
+    def score(client: Client, part: Samples) -> float | None:
+        own = fed.algorithm.client_state(state, client)
         return accuracy(predict_labels(fed.algorithm, own, part, fed.task), part.y)
 
     return {
-        c.name: {"val": score(c.name, c.val), "test": score(c.name, c.test)}
-        for c in fed.clients
+        c.name: {"val": score(c, c.val), "test": score(c, c.test)} for c in fed.clients
     }
 
 

@@ -18,12 +18,12 @@ from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.checkpoint import Checkpoint
 from fedclip_plugin.federation.downlink import Broadcast
 from fedclip_plugin.federation.engine import federate
-from fedclip_plugin.federation.rounds import Tally, next_state
+from fedclip_plugin.federation.rounds import Screened, next_state
 from fedclip_plugin.runs.host_run import HostRun, Setup, open_setup
 from fedclip_plugin.server import privacy
 from fedclip_plugin.wire.update import ClientUpdate, State
 from tests.federation.private import PRIVATE, flat, train_of
-from tests.federation.toy import toy_features, write_toy
+from tests.federation.toy import checkpointed, toy_features, write_toy
 
 # -- in a federation ------------------------------------------------------------------
 
@@ -62,10 +62,10 @@ def test_the_noise_follows_the_seed_unless_it_is_secret():
 
 def test_a_resumed_run_ends_in_the_same_bits_and_the_same_epsilon(tmp_path):
     whole = list(federate(make()))[-1]
-    for standing in federate(make(), Checkpoint(tmp_path, "id")):
+    for standing in checkpointed(make(), Checkpoint(tmp_path, "id")):
         if standing.progress.round == 3:
             break
-    *_, resumed = federate(make(), Checkpoint(tmp_path, "id"))
+    *_, resumed = checkpointed(make(), Checkpoint(tmp_path, "id"))
     assert same(whole.state, resumed.state)
     assert resumed.progress.releases == whole.progress.releases == ((8, 4, 4),)
     assert resumed.progress.epsilon == whole.progress.epsilon
@@ -87,20 +87,20 @@ def test_a_delta_above_one_in_the_clients_is_warned_of(caplog):
     assert "more than 1 / 8 clients" in caplog.text
 
 
-def counted(updates: list[ClientUpdate], state: State, asked: int = 4) -> Tally:
+def screened(updates: list[ClientUpdate], state: State, asked: int = 4) -> Screened:
     names = [f"c{i}" for i in range(asked)]
-    return Tally(names, updates, [], 0, 0, Broadcast(state, state))
+    return Screened(names, updates, [], 0, 0, Broadcast(state, state))
 
 
 def test_who_is_left_out_counts_as_not_moved_and_silence_is_noisy_too():
     fed = make(dp_noise_multiplier=1e-9, dp_clip=10.0)
     state = fed.algorithm.init(fed.task)
     updates = fed.algorithm.local_round(state, fed.clients[:4], fed.task, 1)
-    found = next_state(fed, counted(updates[:3], state), state, 1)
+    found = next_state(fed, screened(updates[:3], state), state, 1)
     moves = [flat(u.state) - flat(state) for u in updates[:3]]
     np.testing.assert_allclose(flat(found), flat(state) + sum(moves) / 4, atol=1e-6)
     fed = make()
-    assert not same(next_state(fed, counted([], state), state, 1), state)
+    assert not same(next_state(fed, screened([], state), state, 1), state)
 
 
 def test_a_far_update_is_cut_and_not_left_out(monkeypatch):
@@ -212,8 +212,10 @@ def run_as_a_host(run: HostRun) -> dict:
     """What a host does; all clients take part."""
     fed = run.setup.fed
     for number in range(1, fed.task.train.rounds + 1):
+        opened = run.open_round()
         updates = fed.algorithm.local_round(run.state, fed.clients, fed.task, number)
-        run.record(*run.aggregate(updates, [c.name for c in fed.clients]))
+        run.aggregate(opened, updates, [c.name for c in fed.clients])
+        run.close_round(opened)
     return run.finish()
 
 
@@ -244,7 +246,9 @@ def test_a_sample_costs_less_only_where_it_is_unseen(tmp_path, drawn_from, clien
     run.drawn_from = drawn_from
     some = fed.clients[:4]
     updates = fed.algorithm.local_round(run.state, some, fed.task, 1)
-    result = run.record(*run.aggregate(updates, [c.name for c in some]))
+    opened = run.open_round()
+    run.aggregate(opened, updates, [c.name for c in some])
+    result = run.close_round(opened)
     assert result.epsilon == privacy.epsilon(fed.task.train, ((clients, 4, 1),))
 
 

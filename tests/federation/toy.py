@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from fedclip_plugin.features.feature_set import FeatureSet, save_features
+from fedclip_plugin.federation.build import Federation
+from fedclip_plugin.federation.checkpoint import Checkpoint
+from fedclip_plugin.federation.engine import RunState, federate
 
 DOMAINS = ("art", "cartoon", "photo")
 
@@ -44,3 +48,11 @@ def toy_features(
 def write_toy(directory: Path, **kwargs: int) -> Path:
     save_features(toy_features(**kwargs), directory)
     return directory
+
+
+def checkpointed(fed: Federation, checkpoint: Checkpoint) -> Iterator[RunState]:
+    """The embedded loop as a run may be killed: a checkpoint after every round."""
+    for now in federate(fed, checkpoint.load(fed)):
+        yield now
+        if now.result is not None:
+            checkpoint.save(now)

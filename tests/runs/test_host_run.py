@@ -14,7 +14,7 @@ from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.features.feature_set import load_features
 from fedclip_plugin.federation.downlink import broadcast
 from fedclip_plugin.federation.engine import federate
-from fedclip_plugin.federation.rounds import tally
+from fedclip_plugin.federation.rounds import Scores, screen_round
 from fedclip_plugin.runs.directory import prepare_out
 from fedclip_plugin.runs.experiment import run_experiment
 from fedclip_plugin.runs.host_run import HostRun, Setup, open_setup
@@ -43,8 +43,16 @@ def run_rounds(run: HostRun, last: int) -> None:
             fed.algorithm.local_train(run.state, c, fed.task, number)
             for c in fed.clients
         ]
-        state, counted = run.aggregate(updates[::-1], names)
-        run.record(state, counted)
+        opened = run.open_round()
+        run.aggregate(opened, updates[::-1], names)
+        run.close_round(opened)
+
+
+def close_round(run: HostRun, updates: list[ClientUpdate], scores: Scores) -> None:
+    """A round of updates and accuracies that the clients sent."""
+    opened = run.open_round()
+    run.aggregate(opened, updates, [u.client for u in updates])
+    run.close_round(opened, scores)
 
 
 def test_a_run_through_the_core_is_the_embedded_run(tmp_path):
@@ -82,8 +90,7 @@ def test_a_server_without_data_keeps_what_the_clients_measured(tmp_path):
     run = HostRun(bare, tmp_path / "out")
     update = ClientUpdate("a", dict(run.state), 3)
     for test in (0.5, 0.7, 0.6):
-        state, counted = run.aggregate([update], ["a"])
-        run.record(state, counted, {"a": {"val": test, "test": test}})
+        close_round(run, [update], {"a": {"val": test, "test": test}})
     summary = run.finish({"target": None, "clients": {"a": 0.4}, "mean": 0.4})
     assert summary["best_round"] == 2
     assert summary["result"] == {"target": None, "clients": {"a": 0.7}, "mean": 0.7}
@@ -96,8 +103,8 @@ def test_a_host_scores_every_so_many_rounds(tmp_path):
     lines = (tmp_path / "host" / "metrics.jsonl").read_text().splitlines()
     assert [bool(json.loads(line)["clients"]) for line in lines] == [False, True, True]
     *_, last = federate(run.setup.fed)
-    assert run.standing.progress.best_round == last.progress.best_round
-    assert all(torch.equal(v, last.best[k]) for k, v in run.standing.best.items())
+    assert run.now.progress.best_round == last.progress.best_round
+    assert all(torch.equal(v, last.best[k]) for k, v in run.now.best.items())
 
 
 def test_rounds_that_nobody_measured_do_not_stand_for_the_best(tmp_path):
@@ -105,9 +112,8 @@ def test_rounds_that_nobody_measured_do_not_stand_for_the_best(tmp_path):
     update = ClientUpdate("art", dict(run.state), 3)
     best = []
     for scores in ({}, {}, {"art": {"val": 0.5, "test": 0.5}}, {}):
-        state, counted = run.aggregate([update], ["art"])
-        run.record(state, counted, scores)
-        best.append(run.standing.progress.best_round)
+        close_round(run, [update], scores)
+        best.append(run.now.progress.best_round)
     assert best == [1, 2, 3, 3]
 
 
@@ -145,38 +151,39 @@ def test_a_server_without_data_goes_on_with_what_was_measured(tmp_path):
     run = HostRun(bare, tmp_path / "out")
     update = ClientUpdate("a", dict(run.state), 3)
     for test in (0.5, 0.7):
-        state, counted = run.aggregate([update], ["a"])
-        run.record(state, counted, {"a": {"val": test, "test": test}})
+        close_round(run, [update], {"a": {"val": test, "test": test}})
     other = replace(bare, features=replace(bare.features, key="who came first"))
     with pytest.raises(RunError, match="another run is writing"):
         HostRun(other, tmp_path / "out", resume=True)
     del run  # the server is gone
     run = HostRun(other, tmp_path / "out", resume=True)
-    state, counted = run.aggregate([update], ["a"])
-    run.record(state, counted, {"a": {"val": 0.6, "test": 0.6}})
+    close_round(run, [update], {"a": {"val": 0.6, "test": 0.6}})
     shot = {"target": None, "clients": {"a": 0.4}, "mean": 0.4}
     assert run.finish(shot)["result"]["clients"] == {"a": 0.7}
 
 
-def test_a_nan_update_is_counted_and_left_out(tmp_path, caplog):
+def test_a_nan_update_is_screened_and_left_out(tmp_path, caplog):
     run = HostRun(make_setup(tmp_path))
     good = {k: v + 1 for k, v in run.state.items()}
     bad = {k: torch.full_like(v, torch.nan) for k, v in run.state.items()}
     updates = [ClientUpdate("art", good, 3), ClientUpdate("cartoon", bad, 3)]
-    state, counted = run.aggregate(updates, ["art", "cartoon"])
+    opened = run.open_round()
+    state = run.aggregate(opened, updates, ["art", "cartoon"])
     assert "cartoon" in caplog.text
-    assert [q.client for q in counted.quarantined] == ["cartoon"]
+    assert [q.client for q in opened.screened.quarantined] == ["cartoon"]
     assert all(torch.equal(state[k], good[k]) for k in good)
-    assert run.record(state, counted).quarantined == 1
+    assert run.close_round(opened).quarantined == 1
 
 
-def test_the_tally_counts_what_was_sent(tmp_path):
+def test_bytes_are_those_of_what_was_sent(tmp_path):
     setup = make_setup(tmp_path)
     state = setup.fed.algorithm.init(setup.fed.task)
-    counted = tally(setup.fed, broadcast(setup.fed, state), [], ["art", "cartoon"])
+    screened = screen_round(
+        setup.fed, broadcast(setup.fed, state), [], ["art", "cartoon"]
+    )
     size = sum(4 * v.numel() for v in state.values())
-    assert counted.bytes_up == 0
-    assert 2 * size <= counted.bytes_down <= 2 * size + 1000
+    assert screened.bytes_up == 0
+    assert 2 * size <= screened.bytes_down <= 2 * size + 1000
 
 
 def test_clients_by_place_and_by_name(tmp_path):

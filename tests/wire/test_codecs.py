@@ -151,7 +151,7 @@ def test_without_error_feedback_nothing_is_kept():
     sent, state = states((5, 70))
     train = TrainConfig(compress="int4", error_feedback="off")
     (update,) = compress([ClientUpdate("a", state, 3)], sent, sent, train)
-    assert update.private == {}
+    assert update.kept == {}
     assert update.codec == "int4"
 
 

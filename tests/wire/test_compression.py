@@ -13,19 +13,18 @@ from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.checkpoint import Checkpoint
 from fedclip_plugin.federation.downlink import broadcast
-from fedclip_plugin.federation.engine import federate
+from fedclip_plugin.federation.engine import Run, federate, run_round
 from fedclip_plugin.federation.rounds import (
     as_sent,
     next_state,
-    run_round,
-    tally,
+    screen_round,
     train_clients,
 )
-from fedclip_plugin.runs.files import variant
+from fedclip_plugin.runs.results import variant
 from fedclip_plugin.server import privacy
 from fedclip_plugin.wire.compression import decoded
-from fedclip_plugin.wire.update import ClientUpdate, State, private_states
-from tests.federation.toy import toy_features
+from fedclip_plugin.wire.update import ClientUpdate, remember
+from tests.federation.toy import checkpointed, toy_features
 from tests.wire.coded import NAMES
 
 # -------------------------------------------------------------------------- whole runs
@@ -35,10 +34,6 @@ def make(algorithm: str = "fedclip", **train: object) -> Federation:
     given = {"rounds": 6, "lr": 1e-2, "weight_decay": 0.0, **train}
     config = RunConfig(algorithm=algorithm, train=TrainConfig(**given))
     return build_federation(toy_features(), config, "photo", seed=0)
-
-
-def bare(fed: Federation, state: State) -> State:
-    return fed.algorithm.update_like(state)
 
 
 @pytest.mark.parametrize("algorithm", ["fedclip", "linear"])
@@ -54,8 +49,7 @@ def test_every_algorithm_learns_with_fewer_bytes(name, algorithm):
     assert last.result.bytes_down == plain.result.bytes_down
     assert last.progress.quarantined == 0
     assert set(last.best) == set(plain.best)
-    kept = {k.split("/")[0] for k in last.state if "/" in k}
-    assert kept == {"art", "cartoon"}
+    assert last.kept.keys() == {"art", "cartoon"}
     assert last.result.target == pytest.approx(plain.result.target, abs=0.1)
 
 
@@ -64,40 +58,44 @@ def test_algorithms_that_send_nothing_compress_nothing():
         [*federate(make("local", rounds=2, compress=name))][-1]
         for name in ("none", "topk")
     )
-    assert set(plain.state) == set(coded.state)
-    assert all(torch.equal(plain.state[k], v) for k, v in coded.state.items())
+    assert plain.kept.keys() == coded.kept.keys() == {"art", "cartoon"}
+    for client, state in plain.kept.items():
+        assert state.keys() == coded.kept[client].keys()
+        assert all(torch.equal(v, coded.kept[client][k]) for k, v in state.items())
 
 
 def test_an_aggregation_of_its_own_is_given_decoded_updates():
     class Last(FedClip):
         def aggregate(self, updates, state, task):
-            return {key: updates[-1].state[key] for key in self.update_like(state)}
+            return {key: updates[-1].state[key] for key in state}
 
     fed = replace(make(compress="int8"), algorithm=Last())
     state = fed.algorithm.init(fed.task)
     updates = train_clients(fed, state, fed.clients, 1)
-    after, _ = run_round(fed, state, 1)
-    want = decoded(updates, bare(fed, state))[-1].state
-    assert all(torch.equal(after[k], v) for k, v in want.items())
+    run = Run(fed)
+    run_round(run)
+    want = decoded(updates, state)[-1].state
+    assert all(torch.equal(run.state[k], v) for k, v in want.items())
 
 
 def test_clients_may_keep_optimizer_and_residual():
     fed = make(compress="int4", optimizer_state="keep")
     last = [*federate(fed)][-1]
-    assert "art/residual/0.weight" in last.state
-    assert any(k.endswith("0.weight:exp_avg") for k in last.state)
-    assert set(last.best) == set(bare(fed, last.state))
+    assert "residual:0.weight" in last.kept["art"]
+    assert any(k.endswith("0.weight:exp_avg") for k in last.kept["art"])
+    assert set(last.best) == set(last.state) == set(fed.first)
 
 
 @pytest.mark.parametrize("name", ["int8", "topk"])
 def test_broken_and_resumed_run_ends_in_the_same_bits(name, tmp_path):
     whole = [*federate(make(compress=name))][-1]
-    for standing in federate(make(compress=name), Checkpoint(tmp_path, "id")):
+    for standing in checkpointed(make(compress=name), Checkpoint(tmp_path, "id")):
         if standing.progress.round == 4:
             break
-    resumed = [*federate(make(compress=name), Checkpoint(tmp_path, "id"))]
+    resumed = [*checkpointed(make(compress=name), Checkpoint(tmp_path, "id"))]
     assert resumed[0].progress.round == 3
-    assert set(resumed[-1].state) == set(whole.state)
+    for client, state in whole.kept.items():
+        assert all(torch.equal(resumed[-1].kept[client][k], state[k]) for k in state)
     assert all(torch.equal(whole.state[k], v) for k, v in resumed[-1].state.items())
     assert all(torch.equal(whole.best[k], v) for k, v in resumed[-1].best.items())
     assert set(resumed[-1].best) == set(whole.best)
@@ -108,16 +106,15 @@ def test_a_client_that_was_away_brings_what_it_kept():
     state = fed.algorithm.init(fed.task)
     art, cartoon = fed.clients
     (first,) = train_clients(fed, state, [art], 1)
-    state |= private_states([first])
-    (other,) = train_clients(fed, state, [cartoon], 2)
-    state |= private_states([other])
-    (plain,) = fed.algorithm.local_round(bare(fed, state), [art], fed.task, 3)
+    kept = remember({}, [first])
+    (other,) = train_clients(fed, state, [cartoon.with_kept(kept)], 2)
+    art = art.with_kept(remember(kept, [other]))
+    (plain,) = fed.algorithm.local_round(state, [art], fed.task, 3)
     (third,) = train_clients(fed, state, [art], 3)
-    sent = bare(fed, state)
-    for key in sent:
-        want = plain.state[key] - sent[key] + first.private[f"residual/{key}"]
-        (back,) = decoded([third], sent)
-        got = back.state[key] - sent[key] + third.private[f"residual/{key}"]
+    for key in state:
+        want = plain.state[key] - state[key] + first.kept[f"residual:{key}"]
+        (back,) = decoded([third], state)
+        got = back.state[key] - state[key] + third.kept[f"residual:{key}"]
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
@@ -127,12 +124,12 @@ def test_a_bad_payload_loses_nothing_of_the_others():
     art, cartoon = train_clients(fed, state, fed.clients, 1)
     spoilt = {**art.state, "0.weight:scale": art.state["0.weight:scale"] * torch.nan}
     names = [c.name for c in fed.clients]
-    counted = tally(
+    screened = screen_round(
         fed, broadcast(fed, state), [replace(art, state=spoilt), cartoon], names
     )
-    assert [q.client for q in counted.quarantined] == ["art"]
-    alone = tally(fed, broadcast(fed, state), [cartoon], names)
-    after, want = (next_state(fed, c, state, 1) for c in (counted, alone))
+    assert [q.client for q in screened.quarantined] == ["art"]
+    alone = screen_round(fed, broadcast(fed, state), [cartoon], names)
+    after, want = (next_state(fed, c, state, 1) for c in (screened, alone))
     assert all(torch.equal(after[k], v) for k, v in want.items())
 
 
@@ -161,10 +158,10 @@ def test_what_is_no_adapter_is_left_for_the_screening():
     fed = make(compress="int8")
     state = fed.algorithm.init(fed.task)
     odd = ClientUpdate("art", {"x": torch.zeros(3)}, 5)
-    (same,) = as_sent(fed, state, [odd])
+    (same,) = as_sent(fed, state, [odd], {})
     assert same is odd
-    counted = tally(fed, broadcast(fed, state), [same], ["art"])
-    assert counted.quarantined[0].reason.startswith("keys ['x']")
+    screened = screen_round(fed, broadcast(fed, state), [same], ["art"])
+    assert screened.quarantined[0].reason.startswith("keys ['x']")
 
 
 def test_privacy_clips_what_is_aggregated():
@@ -172,12 +169,12 @@ def test_privacy_clips_what_is_aggregated():
     fed = make(compress="topk", **private)
     state = fed.algorithm.init(fed.task)
     updates = train_clients(fed, state, fed.clients, 1)
-    names, sent = [c.name for c in fed.clients], bare(fed, state)
-    counted = tally(fed, broadcast(fed, state), updates, names)
-    after = next_state(fed, counted, state, 1)
+    names = [c.name for c in fed.clients]
+    screened = screen_round(fed, broadcast(fed, state), updates, names)
+    after = next_state(fed, screened, state, 1)
     entropy = privacy.noise_entropy(fed.task.train, fed.task.seed, 1)
     want = privacy.private_mean(
-        decoded(updates, sent), sent, fed.task.train, len(names), entropy
+        decoded(updates, state), state, fed.task.train, len(names), entropy
     )
     assert all(torch.equal(after[k], v) for k, v in want.items())
 

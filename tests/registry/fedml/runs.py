@@ -19,7 +19,7 @@ from typing import Any
 import safetensors.torch
 import yaml
 
-from fedclip_plugin.federation.engine import Standing, federate
+from fedclip_plugin.federation.engine import RunState, federate
 from fedclip_plugin.registry.fedml.settings import bind, read_settings
 from fedclip_plugin.runs.host_run import HostRun, open_setup
 from fedclip_plugin.wire.update import State
@@ -64,7 +64,7 @@ def write_yaml(file: Path, values: dict[str, Any]) -> Path:
     return file
 
 
-def embedded(values: dict[str, Any]) -> Standing:
+def embedded(values: dict[str, Any]) -> RunState:
     """What the embedded engine makes of the same configuration."""
     config, _ = read_settings(SimpleNamespace(**values))
     *_, last = federate(open_setup(config).fed)
@@ -172,7 +172,7 @@ def silo(features: Path, tmp_path: Path, clients: int, **more: Any) -> dict[str,
 
 def run_silo(
     folder: Path, values: dict[str, Any]
-) -> tuple[list[str], Standing, list[dict[str, Any]]]:
+) -> tuple[list[str], RunState, list[dict[str, Any]]]:
     """A run of two clients, equal to the embedded one: logs, the latter, metrics."""
     cf = write_yaml(folder / "fedml_config.yaml", values)
     results = finish(folder, silo_commands(cf, 3))
@@ -203,5 +203,7 @@ def replay(args: Any, voters: list[list[str]], out: Path | None = None) -> HostR
             fed.algorithm.local_train(run.state, setup.client(n), fed.task, number)
             for n in names
         ]
-        run.record(*run.aggregate(updates, names))
+        opened = run.open_round()
+        run.aggregate(opened, updates, names)
+        run.close_round(opened)
     return run

@@ -12,7 +12,6 @@ pytest.importorskip("fedml", reason="needs FedML: pip install 'fedclip-plugin[fe
 
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.federation.downlink import broadcast
-from fedclip_plugin.federation.engine import Standing
 from fedclip_plugin.federation.rounds import train_clients
 from fedclip_plugin.registry import fedml_host
 from fedclip_plugin.wire.compression import decoded
@@ -47,21 +46,17 @@ VARIANTS = [
 ]
 
 
-def shared(last: Standing) -> State:
-    return {key: value for key, value in last.state.items() if "/" not in key}
-
-
 @pytest.mark.parametrize("change", VARIANTS)
 def test_sp_gives_the_embedded_adapter(features, change):
     values = options(features, comm_round=4, **change)
     api = simulate(namespace(features, **values))
-    found = api.server_aggregator.run.standing
+    found = api.server_aggregator.run.now
     assert found.progress.quarantined == 0
     if "client_num_per_round" in change:  # FedML draws others than we do
         assert len(found.result.participants) == 2
         return
     last = embedded(values)
-    assert distance(state_of(api), shared(last)) == 0
+    assert distance(state_of(api), last.state) == 0
     assert found.result.bytes_up == last.result.bytes_up
     assert found.result.bytes_down == last.result.bytes_down
 
@@ -76,7 +71,7 @@ def test_a_derived_trainer_sends_the_same(features, change):
     one = simulate(namespace(features, **values), client_trainer=OneByOne)
     two = simulate(namespace(features, **values))
     assert distance(state_of(one), state_of(two)) == 0
-    sizes = [a.server_aggregator.run.standing.result.bytes_up for a in (one, two)]
+    sizes = [a.server_aggregator.run.now.result.bytes_up for a in (one, two)]
     assert sizes[0] <= sizes[1]  # FedML's loop hands over no metrics
 
 

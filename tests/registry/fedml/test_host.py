@@ -133,7 +133,7 @@ def test_sampling_is_fedmls_own(features):
         drawn.append(names)
     assert len({tuple(sorted(names)) for names in drawn}) > 1
     assert distance(state_of(api), replay(args, drawn).state) == 0
-    assert run.standing.result.participants == drawn[-1]
+    assert run.now.result.participants == drawn[-1]
 
 
 def test_rounds_are_tested_as_often_as_fedml_says(features, tmp_path):
@@ -209,7 +209,7 @@ def test_a_bad_update_is_left_out_by_name(features, caplog, kind, road):
     want = fed.algorithm.aggregate([updates[0], updates[2]], sent, fed.task)
     assert distance(after, want) <= 1e-6
     assert "client cartoon" in caplog.text
-    assert server.run.standing.progress.quarantined == (kind != "nothing")
+    assert server.run.now.progress.quarantined == (kind != "nothing")
 
 
 def test_with_nothing_sound_the_model_stays(features, caplog):

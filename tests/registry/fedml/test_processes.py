@@ -271,11 +271,11 @@ def test_cross_silo_outlives_its_clients(features, tmp_path):
         ["art", "photo"],
     ]  # fmt: skip
     want = replay(namespace(features, **values), voters)
-    assert close(adapter(tmp_path / "out"), want.standing.best)
+    assert close(adapter(tmp_path / "out"), want.now.best)
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines]
     assert [line["quarantined"] for line in found] == [1, 1, 0, 0, 0, 0, 0]
-    assert found[-1]["clients"] == want.standing.result.clients
+    assert found[-1]["clients"] == want.now.result.clients
     for text in (
         "update of client art left out: 2.bias holds NaN or Inf",
         "update of client cartoon left out: 0.weight is (3, 16)",

@@ -90,7 +90,7 @@ def test_fedmls_sampling_is_public_and_saves_nothing(features):
     values = {**PRIVATE, "client_num_per_round": 2, "comm_round": 2}
     flow = simulate(namespace(features, **values))
     train = bind(flow.args).setup.fed.task.train
-    found = flow.server_aggregator.run.standing.progress.epsilon
+    found = flow.server_aggregator.run.now.progress.epsilon
     assert found == privacy.epsilon(train, ((2, 2, 2),))
 
 

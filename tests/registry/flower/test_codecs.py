@@ -16,7 +16,6 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedclip_plugin.registry import flower_host
 from fedclip_plugin.registry.flower.records import KEPT, to_state
-from fedclip_plugin.wire.update import State
 from tests.federation.toy import write_toy
 from tests.registry.flower.grid import (
     embedded,
@@ -39,10 +38,6 @@ VARIANTS = [
 ]
 
 
-def shared(state: State) -> State:
-    return {key: value for key, value in state.items() if "/" not in key}
-
-
 @pytest.mark.parametrize("change", VARIANTS)
 def test_the_adapter_is_that_of_the_embedded_engine(toy: Path, change: Any) -> None:
     run_config = options(toy, num_server_rounds=4, **change)
@@ -50,12 +45,11 @@ def test_the_adapter_is_that_of_the_embedded_engine(toy: Path, change: Any) -> N
     strategy = flower_host.FedClip(run_config)
     result = strategy.start(grid)
     last = embedded(strategy, toy)
-    assert equal(to_state(result.arrays), shared(last.state))
+    assert equal(to_state(result.arrays), last.state)
     for node, state in grid.states.items():
         name = strategy.nodes.roster.cards[node].name
         kept = to_state(state.array_records.get(KEPT))
-        mine = {k: v for k, v in last.state.items() if k.startswith(f"{name}/")}
-        assert equal(kept, mine)
+        assert equal(kept, last.kept.get(name, {}))
 
 
 def test_what_is_kept_stays_with_the_client(tmp_path: Path) -> None:
@@ -173,4 +167,4 @@ def test_rays_clients_keep_what_they_lost(
     client = flower_host.make_client_app()
     run_simulation(server, client, num_supernodes=3, backend_config=resources)
     last = embedded(ended["strategy"], toy)
-    assert equal(to_state(ended["result"].arrays), shared(last.state))
+    assert equal(to_state(ended["result"].arrays), last.state)

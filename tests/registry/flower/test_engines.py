@@ -187,7 +187,7 @@ def test_a_client_that_raises_or_dies_in_ray(
     assert metrics[2]["left-out"] >= 1  # ray may give a dead actor another client too
     state = to_state(ended["result"].arrays)
     assert all(torch.isfinite(v).all() for v in state.values())
-    assert ended["strategy"].host_run.standing.progress.best_round == 2
+    assert ended["strategy"].host_run.now.progress.best_round == 2
 
 
 # --------------------------------------------------------------------------- deployment

@@ -93,7 +93,7 @@ def test_clients_are_asked_for_scores_every_so_many_rounds(toy: Path) -> None:
     assert equal(to_state(result.arrays), last.state)
     assert [kind for kind, _, _ in grid.traffic].count("evaluate") == 3 * len(DOMAINS)
     assert strategy.host_run is not None
-    assert strategy.host_run.standing.progress.best_round == last.progress.best_round
+    assert strategy.host_run.now.progress.best_round == last.progress.best_round
 
 
 def test_at_least_min_train_nodes_train(toy: Path) -> None:

@@ -170,7 +170,7 @@ def test_what_needs_single_updates_is_refused(toy, more):
 
 def test_the_files_are_those_of_a_run(toy, tmp_path):
     strategy, _, _ = run(toy, out=str(tmp_path / "out"))
-    summary = strategy.host_run.standing.progress
+    summary = strategy.host_run.now.progress
     assert summary.bytes_up > 2 * 3 * 8 * 2 * 16 * 16  # masked: eight bytes a value
     assert (tmp_path / "out" / "report.html").is_file()
 

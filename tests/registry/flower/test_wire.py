@@ -133,7 +133,7 @@ def test_a_hostile_array_costs_only_its_update(toy, name):
     found = to_state(strategy.start(grid).arrays)
     want = without(strategy.config, load_features(toy), "cartoon", 1)
     assert equal(found, want)
-    assert strategy.host_run.standing.progress.quarantined == 1
+    assert strategy.host_run.now.progress.quarantined == 1
 
 
 def test_empty_texts_do_not_stop_the_counting(toy):
@@ -145,7 +145,7 @@ def test_empty_texts_do_not_stop_the_counting(toy):
     grid = grid_of(config, faults={99: in_training(change, 1)})
     strategy = FedClip(config)
     strategy.start(grid)
-    assert strategy.host_run.standing.progress.quarantined == 0
+    assert strategy.host_run.now.progress.quarantined == 0
     assert count_bytes([]) == 0
 
 
@@ -174,4 +174,4 @@ def test_a_hostile_introduction_is_refused(toy, change, caplog):
     strategy = FedClip(config)
     strategy.start(grid_of(config, faults={100: fault}))
     assert "node 100 refused: its answer" in caplog.text
-    assert strategy.host_run.standing.result.participants == ["cartoon", "photo"]
+    assert strategy.host_run.now.result.participants == ["cartoon", "photo"]

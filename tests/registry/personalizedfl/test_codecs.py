@@ -7,8 +7,8 @@ import torch
 
 from fedclip_plugin.algorithms.adapter import KEYS
 from fedclip_plugin.config.schema import TrainConfig
+from fedclip_plugin.federation.downlink import broadcast
 from fedclip_plugin.federation.engine import federate
-from fedclip_plugin.federation.rounds import shared_state
 from fedclip_plugin.registry.personalizedfl.algorithm import PersonalizedFedClip
 from tests.registry.personalizedfl.world import embedded, make_loaders, open_world, play
 
@@ -37,11 +37,11 @@ def test_the_adapter_is_that_of_the_embedded_engine(
     )
     fed = embedded(world.features, train, seed=3)
     *_, last = federate(fed)
-    ours, seen = algorithm.server_model.state_dict(), shared_state(fed, last.state)
+    ours, seen = algorithm.server_model.state_dict(), broadcast(fed, last.state).seen
     assert list(ours) == list(KEYS)
     assert all(torch.equal(ours[key], seen[key]) for key in KEYS)
     assert all(torch.equal(algorithm.run.state[k], last.state[k]) for k in KEYS)
-    found = algorithm.run.standing.result
+    found = algorithm.run.now.result
     assert found.bytes_up == last.result.bytes_up
     assert found.bytes_down == last.result.bytes_down
 

@@ -138,7 +138,7 @@ def test_only_adapters_go_to_and_fro(world, start):
     play(algorithm, make_loaders(world), 1)
     algorithm.finish()
     size = sum(4 * value.numel() for value in algorithm.run.state.values())
-    result = algorithm.run.standing.result
+    result = algorithm.run.now.result
     for sent in (result.bytes_up, result.bytes_down):
         assert 4 * size <= sent <= 4 * (size + 500)
     held = [*algorithm.client_model, algorithm.server_model]
@@ -235,7 +235,7 @@ def test_a_spoilt_model_is_left_out_and_named(world, start, spoil, caplog):
         assert torch.equal(algorithm.client_model[1].state_dict()[key], got)
     play(algorithm, loaders, 1)
     algorithm.finish()
-    assert algorithm.run.standing.progress.quarantined == 1
+    assert algorithm.run.now.progress.quarantined == 1
 
 
 def test_features_of_other_images_are_refused(world, capsys):

@@ -46,5 +46,5 @@ def test_privacy_gives_the_embedded_adapter_and_is_accounted(tmp_path, monkeypat
     *_, last = federate(embedded(world.features, train, seed=3))
     ours = algorithm.server_model.state_dict()
     assert all(torch.equal(ours[key], last.state[key]) for key in KEYS)
-    spent = algorithm.run.standing.progress.epsilon
+    spent = algorithm.run.now.progress.epsilon
     assert spent == last.progress.epsilon == privacy.epsilon(train, ((4, 4, 4),))

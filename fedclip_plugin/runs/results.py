@@ -1,0 +1,164 @@
+"""What a finished run has to tell: its summary and its evaluation, without files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from ..algorithms import Samples, get_algorithm
+from ..config.schema import RunConfig, TrainConfig
+from ..federation.build import Federation
+from ..federation.engine import RunState
+from ..federation.evaluation import (
+    all_scores,
+    class_metrics,
+    confusion,
+    score_zero_shot,
+    summary_scores,
+)
+from ..federation.personalization import personalize
+from ..federation.rounds import score_state
+from ..server import privacy
+from ..wire.update import State
+from .setup import Setup
+
+
+@dataclass(frozen=True)
+class Results:
+    """``summary.json``, and ``evaluation.json`` where there are data to test on."""
+
+    summary: dict[str, Any]
+    evaluation: dict[str, Any]
+
+
+def results(
+    setup: Setup,
+    now: RunState,
+    keep: Callable[[str, State], None],
+    feature_seconds: float = 0.0,
+    zero_shot: dict[str, Any] | None = None,
+) -> Results:
+    """What the best round gives, and what it all cost.
+
+    Without clients' data here, ``zero_shot`` and the best round's scores are what the
+    clients measured.  ``keep`` gets the adapter of each client that personalization
+    gives one.
+    """
+    fed = setup.fed.with_kept(now.best_kept)
+    if not fed.clients:
+        tests = {name: score["test"] for name, score in now.best_scores.items()}
+        scores = {"zero_shot": zero_shot, "result": summary_scores(None, tests)}
+        return Results(summarise(setup, now, scores, feature_seconds), {})
+    evaluation = evaluate(fed, setup.features.classes, now.best)
+    summary = summarise(setup, now, final_scores(fed, now.best), feature_seconds)
+    summary["metrics"] = evaluation["metrics"]
+    method = setup.config.train.personalize
+    if method != "none":
+        summary["personalization"] = personalize(fed, now.best, method, keep)
+    return Results(summary, evaluation)
+
+
+def evaluate(fed: Federation, classes: tuple[str, ...], state: State) -> dict[str, Any]:
+    """``evaluation.json``: confusion matrices, class metrics and the clients' sizes.
+
+    Matrices and metrics are of the target; without one, of all clients' test splits.
+    """
+    count, parts = len(classes), _test_parts(fed, state)
+    truth = torch.cat([part.y for _, part in parts])
+    scores = {
+        fed.algorithm.name: all_scores(fed.algorithm, parts, fed.task),
+        "zero_shot": all_scores(get_algorithm("zeroshot"), parts, fed.task),
+    }
+    return {
+        "classes": list(classes),
+        "confusion": {
+            name: confusion(each.argmax(dim=1), truth, count)
+            for name, each in scores.items()
+        },
+        "metrics": {n: class_metrics(each, truth) for n, each in scores.items()},
+        "clients": {
+            c.name: {
+                "train": len(c.train),
+                "val": len(c.val),
+                "test": len(c.test),
+                "train_per_class": torch.bincount(c.train.y, minlength=count).tolist(),
+            }
+            for c in fed.clients
+        },
+    }
+
+
+def _test_parts(fed: Federation, state: State) -> list[tuple[State, Samples]]:
+    """The rows to test on with the states that predict them: target's, or clients'."""
+    if fed.target is None:
+        return [(fed.algorithm.client_state(state, c), c.test) for c in fed.clients]
+    states = fed.algorithm.target_states(state, fed.clients)
+    return [(each, fed.target) for each in states]
+
+
+def summarise(
+    setup: Setup, now: RunState, scores: dict[str, Any], feature_seconds: float
+) -> dict[str, Any]:
+    """``summary.json``; ``scores`` holds ``zero_shot`` and ``result``."""
+    config, features, progress = setup.config, setup.features, now.progress
+    trained = setup.fed.algorithm.update_like(now.best)
+    spent = {}
+    if progress.epsilon is not None:
+        spent = {"privacy": privacy.summary(config.train, progress.epsilon)}
+    return {
+        "algorithm": config.algorithm,
+        "variant": variant(config),
+        "dataset": config.data.dataset,
+        "model": features.model,
+        "pretrained": features.pretrained,
+        "seed": setup.seed,
+        "target": setup.target,
+        "rounds": progress.round,
+        "best_round": progress.best_round,
+        "zero_shot": scores["zero_shot"],
+        "result": scores["result"],
+        "communication": {
+            "bytes_up": progress.bytes_up,
+            "bytes_down": progress.bytes_down,
+            "params": sum(v.numel() for v in trained.values()),
+        },
+        "seconds": {
+            "features": feature_seconds,
+            "train": progress.train_seconds,
+            "evaluate": progress.evaluate_seconds,
+        },
+        "quarantined": progress.quarantined,
+        "skipped_images": list(features.skipped),
+        **spent,
+    }
+
+
+def variant(config: RunConfig) -> str:
+    """What training was changed to from the algorithm's defaults, as options; or ""."""
+    algorithm = get_algorithm(config.algorithm)
+    usual = asdict(replace(TrainConfig(), **algorithm.defaults))
+    found = {
+        key: value
+        for key, value in asdict(config.train).items()
+        if key not in ("rounds", "personalize", "eval_every") and value != usual[key]
+    }
+    if config.data.partition != "domain":
+        found |= {k: getattr(config.data, k) for k in ("partition", "clients")}
+    if config.data.partition == "dirichlet":
+        found["alpha"] = config.data.alpha
+    if config.data.shots is not None:
+        found["shots"] = config.data.shots
+    return ", ".join(f"{k.replace('_', '-')} {v}" for k, v in found.items())
+
+
+def final_scores(fed: Federation, state: State) -> dict[str, Any]:
+    """Accuracies of zero-shot and of ``state``: target, clients and overall mean."""
+    clients, target = score_state(fed, state)
+    tests = {name: score["test"] for name, score in clients.items()}
+    return {
+        "zero_shot": score_zero_shot(fed.clients, fed.target, fed.task),
+        "result": summary_scores(target, tests),
+    }

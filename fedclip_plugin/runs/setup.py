@@ -1,0 +1,70 @@
+"""One run, ready to begin: its configuration, features and clients."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+
+from ..algorithms import Client
+from ..config.schema import RunConfig
+from ..data.partition import NO_TARGET, resolve_targets
+from ..errors import ConfigError
+from ..features import obtain
+from ..features.feature_set import FeatureSet
+from ..federation.build import Federation, build_federation
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Configuration, features and clients of one run: one target and one seed."""
+
+    config: RunConfig
+    features: FeatureSet
+    fed: Federation
+    target: str | None
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run."""
+        return self.config.seeds[0]
+
+    def client(self, place: int | str) -> Client:
+        """A client by its place among the clients, or by its name."""
+        for number, client in enumerate(self.fed.clients):
+            if place in (number, client.name):
+                return client
+        known = ", ".join(c.name for c in self.fed.clients[:8])
+        raise ConfigError(
+            f"client {place!r}: this run has {len(self.fed.clients)} ({known})"
+        )
+
+
+def one_run(config: RunConfig) -> RunConfig:
+    """``config`` for a host: one seed, and at most one held-out domain.
+
+    Hosts run one federation at a time; without ``--target`` all domains are clients.
+    """
+    if len(config.seeds) > 1 or len(config.data.targets) > 1:
+        raise ConfigError(
+            "a host runs one seed and one held-out domain at a time, got "
+            f"seeds {list(config.seeds)} and targets {list(config.data.targets)}; "
+            "`fedclip run` runs several"
+        )
+    train = config.train
+    if train.private and train.dp_seed == "auto":
+        train = replace(train, dp_seed="secret")
+    data = replace(config.data, targets=config.data.targets or (NO_TARGET,))
+    return replace(config, data=data, train=train)
+
+
+@functools.lru_cache(maxsize=2)
+def open_setup(config: RunConfig) -> Setup:
+    """Features (encoded once, cached) and clients of a run; once a process.
+
+    Raises FedClipError, as ``fedclip run`` does.
+    """
+    config = one_run(config)
+    features, _ = obtain.obtain_features(config)
+    (target,) = resolve_targets(features.domains, config.data.targets)
+    fed = build_federation(features, config, target, config.seeds[0])
+    return Setup(config, features, fed, target)
