@@ -70,6 +70,14 @@ def test_shipped_model_is_installed() -> None:
     assert {".json", ".safetensors", ".md"} <= suffixes
 
 
+def test_templates_of_the_report_are_installed() -> None:
+    spec = importlib.util.find_spec("fedclip_plugin.report.page")
+    assert spec is not None
+    assert spec.origin is not None
+    names = {path.name for path in Path(spec.origin).parent.iterdir()}
+    assert {"report.html.jinja", "parts.html.jinja", "style.css"} <= names
+
+
 def test_registry_is_a_subpackage() -> None:
     assert python("import fedclip_plugin.registry").returncode == 0
 

@@ -14,8 +14,7 @@ from ..stats import ci95, mean
 from .records import Summary, target_name
 
 KINDS = ("target", "clients", "mean")
-
-
+_MODELS = ("zero_shot", "result")
 METRICS = {
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
@@ -60,11 +59,13 @@ def aggregate(summaries: Sequence[Summary]) -> dict[str, Any]:
     return {
         "runs": [dict(summary) for summary in summaries],
         "mean": {
-            which: _over([row[which] for row in rows.values()])
-            for which in ("zero_shot", "result")
+            which: _over([row[which] for row in rows.values()]) for which in _MODELS
         },
         "ci95": _ci_over_seeds(by_target),
-        "metrics": _over_metrics([row["metrics"] for row in rows.values()]),
+        "metrics": {
+            which: _over([row["metrics"][which] for row in rows.values()])
+            for which in _MODELS
+        },
         "by_target": rows,
         "seconds": {
             stage: sum(s["seconds"].get(stage) or 0.0 for s in summaries)
@@ -84,14 +85,7 @@ def cost_of(group: Sequence[Summary]) -> tuple[float, float]:
 
 
 def _over(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-    return {key: mean(row[key] for row in rows) for key in KINDS}
-
-
-def _over_metrics(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {
-        which: {key: mean(each[which][key] for each in found) for key in METRICS}
-        for which in ("zero_shot", "result")
-    }
+    return {key: mean(row[key] for row in rows) for key in rows[0]}
 
 
 def _target_row(group: Sequence[Summary]) -> dict[str, Any]:
@@ -101,15 +95,10 @@ def _target_row(group: Sequence[Summary]) -> dict[str, Any]:
         "seeds": [s.get("seed") for s in group],
         "zero_shot": _over([scores(s, "zero_shot") for s in group]),
         "result": _over(results),
-        "ci95": {k: ci95(r[k] for r in results) for k in KINDS},
-        "metrics": _over_metrics(
-            [{w: metrics_of(s, w) for w in ("zero_shot", "result")} for s in group]
-        ),
+        "ci95": {kind: ci95(row[kind] for row in results) for kind in KINDS},
+        "metrics": {w: _over([metrics_of(s, w) for s in group]) for w in _MODELS},
         "clients": {
-            name: {
-                which: mean(s[which]["clients"].get(name) for s in group)
-                for which in ("zero_shot", "result")
-            }
+            name: {w: mean(s[w]["clients"].get(name) for s in group) for w in _MODELS}
             for name in names
         },
     }

@@ -21,10 +21,8 @@ from ..storage.shapes import count, each, fields, fraction, maybe, number, sever
 
 Summary = Mapping[str, Any]
 
-
 NO_TARGET = "none"
 """Stands for the target of a run without a held-out domain, as in ``--target none``."""
-
 
 MAX_CLIENTS = 1000  # of a round that are kept in memory, for every round
 
@@ -214,15 +212,15 @@ def _check(where: str, value: Any, shape: shapes.Check) -> None:
 
 MAX_CLASSES = 2000  # of a confusion matrix that is drawn
 
-
 _SCORES = fields(
     {"clients": each(maybe(fraction))},
     {"target": maybe(fraction), "mean": maybe(fraction)},
 )
 
-
-_PERSONAL = each(fields({key: maybe(fraction) for key in ("shared", "personal")}))
-
+_PERSONAL = each(
+    fields(dict.fromkeys(("zero_shot", "shared", "personal"), maybe(fraction)))
+)
+_GAIN = fields(dict.fromkeys(("mean", "ci95"), maybe(number)))
 
 SUMMARY = fields(
     {
@@ -244,12 +242,17 @@ SUMMARY = fields(
         "metrics": maybe(each(maybe(each(maybe(number))))),
         "privacy": maybe(fields({"epsilon": number, "promise": text})),
         "personalization": maybe(
-            fields({"method": text, "clients": _PERSONAL, "new_clients": _PERSONAL})
+            fields(
+                {
+                    "method": text,
+                    **dict.fromkeys(("clients", "new_clients"), _PERSONAL),
+                    **dict.fromkeys(("gain_over_shared", "gain_over_zero_shot"), _GAIN),
+                }
+            )
         ),
     },
 )
 """A leaf's ``summary.json``."""
-
 
 ROUND = fields(
     {"round": count},
@@ -262,9 +265,7 @@ ROUND = fields(
 )
 """A line of ``metrics.jsonl``."""
 
-
 _MATRIX = several(several(count, MAX_CLASSES), MAX_CLASSES)
-
 
 _SPLITS = dict.fromkeys(("train", "val", "test"), maybe(count))
 

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import RunError
-from .averages import METRICS, aggregate, cost_of, groups, metrics_of
+from .averages import METRICS, aggregate, groups, metrics_of
 from .records import NO_TARGET, RunRecord, Summary, target_name
-from .wording import (
-    fell_short,
-    human_bytes,
-    human_seconds,
-    lift,
-    method_label,
-    percent,
-    points,
-    with_half,
-)
+from .tables import Cell, measures, overall
+from .wording import lift, method_label
+
+_ABOUT = ("method", "data", "model", "held out", "runs")
+_MEASURES = {
+    "target zero-shot": "held-out zero-shot",
+    "target": "held-out",
+    "target lift": "lift",
+    "clients zero-shot": "clients zero-shot",
+    "clients": "clients",
+    "mean": "overall",
+    **METRICS,
+    "sent": "sent a run",
+    "spent": "training a run",
+    "below": "below zero-shot",
+}
+_HEAD = (*_ABOUT, *_MEASURES.values())
 
 
 def merge(records: Sequence[RunRecord], style: str = "markdown") -> str:
@@ -31,140 +38,91 @@ def merge(records: Sequence[RunRecord], style: str = "markdown") -> str:
     """
     if style == "csv":
         return _csv(records)
-    summaries = [record.summary for record in records]
+    rows = _rows([record.summary for record in records])
     if style == "markdown":
         rule = ["---"] * 5 + ["---:"] * (len(_HEAD) - 6) + ["---"]
-        lines = [_markdown_row(_HEAD), _markdown_row(rule)]
-        return "\n".join([*lines, *map(_markdown_row, _rows(summaries))]) + "\n"
+        return "".join(map(_markdown_row, [_HEAD, rule, *rows]))
     if style == "latex":
-        return _latex(_rows(summaries))
+        return _latex(rows)
     raise RunError(f"unknown report style {style!r}: expected markdown, latex or csv")
 
 
-_HEAD = (
-    "method",
-    "data",
-    "model",
-    "held out",
-    "runs",
-    "held-out zero-shot",
-    "held-out",
-    "lift",
-    "clients zero-shot",
-    "clients",
-    "overall",
-    *METRICS.values(),
-    "sent a run",
-    "training a run",
-    "below zero-shot",
-)
-
-
-def _rows(summaries: Sequence[Summary]) -> list[list[str]]:
+def _rows(summaries: Sequence[Summary]) -> list[list[str | Cell]]:
     """A row a method and held-out domain, with the columns of ``_HEAD``."""
-    found = []
+    found: list[list[str | Cell]] = []
     for group in groups(summaries):
         total = aggregate(group)
-        first = group[0]
-        about = (method_label(first), first["dataset"], first["model"])
-        for name, row in total["by_target"].items():
-            runs = [s for s in group if target_name(s) == name]
-            found.append([*about, name, str(len(runs)), *_numbers(row, runs)])
-        if len(total["by_target"]) > 1:
-            row = {**total, **total["mean"]}
-            found.append([*about, "mean", str(len(group)), *_numbers(row, group)])
+        about = (method_label(group[0]), group[0]["dataset"], group[0]["model"])
+        rows = [
+            (name, row, [s for s in group if target_name(s) == name])
+            for name, row in total["by_target"].items()
+        ]
+        rows += [("mean", overall(total), list(group))] if len(rows) > 1 else []
+        for name, row, runs in rows:
+            cells = measures(row, runs)
+            numbers = (cells[key] for key in _MEASURES)
+            found.append([*about, name, str(len(runs)), *numbers])
     return found
 
 
-_LATEX = {c: rf"\{c}" for c in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-}
+def _markdown_row(cells: Iterable[object]) -> str:
+    clean = (" ".join(str(cell).replace("|", r"\|").split()) for cell in cells)
+    return f"| {' | '.join(clean)} |\n"
 
 
-def _latex(rows: Sequence[Sequence[str]]) -> str:
-    """A ``booktabs`` table."""
-
-    def line(cells: Sequence[str]) -> str:
-        clean = ("".join(_LATEX.get(c, c) for c in cell) for cell in cells)
-        return "  " + " & ".join(clean) + r" \\"
-
-    return "\n".join(
-        [
-            "% needs \\usepackage{booktabs}",
-            rf"\begin{{tabular}}{{lllll{'r' * (len(_HEAD) - 6)}l}}",
-            r"  \toprule",
-            line(_HEAD),
-            r"  \midrule",
-            *map(line, rows),
-            r"  \bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+_LATEX = str.maketrans(
+    {c: rf"\{c}" for c in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "±": r"$\pm$"}
+    | {"^": r"\textasciicircum{}"}
+)
+_BOOKTABS = r"""% needs \usepackage{{booktabs}}
+\begin{{tabular}}{{lllll{numbers}l}}
+  \toprule
+{head}
+  \midrule
+{body}
+  \bottomrule
+\end{{tabular}}
+"""
 
 
-def _numbers(row: Mapping[str, Any], runs: Sequence[Summary]) -> list[str]:
-    base, got, half = row["zero_shot"], row["result"], row["ci95"]
-    metrics = row["metrics"]["result"]
-    sent, spent = cost_of(runs)
-    short = {"target": "held-out", "clients": "clients"}
-    return [
-        percent(base["target"]),
-        with_half(got["target"], half["target"], " ± "),
-        points(lift(got["target"], base["target"])),
-        percent(base["clients"]),
-        with_half(got["clients"], half["clients"], " ± "),
-        with_half(got["mean"], half["mean"], " ± "),
-        *(percent(metrics[key]) for key in METRICS),
-        human_bytes(sent),
-        human_seconds(spent),
-        " and ".join(short[kind] for kind in fell_short(row)) or "-",
-    ]
+def _latex(rows: Iterable[Iterable[object]]) -> str:
+    def line(cells: Iterable[object]) -> str:
+        return f"  {' & '.join(str(c).translate(_LATEX) for c in cells)} \\\\"
+
+    body = "\n".join(map(line, rows))
+    numbers = "r" * (len(_HEAD) - 6)
+    return _BOOKTABS.format(numbers=numbers, head=line(_HEAD), body=body)
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
-    clean = (" ".join(cell.replace("|", r"\|").split()) for cell in cells)
-    return "| " + " | ".join(clean) + " |"
+_RUN = ("algorithm", "dataset", "model", "pretrained", "seed")
+_DOMAIN = ("held_out", "role", "domain", "zero_shot", "result", "below_zero_shot")
+_COSTS = ("rounds", "best_round", "bytes_up", "bytes_down", "train_seconds")
 
 
 def _csv(records: Sequence[RunRecord]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    shared = ("algorithm", "dataset", "model", "pretrained", "seed")
-    found = ["held_out", "role", "domain", "zero_shot", "result", "below_zero_shot"]
-    writer.writerow(["run", *shared, *found, *METRICS, *_COSTS])
+    writer.writerow(["run", *_RUN, *_DOMAIN, *METRICS, *_COSTS])
     for record in records:
         s = record.summary
-        about = [str(record.path), *(s.get(key) for key in shared), record.target]
-        for role, domain, base, got in _csv_rows(s):
+        about = [str(record.path), *(s.get(key) for key in _RUN), record.target]
+        sent = (s["communication"].get(f"bytes_{way}") for way in ("up", "down"))
+        costs = [s["rounds"], s.get("best_round"), *sent, s["seconds"].get("train")]
+        for role, domain, base, got in _domains(s):
             more = lift(got, base)
-            short = None if more is None else int(more < 0)
+            below = None if more is None else int(more < 0)
             metrics = metrics_of(s, "result") if role == "target" else {}
             values = [metrics.get(key) for key in METRICS]
-            row = [role, domain, base, got, short, *values, *_costs(s)]
-            writer.writerow([*about, *row])
+            writer.writerow([*about, role, domain, base, got, below, *values, *costs])
     return out.getvalue()
 
 
-_COSTS = ("rounds", "best_round", "bytes_up", "bytes_down", "train_seconds")
-
-
-def _costs(s: Summary) -> list[Any]:
-    """What the whole run cost, with the names of ``_COSTS``."""
-    sent = (s["communication"].get(f"bytes_{way}") for way in ("up", "down"))
-    return [s["rounds"], s.get("best_round"), *sent, s["seconds"].get("train")]
-
-
-def _csv_rows(s: Summary) -> list[tuple[str, str, float | None, float | None]]:
+def _domains(s: Summary) -> list[tuple[Any, ...]]:
+    """``(role, domain, zero-shot, result)``, the held-out domain first."""
     base, got = s["zero_shot"], s["result"]
-    rows = [
+    held = ("target", target_name(s), base.get("target"), got.get("target"))
+    return [*([held] if held[1] != NO_TARGET else [])] + [
         ("client", name, base["clients"].get(name), value)
         for name, value in got["clients"].items()
     ]
-    if target_name(s) != NO_TARGET:
-        target = ("target", target_name(s), base.get("target"), got.get("target"))
-        rows.insert(0, target)
-    return rows

@@ -8,6 +8,7 @@ from typing import Any
 from .records import NO_TARGET, Summary
 
 VISIBLE = 5e-5  # of a fraction: half the last digit that is shown
+MAX_CLAUSES = 6  # of a warning
 
 
 _NAMES = {
@@ -48,9 +49,31 @@ def points(value: float | None, missing: str = "-") -> str:
     return missing if value is None else f"{100 * value:+.2f}"
 
 
-def with_half(value: float | None, half: float | None, sign: str) -> str:
+def half_width(half: float | None, sign: str = "± ") -> str:
+    """The half-width of an interval in percentage points; empty where there is none."""
+    return "" if half is None else f"{sign}{100 * half:.2f}"
+
+
+def with_half(value: float | None, half: float | None, sign: str = " ± ") -> str:
     """Per cent with the half-width of its interval, if there is one."""
-    return percent(value) + (f"{sign}{100 * half:.2f}" if half is not None else "")
+    return percent(value) + half_width(half, sign)
+
+
+def lead(total: Mapping[str, Any], method: str) -> str:
+    """The result in one sentence; empty where nothing could be measured."""
+    base, got = total["mean"]["zero_shot"], total["mean"]["result"]
+    kind = "clients" if got["target"] is None else "target"
+    where = "the clients' test images" if kind == "clients" else "the held-out domain"
+    if kind == "target" and len(total["by_target"]) > 1:
+        where = "the held-out domains on average"
+    more = lift(got[kind], base[kind])
+    if more is None:
+        return ""
+    return (
+        f"{method} reaches {percent(got[kind])} % on {where}, {abs(100 * more):.2f} "
+        f"points {'above' if more >= 0 else 'below'} zero-shot CLIP "
+        f"({percent(base[kind])} %)."
+    )
 
 
 def lift(result: float | None, zero_shot: float | None) -> float | None:
@@ -104,3 +127,11 @@ def below_zero_shot(by_target: Mapping[str, Any]) -> list[str]:
             got, base = row["result"][kind], row["zero_shot"][kind]
             clauses.append(f"{where} ({percent(got)} < {percent(base)})")
     return clauses
+
+
+def warning(total: Mapping[str, Any], method: str) -> str:
+    """What training worsened, in a sentence; empty where nothing."""
+    clauses = below_zero_shot(total["by_target"])
+    more = len(clauses) - MAX_CLAUSES
+    shown = "; ".join(clauses[:MAX_CLAUSES]) + f"; and {more} more" * (more > 0)
+    return f"{method} is below zero-shot: {shown}" if clauses else ""

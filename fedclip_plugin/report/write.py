@@ -1,14 +1,10 @@
-"""What a run leaves for people to read: tables, the one-file page, TensorBoard.
-
-The public face of the report; ``docs/report.md`` tells what it shows.  The stages lie
-beside it: ``records`` reads run directories, ``averages`` means and intervals,
-``tables`` the console, ``plots`` the figures, ``html`` the page.
-"""
+"""``report.html``, written."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from ..storage.files import write_bytes
 from .records import load_runs
 
 
@@ -20,9 +16,7 @@ def write_html(
     One file that opens without a network: ``report.html`` in ``directory``, or ``to``.
     Raises RunError when there is no finished run, or where nothing can be written.
     """
-    # matplotlib and torch take seconds to import, which the tables do without
-    from ..storage.files import write_bytes
-    from .page.page import render_page
+    from .page.page import render_page  # matplotlib takes seconds to import
 
     folders = [Path(directory), *map(Path, more)]
     title = ", ".join(folder.resolve().name for folder in folders)

@@ -1,7 +1,4 @@
-"""The partition pictured: what every client holds of every class.
-
-As in ``plots``: one function a figure, ``None`` where there is no data.
-"""
+"""The clients: how accurate they became, and what each holds of every class."""
 
 from __future__ import annotations
 
@@ -10,68 +7,134 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..records import RunRecord
-from .classes import CLEAR_TO_BLUE, class_names
-from .svg import (
-    WIDTH,
-    Chart,
-    Key,
-    clean,
-    colour,
-    label_axes,
-    new_axes,
-    text_inches,
-    to_svg,
-)
+from ..classes import class_names
+from ..records import NO_TARGET, RunRecord
+from ..wording import method_name, percent
+from .classes import CLEAR_TO_BLUE
+from .svg import SMALL, Chart, Key, clean, colour, new_axes, to_svg
 
-MAX_NAMED = 20  # clients; beyond, they stand side by side without names
+MAX_NAMED = 20  # clients; beyond, a histogram and a heat map
 MAX_STACKED = 10  # classes; beyond, a heat map
-MAX_COLUMNS = 120  # clients in one stack beside another; beyond, a heat map
 MAX_CLASS_NAMES = 30
 
-_TITLE = "Training images per client and class"
-_ORDER = "clients, by their most frequent class"
+Row = tuple[str, tuple[float | None, float | None], float | None]
+"""A name, accuracies of zero-shot and of the method, and its interval's half-width."""
 
 
-def client_sizes(run: RunRecord, key: str) -> Chart | None:
-    """Training images of every client by class, with how skewed they are."""
-    found = counts_of(run)
-    if found is None:
+def _named_rows(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", colors=colour("ink"))
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+# -- accuracies -----------------------------------------------------------------------
+
+
+def domain_bars(run: RunRecord) -> Chart | None:
+    """Zero-shot beside the method for the target and every client."""
+    base, got = run.summary["zero_shot"], run.summary["result"]
+    method = method_name(run.summary["algorithm"])
+    rows: list[Row] = [
+        (name, (base["clients"].get(name), value), None)
+        for name, value in got["clients"].items()
+    ]
+    if len(rows) > MAX_NAMED:
+        return _histogram(rows, method)
+    if run.target != NO_TARGET:
+        name = f"{clean(run.target, 14)} (held out)"
+        rows.insert(0, (name, (base.get("target"), got.get("target")), None))
+    return pair_bars("Zero-shot and trained, per domain", rows, method)
+
+
+def _keys(method: str) -> tuple[Key, ...]:
+    return Key("base", "zero-shot"), Key("method", method)
+
+
+def pair_bars(title: str, rows: Sequence[Row], method: str) -> Chart | None:
+    """Two bars a row, the method's with a whisker where there is an interval."""
+    if not rows:
         return None
-    names, classes, counts = found
-    few = len(classes) <= MAX_STACKED
-    if len(names) <= MAX_NAMED:
-        return (_named_stacks if few else _named_cells)(names, classes, counts, key)
-    counts = counts[_by_class(counts)]
-    stacks = few and len(names) <= MAX_COLUMNS
-    return (_columns if stacks else _cells)(classes, counts, key)
+    names = [clean(name, 26) for name, *_ in rows]
+    halves = 100 * np.array([half or 0 for *_, half in rows])
+    figure, axes = new_axes(0.42 * len(rows) + 0.4, "accuracy, %", grid="x")
+    for k, name in enumerate(("base", "method")):
+        values = [pair[k] for _, pair, _ in rows]
+        length = 100 * np.array([value or 0 for value in values])
+        style: dict[str, Any] = {"height": 0.34, "color": colour(name)}
+        if k and halves.any():  # an accuracy stays within 0..100
+            style["xerr"] = np.minimum([halves, halves], [length, 100 - length])
+            style["error_kw"] = {"ecolor": colour("ink"), "elinewidth": 1, "capsize": 2}
+        bars = axes.barh(np.arange(len(rows)) + 0.38 * k - 0.19, length, **style)
+        labels = [percent(value, "no test images") for value in values]
+        text: dict[str, Any] = {"color": colour("ink"), "fontsize": SMALL}
+        axes.bar_label(bars, labels, padding=3, **text)
+    axes.set_xlim(0, 117)
+    axes.set_xticks(range(0, 101, 20))
+    _named_rows(axes, names)
+    shown = [
+        f"{name}: {percent(base)} to {percent(got)}"
+        for name, (_, (base, got), _) in list(zip(names, rows))[:8]
+    ]
+    label = f"Zero-shot to {clean(method)}, %: {'; '.join(shown)}"
+    svg = to_svg(figure, label)
+    note = "Whiskers: 95 % confidence interval over seeds." if halves.any() else ""
+    return Chart(title, svg, _keys(method), note)
 
 
-def counts_of(run: RunRecord) -> tuple[list[str], list[str], np.ndarray] | None:
-    """Clients, classes and training images (K, C) int64; None where not recorded."""
+def _histogram(rows: Sequence[Row], method: str) -> Chart | None:
+    """How many clients reach which accuracy; for more clients than bars can show."""
+    columns = [
+        [100 * v for _, pair, _ in rows if (v := pair[k]) is not None] for k in (0, 1)
+    ]
+    if not all(columns):
+        return None
+    figure, axes = new_axes(2.6, "test accuracy, %", "clients")
+    axes.hist(columns, bins=20, color=[colour("base"), colour("method")])
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    svg = to_svg(figure, f"Accuracies of {len(rows)} clients")
+    return Chart(f"Accuracies of the {len(rows)} clients", svg, _keys(method))
+
+
+# -- the partition --------------------------------------------------------------------
+
+
+def client_sizes(run: RunRecord) -> Chart | None:
+    """Training images of every client by class, with how skewed they are."""
     clients = run.evaluation.get("clients") or {}
     rows = [list(c.get("train_per_class") or ()) for c in clients.values()]
     if not rows or not rows[0] or len({len(row) for row in rows}) > 1:
         return None
-    names = [clean(str(name)) for name in clients]
-    return names, class_names(run, len(rows[0])), np.array(rows, dtype=np.int64)
+    counts = np.array(rows, dtype=np.int64)  # (K, C)
+    classes = class_names(run, len(rows[0]))
+    title, note = "Training images per client and class", skew(counts)
+    if len(rows) > MAX_NAMED:
+        figure = _cells([], classes, counts[_by_class(counts)])
+        return Chart(title, to_svg(figure, note), note=note)
+    names = [clean(name) for name in clients]
+    totals = zip(names, counts.sum(axis=1))
+    label = "Training images: " + ", ".join(f"{name} {n}" for name, n in totals)
+    if len(classes) > MAX_STACKED:
+        return Chart(title, to_svg(_cells(names, classes, counts), label), note=note)
+    legend = tuple(Key(f"k{k}", name) for k, name in enumerate(classes))
+    return Chart(title, to_svg(_stacks(names, counts), label), legend, note)
 
 
 def skew(counts: np.ndarray) -> str:
     """How unlike the clients are, in words; ``counts`` (K, C)."""
     totals = counts.sum(axis=1)
     held = counts[totals > 0]
-    told = f"{totals.max():,} images a client"
+    words = f"{totals.max():,} images a client"
     if totals.min() < totals.max():
-        told = f"{totals.min():,} to {told}, median {np.median(totals):,.0f}"
+        words = f"{totals.min():,} to {words}, median {np.median(totals):,.0f}"
     if not len(held):
-        return told
+        return words
     classes = (held > 0).sum(axis=1).mean()
     most = (held.max(axis=1) / held.sum(axis=1)).mean()
     return (
-        f"{told}; on average {classes:.1f} of {counts.shape[1]} classes, "
+        f"{words}; on average {classes:.1f} of {counts.shape[1]} classes, "
         f"{100 * most:.0f} % of a client's images in its most frequent one"
     )
 
@@ -82,105 +145,40 @@ def _by_class(counts: np.ndarray) -> np.ndarray:
     return np.lexsort((-share, counts.argmax(axis=1)))
 
 
-def _told(names: Sequence[str], counts: np.ndarray) -> str:
-    totals = zip(names, counts.sum(axis=1))
-    return "Training images: " + ", ".join(f"{name} {n}" for name, n in totals)
-
-
-# -- a row a client, by name ----------------------------------------------------------
-
-
-def _left(names: Sequence[str]) -> float:
-    return 0.15 + text_inches(list(names))
-
-
-def _named_rows(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), list(names))
-    axes.tick_params(axis="y", colors=colour("ink"))
-    axes.set_ylim(len(names) - 0.5, -0.5)
-
-
-def _named_stacks(
-    names: Sequence[str], classes: Sequence[str], counts: np.ndarray, key: str
-) -> Chart:
-    height = 0.36 * len(names) + 0.5
-    figure, axes = new_axes(height, left=_left(names), bottom=0.36, grid="x")
+def _stacks(names: Sequence[str], counts: np.ndarray) -> Figure:
+    """A bar a client, cut into its classes."""
+    figure, axes = new_axes(0.36 * len(names) + 0.5, "training images", grid="x")
     start = np.zeros(len(names), dtype=np.int64)
-    edge: dict[str, Any] = {"edgecolor": colour("surface"), "linewidth": 0.6}
-    for k in range(len(classes)):
-        at: dict[str, Any] = {"left": start, "height": 0.62, "color": colour(f"k{k}")}
-        axes.barh(range(len(names)), counts[:, k], **at, **edge)
-        start = start + counts[:, k]
-    for i, total in enumerate(start):
-        place = (total + 0.01 * max(start), i)
-        axes.text(*place, f"{total:,}", va="center", color=colour("ink"))
+    for k, column in enumerate(counts.T):
+        style: dict[str, Any] = {"color": colour(f"k{k}"), "height": 0.62}
+        style |= {"edgecolor": colour("surface"), "linewidth": 0.6, "left": start}
+        bars = axes.barh(range(len(names)), column, **style)
+        start = start + column
+    totals = [f"{total:,}" for total in start]
+    axes.bar_label(bars, totals, padding=3, color=colour("ink"))
     axes.set_xlim(0, 1.14 * max(int(start.max()), 1))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     _named_rows(axes, names)
-    label_axes(axes, "training images")
-    svg = to_svg(figure, key=key, label=_told(names, counts))
-    return Chart(_TITLE, svg, _class_keys(classes), skew(counts))
+    return figure
 
 
-def _class_keys(classes: Sequence[str]) -> tuple[Key, ...]:
-    return tuple(Key(f"k{k}", name) for k, name in enumerate(classes))
-
-
-def _named_cells(
-    names: Sequence[str], classes: Sequence[str], counts: np.ndarray, key: str
-) -> Chart:
-    height = 0.26 * len(names) + 0.5
-    left = _left(names)
-    figure, axes = new_axes(height, left=left, bottom=0.36, top=0.1, grid="")
-    _image(axes, counts)
-    _named_rows(axes, names)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+def _cells(names: Sequence[str], classes: Sequence[str], counts: np.ndarray) -> Figure:
+    """One image: clients that have names down, else across; classes the other way."""
+    rows, size, across = names, SMALL, f"class, 0 = {clean(classes[0], 14)}"
+    if not names:
+        rows, size = [clean(name, 14) for name in classes[: MAX_CLASS_NAMES + 1]], 7.0
+        across = f"{len(counts)} clients, by their most frequent class"
     darkest = f"darkest: {counts.max():,} images"
-    label_axes(axes, f"class, 0 = {clean(classes[0], 14)} ({darkest})")
-    svg = to_svg(figure, key=key, label=_told(names, counts))
-    return Chart(_TITLE, svg, note=skew(counts))
-
-
-def _image(axes: Axes, counts: np.ndarray) -> None:
+    height = 0.5 + max(1.6, (0.26 if names else 0.13) * len(rows))
+    figure, axes = new_axes(height, f"{across} ({darkest})", grid="")
     style: dict[str, Any] = {"cmap": CLEAR_TO_BLUE, "interpolation": "none"}
-    axes.imshow(counts, aspect="auto", vmin=0, vmax=max(int(counts.max()), 1), **style)
-
-
-# -- a column a client, without names --------------------------------------------------
-
-
-def _columns(classes: Sequence[str], counts: np.ndarray, key: str) -> Chart:
-    """A thin stack a client; one path a class keeps the page small."""
-    figure, axes = new_axes(2.6, top=0.26)
-    edges = np.arange(len(counts) + 1) + 0.5
-    start = np.zeros(len(counts), dtype=np.int64)
-    for k in range(len(classes)):
-        end = start + counts[:, k]
-        style: dict[str, Any] = {"fill": True, "linewidth": 0, "color": colour(f"k{k}")}
-        axes.stairs(end, edges, baseline=start, **style)
-        start = end
-    axes.set_xlim(edges[0], edges[-1])
-    axes.set_ylim(0, 1.04 * max(int(start.max()), 1))
-    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    label_axes(axes, f"{len(counts)} {_ORDER}", "training images")
-    svg = to_svg(figure, key=key, label=skew(counts))
-    return Chart(_TITLE, svg, _class_keys(classes), skew(counts))
-
-
-def _cells(classes: Sequence[str], counts: np.ndarray, key: str) -> Chart:
-    """Classes down, clients across, as one image."""
-    named = len(classes) <= MAX_CLASS_NAMES
-    names = [clean(name, 14) for name in classes] if named else []
-    left = min(0.2 + text_inches(names, 7.0), 0.4 * WIDTH) if named else 0.52
-    height = 0.5 + max(1.6, 0.13 * len(names))
-    figure, axes = new_axes(height, left=left, top=0.1, grid="")
-    _image(axes, counts.T)
-    if named:
-        axes.set_yticks(range(len(names)), names, fontsize=7.0)
-    else:
+    style |= {"vmin": 0, "vmax": max(int(counts.max()), 1), "aspect": "auto"}
+    axes.imshow(counts if names else counts.T, **style)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    if len(rows) > MAX_CLASS_NAMES:
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_ylabel("class", color=colour("muted"), labelpad=2)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    label_axes(axes, f"{len(counts)} {_ORDER} (darkest: {counts.max():,} images)")
-    svg = to_svg(figure, key=key, label=skew(counts))
-    return Chart(_TITLE, svg, note=skew(counts))
+    else:
+        _named_rows(axes, rows)
+        axes.tick_params(axis="y", labelsize=size)
+    return figure

@@ -1,1 +1,1 @@
-"""``report.html``."""
+"""``report.html``: ``page`` prepares the data, the templates beside it show them."""
