@@ -183,7 +183,7 @@ def _wrong_shape(state):
     [
         (_missing, "1 missing keys (visual.proj)"),
         (_unexpected, "1 unexpected keys (visual.extra)"),
-        (_wrong_shape, "visual.conv1.weight: [8, 3, 16, 16] in the file, [32, 3"),
+        (_wrong_shape, "visual.conv1.weight: got [8, 3, 16, 16], expected [32, 3"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, change, word):
@@ -208,7 +208,9 @@ def test_positions_of_another_image_size_are_not_interpolated(tmp_path, suffix):
     else:
         save_file(state, file)
     write_config(tmp_path, "tiny-size", {**VIT, "image_size": 64})
-    with pytest.raises(WeightsError, match=r"\[5, 32\] in the file, \[17, 32\] wanted"):
+    with pytest.raises(
+        WeightsError, match=r"\[5, 32\] in the file, expected \[17, 32\]"
+    ):
         _load(file, "tiny-size", tmp_path)
 
 
