@@ -13,10 +13,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-KERNELS := fedclip_plugin/_C.abi3.so
+# The interpreter that is to be used, also before .venv is there.
+ANY_PYTHON = $(firstword $(wildcard $(BIN)/python) $(PYTHON))
+KERNELS := fedclip_plugin/_C$(shell $(ANY_PYTHON) -c \
+	'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 # torch first: the package then compiles against it, and it is fetched only once.
-FIRST := $(shell sed -nE 's/^ *"(torch(vision)?>=[0-9.]+|setuptools>=[0-9]+|ninja>=[0-9.]+)",?$$/"\1"/p' pyproject.toml)
+FIRST := $(shell sed -nE 's/^ *"(torch(vision)?>=[0-9.]+|setuptools>=[0-9]+|ninja>=[0-9.]+|pybind11>=[0-9.]+)",?$$/"\1"/p' pyproject.toml)
 # Of pip's output only what says that it is getting on; errors are on stderr.
 PROGRESS := awk '/^ *Downloading/ {split($$2, name, "-"); print "   ", name[1], name[2], $$3, $$4} \
 	/^(Building|Installing|Successfully built)/ {print substr($$0, 1, 72)} {fflush()}'
@@ -51,7 +54,7 @@ bench: install  ## time the kernels against PyTorch
 
 .PHONY: gpu-check
 gpu-check:  ## build, test and time the CUDA kernels on this machine's GPU
-	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m benchmarks.gpu_check $(ARGS)
+	$(ANY_PYTHON) -m benchmarks.gpu.check $(ARGS)
 
 .PHONY: install
 install: $(VENV)/.installed  ## make .venv, install the package in it, build the kernels

@@ -2,8 +2,8 @@
 
 ``fedclip_plugin._C`` holds the CPU kernels (``csrc/*.cpp``, ``csrc/cpu/*.cpp``) and
 ``fedclip_plugin._C_cuda`` the CUDA ones (``csrc/cuda/*``), where there are any.  Both
-use LibTorch's stable ABI and no Python header: one build serves every Python >= 3.10
-and every torch >= 2.10.
+are pybind11 modules whose operators use LibTorch's stable ABI: one build serves every
+torch >= 2.10, and the version of Python that it was made with.
 
 Environment, read while building:
 
@@ -24,6 +24,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -58,18 +59,28 @@ def kernel_headers() -> list[str]:
     return sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/cuda/*.cuh"))
 
 
+def make_extension(kind: Any, name: str, sources: list[str], **flags: Any) -> Any:
+    """A ``kind`` of torch's, with pybind11 but without torch's Python library."""
+    import pybind11
+
+    folders = [pybind11.get_include(), *map(os.path.abspath, ("csrc", "csrc/cuda"))]
+    extension = kind(
+        f"fedclip_plugin.{name}",
+        sources,
+        depends=kernel_headers(),
+        include_dirs=folders,
+        extra_compile_args=flags,
+    )
+    extension.libraries.remove("torch_python")  # no part of the stable ABI
+    return extension
+
+
 def cpu_extension() -> Any:
     from torch.utils.cpp_extension import CppExtension
 
     sources = sorted([*glob("csrc/*.cpp"), *glob("csrc/cpu/*.cpp")])
-    return CppExtension(
-        "fedclip_plugin._C",
-        [source for source in sources if X86_64 or not isa_of(source)],
-        depends=kernel_headers(),
-        include_dirs=[os.path.abspath("csrc")],
-        py_limited_api=True,
-        extra_compile_args={"cxx": list(CXX_FLAGS)},
-    )
+    sources = [source for source in sources if X86_64 or not isa_of(source)]
+    return make_extension(CppExtension, "_C", sources, cxx=list(CXX_FLAGS))
 
 
 def nvcc_release(nvcc: str) -> str:
@@ -119,19 +130,30 @@ def cuda_extensions() -> list[Any]:
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
     flags = [*STABLE_ABI, "-DUSE_CUDA"]
     host = ["-fvisibility=hidden", "-Wall", PATHS]
-    extension = CUDAExtension(
-        "fedclip_plugin._C_cuda",
+    extension = make_extension(
+        CUDAExtension,
+        "_C_cuda",
         sources,
-        depends=kernel_headers(),
-        include_dirs=[os.path.abspath("csrc"), os.path.abspath("csrc/cuda")],
-        py_limited_api=True,
-        extra_compile_args={
-            "cxx": [*CXX_FLAGS, "-DUSE_CUDA"],
-            "nvcc": ["-O3", *flags, f"-Xcompiler={','.join(host)}"],
-        },
+        cxx=[*CXX_FLAGS, "-DUSE_CUDA"],
+        nvcc=["-O3", *flags, f"-Xcompiler={','.join(host)}"],
     )
     extension.optional = mode == "auto"
     return [extension]
+
+
+def check_tools(compiler: str, include: str) -> None:
+    """Exit with one line if the compiler or Python's headers are missing."""
+    without = "or set FEDCLIP_PURE_PYTHON=1 to do without the compiled kernels"
+    if not shutil.which(compiler):
+        raise SystemExit(
+            f"no C++ compiler ({compiler}): install one (Debian: apt install g++), "
+            f"name it in CXX, {without}"
+        )
+    if not Path(include, "Python.h").is_file():
+        raise SystemExit(
+            f"no Python.h in {include}: install the headers of this Python (Debian: "
+            f"apt install python3-dev), {without}"
+        )
 
 
 def build_command() -> Any:
@@ -142,12 +164,7 @@ def build_command() -> Any:
 
         def build_extensions(self) -> None:
             compiler = getattr(self.compiler, "compiler_cxx", ["c++"])[0]
-            if not shutil.which(compiler):
-                raise SystemExit(
-                    f"no C++ compiler ({compiler}): install one (Debian: apt install "
-                    "g++), name it in CXX, or set FEDCLIP_PURE_PYTHON=1 to do without "
-                    "the compiled kernels"
-                )
+            check_tools(compiler, sysconfig.get_path("include"))
             super().build_extensions()
 
         def build_extension(self, ext: Any) -> None:
@@ -202,4 +219,4 @@ def packages() -> dict[str, Any]:
     }
 
 
-setup(**packages(), **compiled(), options={"bdist_wheel": {"py_limited_api": "cp310"}})
+setup(**packages(), **compiled())

@@ -2,17 +2,11 @@
 // have is left to the kernels of each device.
 #pragma once
 
+#include "ops.h"
 #include "steps.h"
 #include "tensors.h"
 
 namespace fedclip {
-
-struct Settings {
-    std::int64_t batch_size, classes, dim;
-    const float* text;  // (classes, dim)
-    double lr, beta1, beta2, eps, weight_decay, logit_scale;
-    bool bf16;
-};
 
 struct TrainingClient {
     Tensor x, y, perm;
@@ -42,37 +36,60 @@ inline void expect_count(const char* name, std::size_t got, std::size_t wanted) 
     check(got == wanted, name, ": expected ", wanted, " entries, got ", got);
 }
 
-inline std::vector<TrainingClient> take_clients(
-    const Tensors& x, const Tensors& y, const Tensor& text, const Tensors& perm,
-    std::int64_t batch_size, const Tensors& params, const Tensors& exp_avg,
-    const Tensors& exp_avg_sq, const std::vector<std::int64_t>& step) {
-    const std::size_t count = x.size();
-    check(batch_size >= 1, "batch_size: expected at least 1, got ", batch_size);
-    expect_count("y", y.size(), count);
-    expect_count("perm", perm.size(), count);
-    expect_count("step", step.size(), count);
-    expect_count("params", params.size(), 4 * count);
-    expect_count("exp_avg", exp_avg.size(), 4 * count);
-    expect_count("exp_avg_sq", exp_avg_sq.size(), 4 * count);
-    if (count) expect("x[0]", x[0], ScalarType::Float, {-1, -1});
-    expect("text", text, ScalarType::Float, {-1, count ? x[0].size(1) : -1});
-    const std::int64_t dim = text.size(1);
+// Clients train side by side: one tensor given twice would be a race.
+inline void expect_distinct(const TrainingArguments& all) {
+    std::vector<std::pair<const void*, std::string>> starts;
+    const auto add = [&](const char* name, const Tensors& tensors) {
+        for (std::size_t i = 0; i < tensors.size(); ++i) {
+            if (tensors[i].numel() == 0) continue;
+            starts.emplace_back(tensors[i].const_data_ptr(), entry(name, i));
+        }
+    };
+    add("params", all.params);
+    add("exp_avg", all.exp_avg);
+    add("exp_avg_sq", all.exp_avg_sq);
+    std::sort(starts.begin(), starts.end());
+    for (std::size_t i = 1; i < starts.size(); ++i) {
+        check(starts[i].first != starts[i - 1].first, starts[i].second,
+              ": expected its own memory, got ", starts[i - 1].second, "'s");
+    }
+}
+
+// `all.text` becomes row-major.
+inline std::vector<TrainingClient> take_clients(TrainingArguments& all) {
+    const std::size_t count = all.x.size();
+    check(all.batch_size >= 1, "batch_size: expected at least 1, got ", all.batch_size);
+    check(all.bf16() || all.precision == "fp32",
+          "precision: expected one of fp32, bf16, got ", all.precision);
+    expect_count("y", all.y.size(), count);
+    expect_count("perm", all.perm.size(), count);
+    expect_count("step", all.step.size(), count);
+    expect_count("params", all.params.size(), 4 * count);
+    expect_count("exp_avg", all.exp_avg.size(), 4 * count);
+    expect_count("exp_avg_sq", all.exp_avg_sq.size(), 4 * count);
+    if (count) expect("x[0]", all.x[0], ScalarType::Float, {-1, -1});
+    expect("text", all.text, ScalarType::Float, {-1, count ? all.x[0].size(1) : -1});
+    all.text = row_major(all.text);
+    const std::int64_t dim = all.dim();
     std::vector<TrainingClient> clients(count);
     for (std::size_t i = 0; i < count; ++i) {
         TrainingClient& client = clients[i];
-        expect(entry("x", i), x[i], ScalarType::Float, {-1, dim});
-        expect(entry("y", i), y[i], ScalarType::Long, {x[i].size(0)});
-        expect(entry("perm", i), perm[i], ScalarType::Long, {-1});
-        client.x = row_major(x[i]);
-        client.y = row_major(y[i]);
-        client.perm = row_major(perm[i]);
-        check(step[i] >= 0, entry("step", i), ": expected at least 0, got ", step[i]);
-        client.step = step[i];
-        client.steps = steps_of(client.perm.numel(), batch_size);
-        take_parameters("params", params, 4 * i, dim, client);
-        take_parameters("exp_avg", exp_avg, 4 * i, dim, client);
-        take_parameters("exp_avg_sq", exp_avg_sq, 4 * i, dim, client);
+        const Tensor &x = all.x[i], &y = all.y[i], &perm = all.perm[i];
+        expect(entry("x", i), x, ScalarType::Float, {-1, dim});
+        expect(entry("y", i), y, ScalarType::Long, {x.size(0)});
+        expect(entry("perm", i), perm, ScalarType::Long, {-1});
+        client.x = row_major(x);
+        client.y = row_major(y);
+        client.perm = row_major(perm);
+        client.step = all.step[i];
+        check(client.step >= 0, entry("step", i), ": expected at least 0, got ",
+              client.step);
+        client.steps = steps_of(client.perm.numel(), all.batch_size);
+        take_parameters("params", all.params, 4 * i, dim, client);
+        take_parameters("exp_avg", all.exp_avg, 4 * i, dim, client);
+        take_parameters("exp_avg_sq", all.exp_avg_sq, 4 * i, dim, client);
     }
+    expect_distinct(all);
     return clients;
 }
 

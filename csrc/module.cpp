@@ -1,28 +1,25 @@
 // The Python module fedclip_plugin._C.  Importing it registers the operators' kernels
-// (ops.cpp, by static initialisation); the module itself only tells the ISA.
-#include "python_module.h"
+// for the CPU, by static initialisation; the module itself tells what they compute
+// with.
+#include <pybind11/pybind11.h>
 
 #include "cpu/isa.h"
+#include "register.h"
 
-namespace {
-
-PyObject* isa_detected(PyObject*, PyObject*) {
-    return PyUnicode_FromString(fedclip::isa_name(fedclip::isa_detected()));
+STABLE_TORCH_LIBRARY_IMPL(fedclip, CPU, m) {
+    FEDCLIP_IMPL_ALL(m);
+    FEDCLIP_IMPL(m, squared_distances, true);
+    m.impl("squared_norms_int8", TORCH_BOX(&fedclip::squared_norms_int8));
 }
 
-PyObject* isa(PyObject*, PyObject*) {
-    return PyUnicode_FromString(fedclip::isa_name(fedclip::isa()));
-}
-
-PyMethodDef methods[] = {
-    {"isa_detected", isa_detected, fedclip::kNoArguments,
-     "The best ISA of this processor."},
-    {"isa", isa, fedclip::kNoArguments, "The ISA in use, see FEDCLIP_ISA."},
-    {nullptr, nullptr, 0, nullptr},
-};
-
-}  // namespace
-
-extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
-    return fedclip::make_module("_C", "CPU kernels of fedclip_plugin.", methods);
+PYBIND11_MODULE(_C, m) {
+    m.doc() = "CPU kernels of fedclip_plugin.";
+    m.def(
+        "isa_detected", [] { return fedclip::isa_name(fedclip::isa_detected()); },
+        "The best instruction set of this processor.");
+    m.def(
+        "isa", [] { return fedclip::isa_name(fedclip::isa()); },
+        "The instruction set in use, see FEDCLIP_ISA.");
+    m.def("threads", &torch::stable::get_num_threads,
+          "The threads that share the work.");
 }

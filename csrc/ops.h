@@ -1,11 +1,12 @@
-// The operators on the CPU, in float32; ops.cpp registers them.  Schemas, references,
-// fakes and autograd are in fedclip_plugin/schemas.py.
+// The operators of a device, in float32; register.h registers them.  Schemas,
+// references, fakes and autograd are in fedclip_plugin/ops/.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -13,6 +14,23 @@ namespace fedclip {
 
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
+
+// The arguments of `local_round` in the order of its schema: an entry a client in x, y,
+// perm and step, four in params and in Adam's moments.
+struct TrainingArguments {
+    Tensors x, y;
+    Tensor text;
+    Tensors perm;
+    std::int64_t batch_size;
+    Tensors params, exp_avg, exp_avg_sq;
+    std::vector<std::int64_t> step;  // Adam steps already taken
+    double lr, beta1, beta2, eps, weight_decay, logit_scale;
+    std::string precision;
+
+    std::int64_t classes() const { return text.size(0); }
+    std::int64_t dim() const { return text.size(1); }
+    bool bf16() const { return precision == "bf16"; }
+};
 
 std::tuple<Tensor, Tensor> adapter(Tensor x, Tensor w1, Tensor b1, Tensor w2,
                                    Tensor b2);
@@ -22,21 +40,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> adapter_backward(Tensor dz,
                                                             Tensor x, Tensor h,
                                                             Tensor z, Tensor w2);
 
-Tensor local_epoch(Tensor x, Tensor y, Tensor text, Tensor perm,
-                   std::int64_t batch_size, Tensors params, Tensors exp_avg,
-                   Tensors exp_avg_sq, std::int64_t step, double lr, double beta1,
-                   double beta2, double eps, double weight_decay, double logit_scale,
-                   bool bf16);
-
 // The losses of all clients, one client's after another's.
-Tensor local_round(Tensors x, Tensors y, Tensor text, Tensors perm,
-                   std::int64_t batch_size, Tensors params, Tensors exp_avg,
-                   Tensors exp_avg_sq, std::vector<std::int64_t> step, double lr,
-                   double beta1, double beta2, double eps, double weight_decay,
-                   double logit_scale, bool bf16);
+Tensor local_round(TrainingArguments arguments);
 
 Tensor weighted_mean(Tensors& xs, const Tensor& weights);
 
 Tensor weighted_mean_int8(Tensors& qs, Tensors& scales, const Tensor& weights);
+
+// On the CPU alone: how far each client's tensor is from one origin, as it is or as an
+// int8 difference; (K,) float64.
+Tensor squared_distances(Tensors& xs, const Tensor& origin);
+
+Tensor squared_norms_int8(Tensors& qs, Tensors& scales);
 
 }  // namespace fedclip

@@ -1,12 +1,16 @@
 // Registers the kernels of one device with the dispatcher.  They compute in float32; a
 // call whose first argument is of another type goes to the PyTorch reference, which
-// schemas.py registers under the same name in the library `fedclip_reference`.
+// fedclip_plugin/ops/ registers under the same name in the library `fedclip_reference`.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <utility>
 
 #include "ops.h"
+#include "tensors.h"
 #include "torch_calls.h"
 
 namespace fedclip {
@@ -41,21 +45,52 @@ inline void float32_or_reference(StableIValue* stack, std::uint64_t inputs,
         torch_call_dispatcher(reference, "", stack, TORCH_ABI_VERSION));
 }
 
+// An argument on the stack, as the type of the member that it initialises.
+struct Argument {
+    StableIValue value;
+    template <class T>
+    operator T() const {
+        return torch::stable::detail::to<T>(value);
+    }
+};
+
+template <std::size_t... I>
+TrainingArguments take_arguments(const StableIValue* stack, std::index_sequence<I...>) {
+    return {Argument{stack[I]}...};
+}
+
+inline void boxed_local_round(StableIValue* stack, std::uint64_t inputs,
+                              std::uint64_t) {
+    constexpr auto all = std::make_index_sequence<16>();
+    check(inputs == all.size(), "local_round: expected ", all.size(),
+          " arguments, got ", inputs);
+    stack[0] = torch::stable::detail::from(local_round(take_arguments(stack, all)));
+}
+
+// A round of one client: what has an entry a client becomes a list.
+inline void boxed_local_epoch(StableIValue* stack, std::uint64_t inputs,
+                              std::uint64_t outputs) {
+    using torch::stable::detail::from, torch::stable::detail::to;
+    for (const int i : {0, 1, 3}) stack[i] = from(Tensors{to<Tensor>(stack[i])});
+    stack[8] = from(std::vector<std::int64_t>{to<std::int64_t>(stack[8])});
+    boxed_local_round(stack, inputs, outputs);
+}
+
 }  // namespace fedclip
 
-#define FEDCLIP_IMPL(m, op, is_list)                                                   \
+#define FEDCLIP_IMPL_BOXED(m, op, boxed, is_list)                                      \
     m.impl(#op, [](StableIValue* stack, std::uint64_t inputs, std::uint64_t outputs) { \
-        fedclip::float32_or_reference(stack, inputs, outputs, TORCH_BOX(&fedclip::op), \
+        fedclip::float32_or_reference(stack, inputs, outputs, boxed,                   \
                                       "fedclip_reference::" #op, is_list);             \
     })
+#define FEDCLIP_IMPL(m, op, is_list) \
+    FEDCLIP_IMPL_BOXED(m, op, TORCH_BOX(&fedclip::op), is_list)
 
-// All operators, for a dispatch key.
-#define FEDCLIP_REGISTER(key)                                                  \
-    STABLE_TORCH_LIBRARY_IMPL(fedclip, key, m) {                               \
-        FEDCLIP_IMPL(m, adapter, false);                                       \
-        FEDCLIP_IMPL(m, adapter_backward, false);                              \
-        FEDCLIP_IMPL(m, local_epoch, false);                                   \
-        FEDCLIP_IMPL(m, local_round, true);                                    \
-        FEDCLIP_IMPL(m, weighted_mean, true);                                  \
-        m.impl("weighted_mean_int8", TORCH_BOX(&fedclip::weighted_mean_int8)); \
-    }
+// The operators of both devices.
+#define FEDCLIP_IMPL_ALL(m)                                                \
+    FEDCLIP_IMPL(m, adapter, false);                                       \
+    FEDCLIP_IMPL(m, adapter_backward, false);                              \
+    FEDCLIP_IMPL_BOXED(m, local_epoch, fedclip::boxed_local_epoch, false); \
+    FEDCLIP_IMPL_BOXED(m, local_round, fedclip::boxed_local_round, true);  \
+    FEDCLIP_IMPL(m, weighted_mean, true);                                  \
+    m.impl("weighted_mean_int8", TORCH_BOX(&fedclip::weighted_mean_int8))

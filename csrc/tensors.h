@@ -4,6 +4,7 @@
 // The CPU and the CUDA module have these functions each for their own device.
 #pragma once
 
+#include <Python.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -14,8 +15,6 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
-
-#include "python_module.h"
 
 namespace fedclip {
 
@@ -148,7 +147,7 @@ std::vector<const T*> pointers(Tensors& tensors) {
 template <class... Lists>
 void let_go(Lists&... lists) {
     const bool python = Py_IsInitialized();
-    const int state = python ? PyGILState_Ensure() : 0;
+    const auto state = python ? PyGILState_Ensure() : PyGILState_UNLOCKED;
     (lists.clear(), ...);
     if (python) PyGILState_Release(state);
 }

@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import fedclip_plugin
 from fedclip_plugin.errors import ConfigError
+from fedclip_plugin.ops import SCHEMAS
 from fedclip_plugin.ops.kernels import ISAS, load_kernels, pure_python
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,12 +42,6 @@ def capabilities_with(**env: str) -> dict[str, object]:
     assert done.returncode == 0, done.stderr
     found: dict[str, object] = json.loads(done.stdout)
     return found
-
-
-def registered_kernels() -> list[str]:
-    """Operators that the C++ sources register a CPU kernel for."""
-    text = "".join(p.read_text(encoding="utf-8") for p in ROOT.glob("csrc/*.*"))
-    return sorted(set(re.findall(r'\bm\.impl\(\s*"(\w+)"', text)))
 
 
 def test_version_is_told_once() -> None:
@@ -104,11 +100,18 @@ def test_extension_is_built() -> None:
 
 
 @needs_kernels
-def test_every_kernel_in_the_sources_is_loaded() -> None:
-    ops = fedclip_plugin.capabilities()["ops"]
-    kernels = registered_kernels()
-    assert kernels
-    assert {name: ops.get(name) for name in kernels} == dict.fromkeys(kernels, True)
+def test_every_operator_has_a_compiled_kernel() -> None:
+    assert len(SCHEMAS) == 8
+    assert fedclip_plugin.capabilities()["ops"] == dict.fromkeys(SCHEMAS, True)
+
+
+def test_an_operator_without_a_kernel_is_told() -> None:
+    code = (
+        "import fedclip_plugin as p; from fedclip_plugin.ops.library import define\n"
+        "define('twice', '(Tensor x) -> Tensor', lambda x: 2 * x, lambda x: x)\n"
+        "found = p.capabilities(); print(found['ops']['twice'], len(found['ops']))"
+    )
+    assert python(code).stdout.split() == ["False", "9"]
 
 
 @needs_kernels
@@ -153,6 +156,7 @@ def test_missing_extension_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = load_kernels.__wrapped__()
     assert kernels.cpu is None
     assert kernels.note == "fedclip_plugin._none was not built"
+    assert kernels.cuda_note == "without fedclip_plugin._none"
 
 
 def test_broken_extension_warns(
@@ -164,6 +168,59 @@ def test_broken_extension_warns(
     monkeypatch.setattr(MODULE, "_MODULE", "broken_kernels")
     with pytest.warns(RuntimeWarning, match="cannot be loaded: no symbol x"):
         assert load_kernels.__wrapped__().cpu is None
+
+
+@needs_kernels
+def test_why_there_are_no_cuda_kernels_is_kept(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(MODULE, "_CUDA_MODULE", "fedclip_plugin._none")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    kernels = load_kernels.__wrapped__()
+    assert kernels.cpu is not None
+    assert kernels.cuda_note == "fedclip_plugin._none was not built"
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(MODULE, "_CUDA_MODULE", "antigravity")  # would be found
+    kernels = load_kernels.__wrapped__()
+    assert kernels.cuda is None
+    assert kernels.cuda_note.endswith("is without CUDA")
+    assert not list(recwarn)
+
+
+@needs_kernels
+def test_the_module_tells_what_it_computes_with() -> None:
+    module = load_kernels().cpu
+    assert module is not None
+    found = fedclip_plugin.capabilities()
+    assert (module.isa(), module.threads()) == (found["isa"], torch.get_num_threads())
+    assert module.isa_detected() == found["isa_available"][-1]
+    assert "-> str" in module.isa.__doc__  # pybind11's signature
+
+
+def test_missing_tools_are_one_line_with_a_remedy(tmp_path: Path) -> None:
+    code = (
+        "import setuptools, sys; setuptools.setup = lambda **_: None\n"
+        "import setup; setup.check_tools(*sys.argv[1:])"
+    )
+
+    def check(compiler: str, include: Path) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code, compiler, str(include)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "FEDCLIP_PURE_PYTHON": "1"},
+            check=False,
+        )
+        assert done.returncode == (1 if done.stderr else 0)
+        return done.stderr
+
+    (tmp_path / "Python.h").touch()
+    assert check("ls", tmp_path) == ""
+    assert "apt install g++" in check("no-such-compiler", tmp_path)
+    (said,) = check("ls", tmp_path / "none").splitlines()
+    assert said.startswith(f"no Python.h in {tmp_path / 'none'}: install the headers")
+    assert "apt install python3-dev" in said
 
 
 def test_capabilities_stays_a_function() -> None:

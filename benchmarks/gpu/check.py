@@ -1,7 +1,7 @@
 """Build, test, sanitize and time the CUDA kernels on this machine's GPU.
 
 Run as `make gpu-check` or `python -m benchmarks gpu-check [--out DIR] [--seconds N]`.
-It needs torch, numpy and pytest, and nvcc where the kernels are not built yet.  Writes
+It needs torch, numpy and pytest, and nvcc and pybind11 to build the kernels.  Writes
 DIR/gpu-<name>.json and .md.  Exit code 2: no GPU; 1: something failed.
 """
 
@@ -25,7 +25,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parents[1] / "results"
 TOOLS = ("memcheck", "racecheck", "synccheck")
-GPU_TESTS = [f"tests/test_cuda{part}.py" for part in ("", "_training", "_calls")]
+GPU_TESTS = [f"tests/csrc/test_cuda{part}.py" for part in ("", "_training", "_calls")]
 
 
 def say(text: str) -> None:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedclip_plugin import ops
+
 LR, BETA1, BETA2, EPS, DECAY, SCALE = 5e-5, 0.9, 0.98, 1e-6, 0.2, 100.0
 ADAM = (LR, BETA1, BETA2, EPS, DECAY, SCALE)
 CLASSES = 7
@@ -80,20 +82,10 @@ def make_client(
 
 def ours(clients: Sequence[Client], batch: int, bf16: bool = False) -> Run:
     """A round of these clients in one call."""
-    lists = {k: [c[k] for c in clients] for k in ("x", "y", "perm")}
-    state = [
-        [t for c in clients for t in c[k]] for k in ("params", "exp_avg", "exp_avg_sq")
-    ]
-    x, y, perm = lists.values()
-    steps = [0] * len(clients)
-    text = clients[0]["text"]
-
-    def run() -> object:
-        return torch.ops.fedclip.local_round(
-            x, y, text, perm, batch, *state, steps, *ADAM, bf16
-        )
-
-    return run
+    hyper = ops.Hyperparameters(batch, *ADAM, "bf16" if bf16 else "fp32")
+    names = ops.LocalClient._fields[:-1]  # of the first step
+    everyone = [ops.LocalClient(*(c[name] for name in names)) for c in clients]
+    return lambda: ops.local_round(everyone, clients[0]["text"], hyper)
 
 
 def gate(adapter: nn.Module, x: Tensor) -> Tensor:

@@ -1,14 +1,11 @@
-// The operators `squared_distances` and `squared_norms_int8`: how far each client's
-// tensor is from one origin, as it is or as an int8 difference.  On GPUs the PyTorch
+// The operators `squared_distances` and `squared_norms_int8`.  On GPUs the PyTorch
 // references serve.
 #include "cpu/kernels.h"
-#include "register.h"
+#include "ops.h"
 #include "tensors.h"
 
 namespace fedclip {
-namespace {
 
-// (K,) float64.
 Tensor squared_distances(Tensors& xs, const Tensor& origin) {
     xs.push_back(origin);  // of the same type and shape
     expect_like_first("xs", xs, ScalarType::Float);
@@ -26,7 +23,6 @@ Tensor squared_distances(Tensors& xs, const Tensor& origin) {
     return found;
 }
 
-// (K,) float64.
 Tensor squared_norms_int8(Tensors& qs, Tensors& scales) {
     const std::int64_t rows = expect_scaled(qs, scales);
     const auto data = pointers<signed char>(qs);
@@ -45,10 +41,4 @@ Tensor squared_norms_int8(Tensors& qs, Tensors& scales) {
     return found;
 }
 
-}  // namespace
 }  // namespace fedclip
-
-STABLE_TORCH_LIBRARY_IMPL(fedclip, CPU, m) {
-    FEDCLIP_IMPL(m, squared_distances, true);
-    m.impl("squared_norms_int8", TORCH_BOX(&fedclip::squared_norms_int8));
-}

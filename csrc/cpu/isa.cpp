@@ -35,7 +35,7 @@ const char* isa_name(Isa isa) {
 
 Isa isa() {
     static const Isa chosen = [] {
-        const char* asked = std::getenv("FEDCLIP_ISA");  // checked by capabilities.py
+        const char* asked = std::getenv("FEDCLIP_ISA");  // checked by ops/kernels.py
         const Isa detected = isa_detected();
         for (Isa isa : {Isa::generic, Isa::avx2, Isa::avx512, Isa::avx512bf16}) {
             if (asked && std::string_view(asked) == isa_name(isa)) {

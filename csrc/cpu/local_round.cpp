@@ -1,4 +1,5 @@
-// The operators `local_epoch` and `local_round`: clients are the outer parallel loop.
+// The operator `local_round`, and `local_epoch` for one client: clients are the outer
+// parallel loop.
 //
 // With at least as many clients as threads a client's epoch runs on one thread, without
 // any barrier.  With fewer, all clients advance a step together and the units of a
@@ -15,8 +16,8 @@
 namespace fedclip {
 namespace {
 
-const Products& products(const Settings& settings) {
-    return settings.bf16 ? kernels().bf16 : kernels().fp32;
+const Products& products(const TrainingArguments& all) {
+    return all.bf16() ? kernels().bf16 : kernels().fp32;
 }
 
 Parameter parameter(const TrainingClient& client, int i) {
@@ -27,16 +28,19 @@ Parameter parameter(const TrainingClient& client, int i) {
 // An epoch in progress, in a workspace of its own.
 class Epoch {
   public:
-    Epoch(const Settings& settings, const TrainingClient& client, Workspace& workspace)
-        : settings_(settings),
+    Epoch(const TrainingArguments& all, const TrainingClient& client,
+          Workspace& workspace)
+        : all_(all),
+          text_(floats(all.text)),
+          dim_(all.dim()),
           client_(client),
           workspace_(workspace),
           steps_(client.steps),
-          slot_(settings.classes, -1),
-          column_(std::min(settings.batch_size, client.perm.numel())) {
+          slot_(all.classes(), -1),
+          column_(std::min(all.batch_size, client.perm.numel())) {
         batch_ = workspace.batch(0);
         batch_.x = floats(client.x);
-        batch_.x_row = settings.dim;
+        batch_.x_row = dim_;
         for (int i = 0; i < 2; ++i) {
             batch_.layer[i] = {parameter(client, 2 * i), parameter(client, 2 * i + 1)};
         }
@@ -47,24 +51,23 @@ class Epoch {
 
     // Sets up batch number `s`; the phases then read it.
     void begin(std::int64_t s) {
-        const std::int64_t size = settings_.batch_size, total = client_.perm.numel();
+        const std::int64_t size = all_.batch_size, total = client_.perm.numel();
         const std::int64_t* perm = client_.perm.const_data_ptr<std::int64_t>();
         batch_.rows = std::min(size, total - s * size);
         batch_.index = perm + s * size;
         batch_.next = batch_.index + batch_.rows;
         batch_.next_rows = std::min(size, total - s * size - batch_.rows);
         batch_.loss = client_.losses + s;
-        batch_.logit_scale = float(settings_.logit_scale);
+        batch_.logit_scale = float(all_.logit_scale);
         batch_.adam = adam(client_.step + s + 1);
         find_classes();
     }
 
   private:
     Adam adam(std::int64_t t) const {
-        const Settings& s = settings_;
-        const AdamStep now = adam_step(s.lr, s.beta1, s.beta2, s.eps, t);
-        return {now.rate, float(1 - s.beta1), float(1 - s.beta2), now.eps,
-                float(s.weight_decay)};
+        const AdamStep now = adam_step(all_.lr, all_.beta1, all_.beta2, all_.eps, t);
+        return {now.rate, float(1 - all_.beta1), float(1 - all_.beta2), now.eps,
+                float(all_.weight_decay)};
     }
 
     // The classes of the batch, in order of appearance: their text, count and rows.
@@ -78,9 +81,8 @@ class Epoch {
                 slot = std::int64_t(seen_.size());
                 seen_.push_back(label);
                 workspace_.count[slot] = 0;
-                const float* text = settings_.text + label * settings_.dim;
-                std::copy(text, text + settings_.dim,
-                          workspace_.text + slot * settings_.dim);
+                const float* text = text_ + label * dim_;
+                std::copy(text, text + dim_, workspace_.text + slot * dim_);
             }
             workspace_.count[slot] += 1;
             column_[b] = slot;
@@ -92,7 +94,9 @@ class Epoch {
         batch_.column = column_.data();
     }
 
-    const Settings& settings_;
+    const TrainingArguments& all_;
+    const float* text_;  // (classes, dim)
+    std::int64_t dim_;
     const TrainingClient& client_;
     Workspace& workspace_;
     std::int64_t steps_;
@@ -166,13 +170,13 @@ void run_together(std::vector<std::unique_ptr<Epoch>>& epochs,
     }
 }
 
-void train(const Settings& settings, std::vector<TrainingClient>& clients) {
+void train(const TrainingArguments& all, std::vector<TrainingClient>& clients) {
     std::vector<std::int64_t> steps, order;
     std::int64_t rows = 0;  // of the largest batch
     for (const TrainingClient& client : clients) {
         steps.push_back(client.steps);
         if (steps.back()) order.push_back(std::int64_t(steps.size()) - 1);
-        rows = std::max(rows, std::min(settings.batch_size, client.perm.numel()));
+        rows = std::max(rows, std::min(all.batch_size, client.perm.numel()));
     }
     if (order.empty()) return;
     // the longest first, so that no thread is left with one at the end
@@ -182,24 +186,23 @@ void train(const Settings& settings, std::vector<TrainingClient>& clients) {
     const std::int64_t count = std::int64_t(order.size());
     const std::int64_t threads = torch::stable::get_num_threads();
     const std::int64_t workers = std::min(count, threads);
-    const Use use = settings.bf16 ? Use::bf16_training : Use::training;
+    const Use use = all.bf16() ? Use::bf16_training : Use::training;
     std::vector<Workspace> workspaces;
     for (std::int64_t w = 0; w < workers; ++w) {
-        workspaces.emplace_back(use, rows, settings.dim,
-                                std::min(rows, settings.classes));
+        workspaces.emplace_back(use, rows, all.dim(), std::min(rows, all.classes()));
     }
     std::vector<std::unique_ptr<Epoch>> epochs;
     if (count < threads) {
         for (std::int64_t i = 0; i < count; ++i) {
             epochs.push_back(
-                std::make_unique<Epoch>(settings, clients[order[i]], workspaces[i]));
+                std::make_unique<Epoch>(all, clients[order[i]], workspaces[i]));
         }
-        run_together(epochs, products(settings));
+        run_together(epochs, products(all));
         return;
     }
     share_out(count, workers, [&](std::int64_t worker, std::int64_t i) {
-        Epoch epoch(settings, clients[order[i]], workspaces[worker]);
-        run_alone(epoch, products(settings));
+        Epoch epoch(all, clients[order[i]], workspaces[worker]);
+        run_alone(epoch, products(all));
     });
 }
 
@@ -214,34 +217,16 @@ void check_values(const char* name, std::size_t client, const Tensor& indices,
 
 }  // namespace
 
-Tensor local_round(Tensors x, Tensors y, Tensor text, Tensors perm,
-                   std::int64_t batch_size, Tensors params, Tensors exp_avg,
-                   Tensors exp_avg_sq, std::vector<std::int64_t> step, double lr,
-                   double beta1, double beta2, double eps, double weight_decay,
-                   double logit_scale, bool bf16) {
-    auto clients =
-        take_clients(x, y, text, perm, batch_size, params, exp_avg, exp_avg_sq, step);
-    const std::int64_t classes = text.size(0), dim = text.size(1);
-    text = row_major(text);
-    const Settings settings{batch_size, classes, dim,          floats(text), lr,  beta1,
-                            beta2,      eps,     weight_decay, logit_scale,  bf16};
+Tensor local_round(TrainingArguments arguments) {
+    auto clients = take_clients(arguments);
     for (std::size_t i = 0; i < clients.size(); ++i) {
-        check_values("y", i, clients[i].y, classes);
+        check_values("y", i, clients[i].y, arguments.classes());
         check_values("perm", i, clients[i].perm, clients[i].x.size(0));
     }
-    Tensor losses = make_losses(text, clients);
-    train(settings, clients);
+    Tensor losses = make_losses(arguments.text, clients);
+    train(arguments, clients);
     write_back(clients);
     return losses;
-}
-
-Tensor local_epoch(Tensor x, Tensor y, Tensor text, Tensor perm,
-                   std::int64_t batch_size, Tensors params, Tensors exp_avg,
-                   Tensors exp_avg_sq, std::int64_t step, double lr, double beta1,
-                   double beta2, double eps, double weight_decay, double logit_scale,
-                   bool bf16) {
-    return local_round({x}, {y}, text, {perm}, batch_size, params, exp_avg, exp_avg_sq,
-                       {step}, lr, beta1, beta2, eps, weight_decay, logit_scale, bf16);
 }
 
 }  // namespace fedclip

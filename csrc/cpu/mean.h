@@ -8,7 +8,7 @@
 
 namespace fedclip {
 
-constexpr int kGroup = 8;  // clients, as in reference.py
+constexpr int kGroup = 8;  // clients, as in ops/means.py
 // Of int8 there are twice as many: their totals are more memory than they are.
 constexpr int kInt8Group = 16;
 constexpr int kAhead = 512;  // bytes, to be fetched ahead in a client's int8

@@ -1,5 +1,5 @@
 // What the kernels use of CUDA C++ beyond the language.  Without a GPU they are
-// compiled as plain C++ against tests/cuda_emulation/emulation.h instead.
+// compiled as plain C++ against tests/csrc/cuda_emulation/emulation.h instead.
 #pragma once
 
 #ifdef FEDCLIP_EMULATION

@@ -1,4 +1,5 @@
-// The operators `local_epoch` and `local_round`: all clients in one kernel, round.cuh.
+// The operator `local_round`, and `local_epoch` for one client: all clients in one
+// kernel, round.cuh.
 #include <cstdlib>
 
 #include "clients.h"
@@ -31,18 +32,18 @@ struct Grid {
     std::size_t shared_bytes;
 };
 
-Grid choose_grid(const Launch& launch, const Settings& settings, std::int64_t active) {
-    const void* kernel = settings.bf16
-                             ? reinterpret_cast<const void*>(train_round<true>)
-                             : reinterpret_cast<const void*>(train_round<false>);
+Grid choose_grid(const Launch& launch, const TrainingArguments& all,
+                 std::int64_t active) {
+    const void* kernel = all.bf16() ? reinterpret_cast<const void*>(train_round<true>)
+                                    : reinterpret_cast<const void*>(train_round<false>);
     const int blocks = launch.attribute(cudaDevAttrMultiProcessorCount);
     const int shared = launch.attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
     check(launch.attribute(cudaDevAttrCooperativeLaunch) != 0, kOp,
           ": this GPU has no cooperative launch");
-    const Shape shape = choose_shape(int(settings.dim), blocks,
+    const Shape shape = choose_shape(int(all.dim()), blocks,
                                      shared / int(sizeof(float)), group_asked());
     const std::size_t bytes = std::size_t(shape.shared_floats()) * sizeof(float);
-    check(bytes <= std::size_t(shared), kOp, ": ", settings.dim,
+    check(bytes <= std::size_t(shared), kOp, ": ", all.dim(),
           " features take more shared memory than the ", shared, " bytes of this GPU");
     launch.check(cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
@@ -64,12 +65,12 @@ struct Plan {
     std::int64_t samples = 0, active = 0;  // active: clients with steps
     std::int64_t rows = 1;                 // of the largest batch
 
-    Plan(const Settings& settings, const Clients& all) {
-        for (const TrainingClient& from : all) add(settings, from);
+    Plan(const TrainingArguments& all, const Clients& from) {
+        for (const TrainingClient& client : from) add(all, client);
     }
 
   private:
-    void add(const Settings& s, const TrainingClient& from) {
+    void add(const TrainingArguments& all, const TrainingClient& from) {
         Client to{};
         to.x = floats(from.x);
         to.y = from.y.const_data_ptr<std::int64_t>();
@@ -81,15 +82,16 @@ struct Plan {
         to.steps = from.steps;
         to.first_sample = samples;
         to.first_step = std::int64_t(adam.size());
-        to.vectors = s.dim % 4 == 0 && reinterpret_cast<std::uintptr_t>(to.x) % 16 == 0;
+        to.vectors =
+            all.dim() % 4 == 0 && reinterpret_cast<std::uintptr_t>(to.x) % 16 == 0;
         for (std::int64_t step = 0; step < from.steps; ++step) {
             client_of.push_back(int(clients.size()));
             adam.push_back(
-                adam_step(s.lr, s.beta1, s.beta2, s.eps, from.step + step + 1));
+                adam_step(all.lr, all.beta1, all.beta2, all.eps, from.step + step + 1));
         }
         samples += to.samples;
         active += to.steps > 0;
-        rows = std::max(rows, std::min(s.batch_size, to.samples));
+        rows = std::max(rows, std::min(all.batch_size, to.samples));
         steps.push_back(to.steps);
         clients.push_back(to);
     }
@@ -98,13 +100,12 @@ struct Plan {
 // One call on its way through the device.
 class Training {
   public:
-    Training(const Launch& launch, const Settings& settings, const Tensor& text,
-             const Clients& clients)
-        : launch_(launch), settings_(settings), text_(text), plan_(settings, clients) {}
+    Training(const Launch& launch, const TrainingArguments& all, const Clients& clients)
+        : launch_(launch), all_(all), text_(all.text), plan_(all, clients) {}
 
     void start() {
         if (plan_.active) {
-            grid_ = choose_grid(launch_, settings_, plan_.active);
+            grid_ = choose_grid(launch_, all_, plan_.active);
             schedule_ = share_out_clients(plan_.steps, grid_.groups);
         }
         of_clients_ = tables_.add(plan_.clients);
@@ -131,7 +132,7 @@ class Training {
         std::int64_t value = 0;
         launch_.check(cudaMemcpy(&value, at, sizeof value, cudaMemcpyDeviceToHost));
         refuse_index(wrong.of_perm ? "perm" : "y", std::size_t(wrong.client),
-                     wrong.of_perm ? client.x.size(0) : settings_.classes, value,
+                     wrong.of_perm ? client.x.size(0) : all_.classes(), value,
                      wrong.at);
     }
 
@@ -151,13 +152,13 @@ class Training {
         const unsigned blocks = unsigned(steps + std::int64_t(plan_.clients.size()));
         prepare_round<<<blocks, kThreads, kThreads * sizeof(int), launch_.stream()>>>(
             tables_.at<Client>(of_clients_), tables_.at<int>(of_client_), steps,
-            settings_.batch_size, settings_.classes, table_, error());
+            all_.batch_size, all_.classes(), table_, error());
         launch_.launched();
     }
 
     void train() {
         const Space space(grid_.shape, plan_.rows,
-                          std::min(plan_.rows, settings_.classes));
+                          std::min(plan_.rows, all_.classes()));
         workspace_ = torch::stable::new_empty(text_, {grid_.groups * space.size});
         barriers_ =
             launch_.filled(text_, grid_.groups * kBarrierPitch * sizeof(unsigned), 0);
@@ -166,18 +167,18 @@ class Training {
                     tables_.at<int>(of_begin_),
                     tables_.at<AdamStep>(of_adam_),
                     table_,
-                    settings_.text,
+                    floats(text_),
                     workspace_.mutable_data_ptr<float>(),
                     static_cast<unsigned*>(barriers_.mutable_data_ptr()),
                     error(),
                     grid_.shape,
                     space,
-                    settings_.batch_size,
-                    float(1 - settings_.beta1),
-                    float(settings_.beta2),
-                    float(1 - settings_.beta2),
-                    float(settings_.weight_decay),
-                    float(settings_.logit_scale)};
+                    all_.batch_size,
+                    float(1 - all_.beta1),
+                    float(all_.beta2),
+                    float(1 - all_.beta2),
+                    float(all_.weight_decay),
+                    float(all_.logit_scale)};
         void* arguments[] = {&round};
         const dim3 blocks(unsigned(grid_.groups * grid_.shape.group));
         launch_.check(cudaLaunchCooperativeKernel(grid_.kernel, blocks, dim3(kThreads),
@@ -186,7 +187,7 @@ class Training {
     }
 
     const Launch& launch_;
-    const Settings& settings_;
+    const TrainingArguments& all_;
     const Tensor& text_;
     Plan plan_;
     Grid grid_{};
@@ -200,36 +201,20 @@ class Training {
 
 }  // namespace
 
-Tensor local_round(Tensors x, Tensors y, Tensor text, Tensors perm,
-                   std::int64_t batch_size, Tensors params, Tensors exp_avg,
-                   Tensors exp_avg_sq, std::vector<std::int64_t> step, double lr,
-                   double beta1, double beta2, double eps, double weight_decay,
-                   double logit_scale, bool bf16) {
-    const Launch launch(kOp, x.empty() ? text : x[0]);
-    auto clients =
-        take_clients(x, y, text, perm, batch_size, params, exp_avg, exp_avg_sq, step);
-    const std::int64_t classes = text.size(0), dim = text.size(1);
-    text = row_major(text);
-    const Settings settings{batch_size, classes, dim,          floats(text), lr,  beta1,
-                            beta2,      eps,     weight_decay, logit_scale,  bf16};
-    const Tensor losses = make_losses(text, clients);
+Tensor local_round(TrainingArguments arguments) {
+    const TrainingArguments& all = arguments;
+    const Launch launch(kOp, all.x.empty() ? all.text : all.x[0]);
+    auto clients = take_clients(arguments);
+    const Tensor losses = make_losses(all.text, clients);
     if (clients.empty()) return losses;
-    check(dim >= 1, "x[0]: expected at least one column, got ", describe(x[0]));
+    check(all.dim() >= 1, "x[0]: expected at least one column, got ",
+          describe(all.x[0]));
     launch.refuse_capture();  // it waits for the device
-    Training training(launch, settings, text, clients);
+    Training training(launch, all, clients);
     training.start();
     training.finish(clients);
     write_back(clients);
     return losses;
-}
-
-Tensor local_epoch(Tensor x, Tensor y, Tensor text, Tensor perm,
-                   std::int64_t batch_size, Tensors params, Tensors exp_avg,
-                   Tensors exp_avg_sq, std::int64_t step, double lr, double beta1,
-                   double beta2, double eps, double weight_decay, double logit_scale,
-                   bool bf16) {
-    return local_round({x}, {y}, text, {perm}, batch_size, params, exp_avg, exp_avg_sq,
-                       {step}, lr, beta1, beta2, eps, weight_decay, logit_scale, bf16);
 }
 
 }  // namespace fedclip

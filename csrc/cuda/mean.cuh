@@ -8,7 +8,7 @@
 
 namespace fedclip {
 
-constexpr int kGroup = 8;  // clients, as in reference.py
+constexpr int kGroup = 8;  // clients, as in ops/means.py
 
 // 4 elements of a client from element k on, as floats.
 __device__ inline float4 load_vector(const float* p) {

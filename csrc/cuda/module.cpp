@@ -1,10 +1,9 @@
 // The Python module fedclip_plugin._C_cuda.  Importing it registers the CUDA kernels,
 // also where there is no GPU; the module itself is empty.
-#include "python_module.h"
+#include <pybind11/pybind11.h>
+
 #include "register.h"
 
-FEDCLIP_REGISTER(CUDA)
+STABLE_TORCH_LIBRARY_IMPL(fedclip, CUDA, m) { FEDCLIP_IMPL_ALL(m); }
 
-extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C_cuda() {
-    return fedclip::make_module("_C_cuda", "CUDA kernels of fedclip_plugin.", nullptr);
-}
+PYBIND11_MODULE(_C_cuda, m) { m.doc() = "CUDA kernels of fedclip_plugin."; }

@@ -70,38 +70,36 @@ def _train_fused(
     state: State, clients: Sequence[Client], task: Task, round_number: int
 ) -> list[ClientUpdate]:
     t = task.train
-    params = [state[key].clone() for _ in clients for key in KEYS]
-    exp_avg = [torch.zeros_like(p) for p in params]
-    exp_avg_sq = [torch.zeros_like(p) for p in params]
+    hyper = ops.Hyperparameters(
+        batch_size=t.batch_size,
+        lr=t.lr,
+        beta1=t.beta1,
+        beta2=t.beta2,
+        eps=t.eps,
+        weight_decay=t.weight_decay,
+        logit_scale=t.logit_scale or task.logit_scale,
+        precision=t.precision,
+    )
+    states = [_fresh_state(state) for _ in clients]
     losses: list[list[Tensor]] = [[] for _ in clients]
-    steps = [0] * len(clients)
     for epoch in range(t.local_epochs):
-        orders = [
-            sample_order(len(c.train), task.seed, round_number, c.index, epoch)
-            for c in clients
-        ]
-        epoch_losses = ops.local_round(
-            [c.train.x for c in clients],
-            [c.train.y for c in clients],
-            task.text,
-            [order.to(task.text.device) for order in orders],
-            t.batch_size,
-            params,
-            exp_avg,
-            exp_avg_sq,
-            steps,
-            t.lr,
-            t.beta1,
-            t.beta2,
-            t.eps,
-            t.weight_decay,
-            t.logit_scale or task.logit_scale,
-            precision=t.precision,
-        )
-        for i, loss in enumerate(epoch_losses):
-            losses[i].extend(loss.unbind())
-            steps[i] += len(loss)
+        batch = []
+        for client, own, past in zip(clients, states, losses):
+            order = sample_order(
+                len(client.train), task.seed, round_number, client.index, epoch
+            ).to(task.text.device)
+            x, y = client.train.x, client.train.y
+            batch.append(ops.LocalClient(x, y, order, *own, step=len(past)))
+        for past, loss in zip(losses, ops.local_round(batch, task.text, hyper)):
+            past.extend(loss.unbind())
     return [
-        client_update(client, dict(zip(KEYS, params[4 * i : 4 * i + 4])), losses[i])
-        for i, client in enumerate(clients)
+        client_update(client, dict(zip(KEYS, params)), past)
+        for client, (params, *_), past in zip(clients, states, losses)
     ]
+
+
+def _fresh_state(state: State) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """A client's own parameters and Adam moments of zeros."""
+    params = [state[key].clone() for key in KEYS]
+    exp_avg, exp_avg_sq = ([torch.zeros_like(p) for p in params] for _ in range(2))
+    return params, exp_avg, exp_avg_sq

@@ -24,47 +24,24 @@ OURS = "ours"
 Row = dict[str, Any]
 
 
-def make_training(dim: int, batch: int, steps: int, seed: int = 0) -> dict[str, Any]:
-    """One client's data and state, ``steps`` batches of it."""
+def make_training(
+    dim: int, batch: int, steps: int, seed: int = 0
+) -> tuple[ops.LocalClient, Tensor]:
+    """One client, ``steps`` batches of it, and the text features (CLASSES, dim)."""
     torch.manual_seed(seed)
     rows = max(ROWS, batch * steps)
-    return {
-        "x": torch.randn(rows, dim) * 0.3,
-        "y": torch.randint(0, CLASSES, (rows,)),
-        "text": F.normalize(torch.randn(CLASSES, dim), dim=1),
-        "perm": torch.randperm(rows)[: batch * steps],
-        **make_state(dim),
-    }
+    x = torch.randn(rows, dim) * 0.3
+    y = torch.randint(0, CLASSES, (rows,))
+    text = F.normalize(torch.randn(CLASSES, dim), dim=1)
+    perm = torch.randperm(rows)[: batch * steps]
+    return ops.LocalClient(x, y, perm, *make_state(dim)), text
 
 
-def make_state(dim: int) -> dict[str, list[Tensor]]:
+def make_state(dim: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """A fresh adapter and Adam's moments."""
     params = [p.detach().clone() for p in rivals.make_adapter(dim).parameters()]
-    zeros = [[torch.zeros_like(p) for p in params] for _ in range(2)]
-    return {"params": params, "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}
-
-
-def fused_round(
-    clients: Sequence[Mapping[str, Any]], batch: int, bf16: bool = False
-) -> object:
-    """A local epoch of every client in one call."""
-
-    def flat(name: str) -> list[Tensor]:
-        return [t for c in clients for t in c[name]]
-
-    return torch.ops.fedclip.local_round(
-        [c["x"] for c in clients],
-        [c["y"] for c in clients],
-        clients[0]["text"],
-        [c["perm"] for c in clients],
-        batch,
-        flat("params"),
-        flat("exp_avg"),
-        flat("exp_avg_sq"),
-        [0] * len(clients),
-        *rivals.ADAM,
-        bf16,
-    )
+    exp_avg, exp_avg_sq = ([torch.zeros_like(p) for p in params] for _ in range(2))
+    return params, exp_avg, exp_avg_sq
 
 
 def make_row(what: str, times: Mapping[str, Timing], **facts: object) -> Row:
@@ -96,12 +73,13 @@ def _peak_percent(
 def train_step(dim: int, batch: int, rounds: int, compiled: bool) -> Row:
     """A step of local training; operations are those of its five products."""
     steps = 20 if batch <= 64 else 4
-    c = make_training(dim, batch, steps)
-    other = {**c, **make_state(dim)}
-    data = (c["x"], c["y"], c["text"], c["perm"].split(batch))
+    c, text = make_training(dim, batch, steps)
+    other = ops.LocalClient(c.x, c.y, c.perm, *make_state(dim))
+    fp32, bf16 = (ops.Hyperparameters(batch, *rivals.ADAM, p) for p in ops.PRECISIONS)
+    data = (c.x, c.y, text, c.perm.split(batch))
     candidates: dict[str, rivals.Run] = {
-        OURS: lambda: fused_round([c], batch),
-        "ours, bf16": lambda: fused_round([other], batch, bf16=True),
+        OURS: lambda: ops.local_round([c], text, fp32),
+        "ours, bf16": lambda: ops.local_round([other], text, bf16),
         "eager": rivals.eager_epoch(*data),
         "eager, foreach": rivals.eager_epoch(*data, foreach=True),
         "eager, fused": rivals.eager_epoch(*data, fused=True),
@@ -117,11 +95,11 @@ def train_step(dim: int, batch: int, rounds: int, compiled: bool) -> Row:
 
 def forward(dim: int, rows: int, rounds: int, compiled: bool) -> Row:
     """The adapter's forward without gradients."""
-    c = make_training(dim, 32, 1)
+    c, _ = make_training(dim, 32, 1)
     adapter = rivals.make_adapter(dim).requires_grad_(False)
-    x = c["x"][:rows]
+    x = c.x[:rows]
     candidates: dict[str, rivals.Run] = {
-        OURS: lambda: ops.adapter(x, *c["params"]),
+        OURS: lambda: ops.adapter(x, *c.params),
         "eager": lambda: rivals.gate(adapter, x),
     }
     if compiled:
@@ -137,13 +115,15 @@ def forward(dim: int, rows: int, rounds: int, compiled: bool) -> Row:
 def round_over_clients(clients: int, rounds: int, threads: int) -> Row:
     """A round, on ``threads`` threads and on one: microseconds a client's step."""
     steps, batch, dim = 3, 32, 512
-    data = make_training(dim, batch, steps)  # all train on the same rows
-    everyone = [{**data, **make_state(dim)} for _ in range(clients)]
+    c, text = make_training(dim, batch, steps)  # all train on the same rows
+    data = (c.x, c.y, c.perm)
+    everyone = [ops.LocalClient(*data, *make_state(dim)) for _ in range(clients)]
+    hyper = ops.Hyperparameters(batch, *rivals.ADAM)
 
     def on(count: int) -> rivals.Run:
         def run() -> None:
             torch.set_num_threads(count)
-            fused_round(everyone, batch)
+            ops.local_round(everyone, text, hyper)
 
         return run
 

@@ -154,13 +154,14 @@ def check_kernels() -> list[Check]:
     bf16 = "with" if cpu_has_bf16() else "without"
     detail = (
         f"{torch.backends.cpu.get_cpu_capability()} {bf16} bf16 instructions, "
-        f"{torch.get_num_threads()} threads of {os.cpu_count()} processors; "
+        f"{facts['threads']} threads of {os.cpu_count()} processors; "
     )
     if facts["compiled"]:
         detail += f"compiled kernels, {facts['isa']}"
         return [Check("kernels", "ok", detail)]
     detail += f"no compiled kernels: {facts['note']}"
-    remedy = "results are the same, only slower; reinstall with a C++ compiler"
+    remedy = "results are the same, only slower; reinstall with a C++ compiler "
+    remedy += "and Python's headers (Debian: apt install g++ python3-dev)"
     return [Check("kernels", "warn", detail, remedy)]
 
 
@@ -170,8 +171,10 @@ def check_device(requested: str) -> list[Check]:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         memory = properties.total_memory / GIB
+        note = capabilities()["cuda_note"]
+        kernels = f"no CUDA kernels: {note}" if note else "CUDA kernels"
         detail = f"{device}: {properties.name}, {memory:.0f} GiB"
-        return [Check("device", "ok", f"{detail}, {low_precision(device)}")]
+        return [Check("device", "ok", f"{detail}, {low_precision(device)}; {kernels}")]
     idle = requested == "auto" and shutil.which("nvidia-smi") is not None
     if idle and torch.version.cuda is None:
         detail = f"cpu: PyTorch {torch.__version__} is built without CUDA"

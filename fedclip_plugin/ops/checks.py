@@ -37,7 +37,9 @@ def check_matrix(name: str, value: Tensor, columns: int | None = None) -> None:
 def check_adapter(prefix: str, x: Tensor, params: Sequence[Tensor]) -> None:
     """Four tensors ``w1, b1, w2, b2`` that fit ``x`` (N, D)."""
     if len(params) != 4:
-        raise ValueError(f"{prefix}: expected [w1, b1, w2, b2], got {len(params)}")
+        raise ValueError(
+            f"{prefix}expected [w1, b1, w2, b2], got {len(params)} tensors"
+        )
     dim, dtype, device = x.shape[1], x.dtype, x.device
     matrix, vector = (dim, dim), (dim,)
     for name, value, shape in zip(_PARAMS, params, (matrix, vector, matrix, vector)):
@@ -65,7 +67,7 @@ def check_index(name: str, value: Tensor, x: Tensor, below: int) -> None:
             f"{name}: expected (rows,) int64 on {x.device}, "
             f"got {tuple(value.shape)} {value.dtype} on {value.device}"
         )
-    if value.is_cuda and load_kernels().cuda:
+    if value.is_cuda and x.dtype is torch.float32 and load_kernels().cuda:
         return  # the kernel looks itself: here it would cost two waits a client
     if value.numel():
         low, high = (int(v) for v in torch.aminmax(value))
@@ -103,6 +105,22 @@ def check_moments(
         )
     for moment, param in zip(moments, params):
         check_same(name, moment, param)
+
+
+def check_distinct(states: Sequence[Tensor]) -> None:
+    """No tensor twice: clients that train side by side would write over each other.
+
+    ``states``: params, exp_avg, exp_avg_sq, four each, client after client.
+    """
+    first: dict[int, int] = {}
+    for i, value in enumerate(states):
+        same = first.setdefault(value.data_ptr(), i) if value.numel() else i
+        check(same == i, f"{_place(i)}: expected its own memory, got {_place(same)}'s")
+
+
+def _place(i: int) -> str:
+    kind = ("params", "exp_avg", "exp_avg_sq")[i % 12 // 4]
+    return f"client {i // 12}: {kind}[{i % 4}]"
 
 
 def check_like(name: str, tensors: Sequence[Tensor], wanted: Tensor) -> None:

@@ -62,23 +62,18 @@ def resolve_device(name: str) -> torch.device:
 
 
 LIBRARY = "fedclip"
-
-
 ISAS = ("generic", "avx2", "avx512", "avx512bf16")  # from the least to the best
-
-
 _MODULE = "fedclip_plugin._C"
-
-
 _CUDA_MODULE = "fedclip_plugin._C_cuda"
 
 
 class Kernels(NamedTuple):
-    """The extension modules, or ``None`` with the reason in ``note``."""
+    """The extension modules, or ``None`` with the reason in a note."""
 
     cpu: ModuleType | None
     cuda: ModuleType | None
     note: str
+    cuda_note: str
 
 
 class Capabilities(TypedDict, total=False):
@@ -93,6 +88,7 @@ class Capabilities(TypedDict, total=False):
     threads: int
     cuda: bool  # torch sees a CUDA device
     cuda_compiled: bool  # the CUDA extension is loaded
+    cuda_note: str  # why it is not; "" if it is
     ops: dict[str, bool]  # operator -> has a compiled CPU kernel
     cuda_ops: dict[str, bool]  # operator -> has a compiled CUDA kernel
 
@@ -113,21 +109,23 @@ def load_kernels() -> Kernels:
     if asked and asked not in ISAS:
         raise ConfigError(f"FEDCLIP_ISA={asked}: expected one of {', '.join(ISAS)}")
     if pure_python():
-        return Kernels(None, None, "FEDCLIP_PURE_PYTHON is set")
+        return Kernels(None, None, *["FEDCLIP_PURE_PYTHON is set"] * 2)
     cpu, note = _load(_MODULE)
     if cpu is None:
-        return Kernels(None, None, note)
+        return Kernels(None, None, note, f"without {_MODULE}")
     available = _up_to(cpu.isa_detected())
     if asked and asked not in available:
         raise ConfigError(
             f"FEDCLIP_ISA={asked}: this processor has {', '.join(available)}"
         )
-    return Kernels(cpu, _load(_CUDA_MODULE)[0], "")
+    if torch.version.cuda is None:  # a wheel may hold the module all the same
+        return Kernels(cpu, None, "", f"PyTorch {torch.__version__} is without CUDA")
+    cuda, cuda_note = _load(_CUDA_MODULE)
+    return Kernels(cpu, cuda, "", cuda_note)
 
 
 def _load(name: str) -> tuple[ModuleType | None, str]:
-    importlib.import_module("torch")  # brings the libraries that the kernels link to
-    try:
+    try:  # torch, imported above, brings the libraries that the kernels link to
         return importlib.import_module(name), ""
     except ModuleNotFoundError:
         return None, f"{name} was not built"
@@ -143,8 +141,6 @@ def _up_to(isa: str) -> list[str]:
 
 def _compiled_ops(dispatch_key: str) -> dict[str, bool]:
     """Operators that are registered by now, and whether that key has a kernel."""
-    import torch
-
     prefix = f"{LIBRARY}::"
     names: list[str] = torch._C._dispatch_get_all_op_names()
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
@@ -161,8 +157,6 @@ def capabilities() -> Capabilities:
     Lists the operators registered so far; ``fedclip_plugin.capabilities()`` registers
     them all first.
     """
-    import torch
-
     kernels = load_kernels()
     cpu = kernels.cpu
     return {
@@ -171,9 +165,10 @@ def capabilities() -> Capabilities:
         "note": kernels.note,
         "isa": cpu.isa() if cpu else ISAS[0],
         "isa_available": _up_to(cpu.isa_detected()) if cpu else [ISAS[0]],
-        "threads": torch.get_num_threads(),
+        "threads": cpu.threads() if cpu else torch.get_num_threads(),
         "cuda": torch.cuda.is_available(),
         "cuda_compiled": kernels.cuda is not None,
+        "cuda_note": kernels.cuda_note,
         "ops": _compiled_ops("CPU"),
         "cuda_ops": _compiled_ops("CUDA"),
     }

@@ -22,7 +22,7 @@ from fedclip_plugin.algorithms.adapter import (
 from fedclip_plugin.algorithms.base import sample_order
 from fedclip_plugin.config.schema import TrainConfig
 from fedclip_plugin.errors import ConfigError
-from fedclip_plugin.ops.reference import contrastive_loss_and_grad
+from fedclip_plugin.ops.training import contrastive_loss_and_grad
 from tests.algorithms import reference_loop
 
 

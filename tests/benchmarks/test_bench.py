@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from fedclip_plugin import ops
 from fedclip_plugin.bench import figure, rivals, suite, tables
 from fedclip_plugin.bench.operators import make_state, make_training
 from fedclip_plugin.bench.timing import Timing, interleave
@@ -94,20 +95,15 @@ def test_the_rivals_compute_the_same_mean():
 
 
 def test_the_rival_trains_as_the_operator_does():
-    c = make_training(16, 8, 3)
-    made = make_state(16)["params"]
-    assert all(torch.equal(a, b) for a, b in zip(c["params"], made))
-    batches = c["perm"].split(8)
-    losses = torch.ops.fedclip.local_epoch(
-        c["x"], c["y"], c["text"], c["perm"], 8,
-        c["params"], c["exp_avg"], c["exp_avg_sq"], 0, *rivals.ADAM,
-    )  # fmt: skip
+    c, text = make_training(16, 8, 3)
+    made, *_ = make_state(16)
+    assert all(torch.equal(a, b) for a, b in zip(c.params, made))
+    batches = c.perm.split(8)
+    losses = ops.local_epoch(c, text, ops.Hyperparameters(8, *rivals.ADAM))
     adapter = rivals.make_adapter(16)
-    first = rivals.eager_loss(
-        adapter, c["x"][batches[0]], c["text"][c["y"][batches[0]]]
-    )
+    first = rivals.eager_loss(adapter, c.x[batches[0]], text[c.y[batches[0]]])
     torch.testing.assert_close(losses[0], first.detach())
-    rivals.eager_epoch(c["x"], c["y"], c["text"], batches)()  # runs
+    rivals.eager_epoch(c.x, c.y, text, batches)()  # runs
 
 
 def test_every_candidate_is_timed_in_every_round():

@@ -12,7 +12,15 @@ import torch
 
 from fedclip_plugin import ops
 from tests.csrc.on_gpu import OPS, move, on_gpu, several_gpus
-from tests.ops.inputs import ADAM, SCALE, epoch, make_client, make_params, whole_round
+from tests.ops.inputs import (
+    ADAM,
+    REFERENCE,
+    SCALE,
+    epoch,
+    make_client,
+    make_params,
+    whole_round,
+)
 
 
 @on_gpu
@@ -67,7 +75,7 @@ def test_opcheck(name):
         "adapter": (x, *[p.clone().requires_grad_() for p in params]),
         "adapter_backward": (torch.randn_like(z), None, x, h, z, params[2]),
         "local_epoch": (*single, *ADAM, SCALE),
-        "local_round": (*lists, *ADAM, SCALE, True),
+        "local_round": (*lists, *ADAM, SCALE, "bf16"),
         "squared_distances": (
             [torch.randn(4, 5).cuda() for _ in range(3)],
             torch.randn(4, 5).cuda(),
@@ -124,7 +132,7 @@ def test_other_types_run_the_reference():
     twin = move(make_client(12, 20, 3), dtype=torch.float64)
     losses = whole_round(OPS.local_round, [client], 8)[0]
     assert losses.dtype == torch.float64
-    assert torch.equal(losses, epoch(ops.local_epoch_reference, twin, 8))
+    assert torch.equal(losses, epoch(REFERENCE.local_epoch, twin, 8))
     assert all(torch.equal(a, b) for a, b in zip(client.state(), twin.state()))
 
 

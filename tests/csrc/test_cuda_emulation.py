@@ -15,7 +15,7 @@ import torch
 from fedclip_plugin import ops
 from tests.csrc import cuda_emulation as emulation
 from tests.csrc.cuda_emulation import Int, addresses, exact_copy, integers
-from tests.ops.inputs import ADAM, SCALE, epoch, make_client, make_params
+from tests.ops.inputs import ADAM, REFERENCE, SCALE, epoch, make_client, make_params
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 pytestmark = needs_compiler
@@ -163,7 +163,7 @@ def train(kernels, clients, batch, blocks=6, group=0, shared=1 << 20, bf16=0, se
 def compare(clients, losses, starts, batch):
     for mine, start, loss in zip(clients, starts, losses):
         exact = start.to(torch.float64)
-        want = epoch(ops.local_epoch_reference, exact, batch)
+        want = epoch(REFERENCE.local_epoch, exact, batch)
         torch.testing.assert_close(loss.double(), want, rtol=1e-5, atol=1e-5)
         for a, b in zip(mine.state(), exact.state()):
             assert float((a - b).norm()) <= 2e-5 * float(b.norm()) + 1e-7
@@ -285,13 +285,23 @@ def test_a_wrong_index_is_found_and_nothing_is_trained(
         assert all(torch.equal(a, b) for a, b in zip(start.state(), mine.state()))
 
 
+@pytest.mark.parametrize(
+    "bits", [0x7FC00000, 0x7F800001, -1, 0x7F800000, 0x3F808000, 0x3F818000, 1]
+)
+def test_bf16_rounds_as_pytorch_does(kernels, bits):
+    value = torch.tensor([bits], dtype=torch.int32).view(torch.float32)
+    want = value.bfloat16().float()
+    kernels.emulate_round_bf16(emulation.address(value))
+    torch.testing.assert_close(value, want, rtol=0, atol=0, equal_nan=True)
+
+
 def test_bf16_operands(kernels):
     start = make_client(40, 24, 5)
     mine, exact = start.to(torch.float32), start.to(torch.float64)
     train(kernels, [mine], 12, group=2, bf16=1)
-    epoch(ops.local_epoch_reference, exact, 12, True)
+    epoch(REFERENCE.local_epoch, exact, 12, "bf16")
     plain = start.to(torch.float64)
-    epoch(ops.local_epoch_reference, plain, 12)
+    epoch(REFERENCE.local_epoch, plain, 12)
     for a, b, c in zip(mine.exp_avg, exact.exp_avg, plain.exp_avg):
         # a value next to a rounding limit may fall on its other side
         assert float((a - b).norm()) <= 2e-3 * float(b.norm())

@@ -10,7 +10,7 @@ import torch
 
 from fedclip_plugin import ops
 from tests.csrc.on_gpu import OPS, move, on_gpu, strided
-from tests.ops.inputs import epoch, make_client, whole_round
+from tests.ops.inputs import REFERENCE, epoch, make_client, whole_round
 
 SHAPES = [
     (1, 6, 3, 2),
@@ -32,15 +32,17 @@ SHAPES = [
 
 @on_gpu
 @pytest.mark.parametrize(("dim", "rows", "batch", "classes"), SHAPES)
-@pytest.mark.parametrize("bf16", [False, True])
-def test_local_epoch(dim, rows, batch, classes, bf16):
+@pytest.mark.parametrize("precision", ops.PRECISIONS)
+def test_local_epoch(dim, rows, batch, classes, precision):
     client = make_client(dim, rows, classes)
     client.step = 3
     ours, exact = move(client), move(client, "cpu", torch.float64)
-    losses = epoch(OPS.local_epoch, ours, batch, bf16)
-    want = epoch(ops.local_epoch_reference, exact, batch, bf16)
+    losses = epoch(OPS.local_epoch, ours, batch, precision)
+    want = epoch(REFERENCE.local_epoch, exact, batch, precision)
     assert losses.shape == want.shape
-    loose = 500 if bf16 else 1  # a value at a rounding limit may fall on its other side
+    loose = (
+        500 if precision == "bf16" else 1
+    )  # a value at a rounding limit may fall on its other side
     near = {"rtol": loose * 1e-5, "atol": loose * 1e-5}
     torch.testing.assert_close(losses.double().cpu(), want, **near)
     for a, b in zip(ours.state(), exact.state()):
@@ -55,7 +57,7 @@ def test_any_size_of_a_group_is_right(group, monkeypatch):
     client = make_client(200, 64, 7)
     ours, exact = move(client), move(client, "cpu", torch.float64)
     epoch(OPS.local_epoch, ours, 32)
-    epoch(ops.local_epoch_reference, exact, 32)
+    epoch(REFERENCE.local_epoch, exact, 32)
     for a, b in zip(ours.state(), exact.state()):
         assert float((a.cpu() - b).norm()) <= 2e-5 * float(b.norm())
 
@@ -65,8 +67,8 @@ def test_twenty_steps_lose_no_more_than_eager_float32():
     client = make_client(512, 640, 7)
     exact = move(client, "cuda", torch.float64)
     eager, ours = move(client), move(client)
-    epoch(ops.local_epoch_reference, exact, 32)
-    epoch(ops.local_epoch_reference, eager, 32)
+    epoch(REFERENCE.local_epoch, exact, 32)
+    epoch(REFERENCE.local_epoch, eager, 32)
     epoch(OPS.local_epoch, ours, 32)
 
     def distance(params):
@@ -107,7 +109,7 @@ def test_a_hundred_clients_at_once():
     losses = whole_round(OPS.local_round, ours, 8)
     for c, mine, loss in zip(clients, ours, losses):
         exact = move(c, "cpu", torch.float64)
-        want = epoch(ops.local_epoch_reference, exact, 8)
+        want = epoch(REFERENCE.local_epoch, exact, 8)
         torch.testing.assert_close(loss.double().cpu(), want, rtol=1e-5, atol=1e-5)
         for a, b in zip(mine.params, exact.params):
             assert float((a.cpu() - b).norm()) <= 2e-5 * float(b.norm())

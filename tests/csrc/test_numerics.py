@@ -13,9 +13,8 @@ import torch
 from fedclip_plugin import capabilities, ops
 from fedclip_plugin.ops.kernels import ISAS, pure_python
 from tests.algorithms.reference_loop import make_adapter, train_epoch
-from tests.ops.inputs import ADAM, SCALE, epoch, make_client, whole_round
+from tests.ops.inputs import ADAM, OPS, SCALE, epoch, make_client, whole_round
 
-OPS = torch.ops.fedclip
 INNER = "OPS_TESTS_INNER"  # set where these tests run once more, on another ISA
 
 
@@ -99,8 +98,8 @@ def results():
         found += OPS.adapter_backward(dz, dz, client.x, h, z, client.params[2])
     for count in (1, 2, 3, 5):
         clients = [make_client(72, 40 + 13 * i, 5, i) for i in range(count)]
-        for bf16 in (False, True):
-            found += whole_round(OPS.local_round, clients, 16, bf16)
+        for precision in ops.PRECISIONS:
+            found += whole_round(OPS.local_round, clients, 16, precision)
             found += [t.clone() for c in clients for t in c.state()]
     xs = [torch.randn(70, 1001) for _ in range(11)]
     found.append(OPS.weighted_mean(xs, torch.rand(11)))
@@ -132,8 +131,7 @@ def others():
 @pytest.mark.skipif(pure_python() or INNER in os.environ, reason="already inside")
 @pytest.mark.parametrize("isa", others() if INNER not in os.environ else [])
 def test_every_instruction_set_passes_these_tests(isa):
-    here = Path(__file__).parent
-    files = [here.parent / "ops", Path(__file__)]
+    here = Path(__file__).resolve()
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     env = {**os.environ, "FEDCLIP_ISA": isa, INNER: "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -141,12 +139,12 @@ def test_every_instruction_set_passes_these_tests(isa):
             *command,
             "-k",
             "not opcheck and not compile",
-            *map(str, files),
+            *(str(here.parents[1] / "ops"), str(here)),
         ],
         capture_output=True,
         text=True,
         env=env,
-        cwd=here.parents[1],
+        cwd=here.parents[2],
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 

@@ -8,6 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedclip_plugin import ops
+
+OPS = torch.ops.fedclip
+REFERENCE = torch.ops.fedclip_reference
 ADAM = (1e-3, 0.9, 0.98, 1e-6, 0.2)  # lr, beta1, beta2, eps, weight_decay
 SCALE = 100.0
 
@@ -42,6 +46,11 @@ class Client:
     def state(self) -> list[Tensor]:
         return [*self.params, *self.exp_avg, *self.exp_avg_sq]
 
+    def local(self) -> ops.LocalClient:
+        """As the checked wrappers take it."""
+        state = (self.params, self.exp_avg, self.exp_avg_sq)
+        return ops.LocalClient(self.x, self.y, self.perm, *state, step=self.step)
+
 
 def make_params(dim: int) -> list[Tensor]:
     weight = [(torch.rand(dim, dim) * 2 - 1) / dim**0.5 for _ in range(2)]
@@ -63,7 +72,13 @@ def make_client(dim: int, rows: int, classes: int, seed: int = 0) -> Client:
     )
 
 
-def epoch(op, client: Client, batch_size: int, *precision: object) -> Tensor:  # type: ignore[no-untyped-def]
+def checked_epoch(client: Client, batch_size: int, *precision: str) -> Tensor:
+    """Runs the wrapper `ops.local_epoch` in place; the losses."""
+    hyper = ops.Hyperparameters(batch_size, *ADAM, SCALE, *precision)
+    return ops.local_epoch(client.local(), client.text, hyper)
+
+
+def epoch(op, client: Client, batch_size: int, *precision: str) -> Tensor:  # type: ignore[no-untyped-def]
     """Runs `op`, a `local_epoch`, in place; the losses."""
     c = client
     return op(
@@ -83,7 +98,7 @@ def epoch(op, client: Client, batch_size: int, *precision: object) -> Tensor:  #
 
 
 def whole_round(  # type: ignore[no-untyped-def]
-    op, clients: list[Client], batch_size: int, *precision: object
+    op, clients: list[Client], batch_size: int, *precision: str
 ) -> list[Tensor]:
     """Runs `op`, a `local_round`, in place; the losses of each client."""
     losses = op(

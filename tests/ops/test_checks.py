@@ -6,10 +6,19 @@ import pytest
 import torch
 
 from fedclip_plugin import ops
+from fedclip_plugin.ops import checks
 from fedclip_plugin.ops.kernels import pure_python
-from tests.ops.inputs import ADAM, SCALE, epoch, make_client, make_params
+from tests.ops.inputs import (
+    ADAM,
+    OPS,
+    REFERENCE,
+    SCALE,
+    checked_epoch,
+    epoch,
+    make_client,
+    make_params,
+)
 
-OPS = torch.ops.fedclip
 compiled = pytest.mark.skipif(pure_python(), reason="messages of the compiled kernels")
 
 
@@ -55,17 +64,20 @@ def test_opcheck(name):
 
 @pytest.mark.parametrize("name", ["local_epoch", "local_round"])
 def test_opcheck_in_bfloat16(name):
-    torch.library.opcheck(getattr(OPS, name).default, (*samples()[name], True))
+    torch.library.opcheck(getattr(OPS, name).default, (*samples()[name], "bf16"))
 
 
 def test_an_unknown_precision_is_named():
     client = make_client(9, 12, 3)
     with pytest.raises(ValueError, match=r"^precision: expected one of fp32, bf16"):
-        epoch(ops.local_epoch, client, 4, "fp16")
+        checked_epoch(client, 4, "fp16")
     with pytest.raises(ValueError, match=r"^precision: .*got 'tf32'"):
         ops.local_round(
-            [], [], client.text, [], 4, [], [], [], [], *ADAM, SCALE, "tf32"
+            [], client.text, ops.Hyperparameters(4, *ADAM, SCALE, precision="tf32")
         )
+    if not pure_python():
+        with pytest.raises(RuntimeError, match=r"^precision: .*bf16, got tf32$"):
+            epoch(OPS.local_epoch, client, 4, "tf32")
 
 
 def spoil_x(c):
@@ -141,8 +153,52 @@ def test_training_names_the_wrong_argument(name, spoil):
     with pytest.raises(RuntimeError, match=rf"^{name}\b.*expected .*got "):
         epoch(OPS.local_epoch, client, 4)
     with pytest.raises(ValueError, match=rf"^(client \d+: )?{name}|w[12]|b[12]|text"):
-        epoch(ops.local_epoch, client, 4)
+        checked_epoch(client, 4)
     assert all(torch.equal(a, b) for a, b in zip(before, client.state()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tensor_given_twice_is_named(dtype):
+    clients = [make_client(9, 12, 3, seed).to(dtype) for seed in range(2)]
+    text, hyper = clients[0].text, ops.Hyperparameters(4, *ADAM, SCALE)
+    clients[1].exp_avg[2] = clients[0].params[0]
+    before = [t.clone() for c in clients for t in c.state()]
+    message = r"^client 1: exp_avg\[2\]: .* got client 0: params\[0\]'s$"
+    with pytest.raises(ValueError, match=message):
+        ops.local_round([c.local() for c in clients], text, hyper)
+    after = [t for c in clients for t in c.state()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after))
+    clients[0].params[2] = clients[0].params[0]
+    with pytest.raises(ValueError, match=r"^client 0: params\[2\]: expected its own"):
+        checked_epoch(clients[0], 4)
+    if dtype is torch.float32 and not pure_python():
+        with pytest.raises(RuntimeError, match=r"^params\[\d\]: expected its own mem"):
+            epoch(OPS.local_epoch, clients[0], 4)
+
+
+def test_states_without_elements_may_share_their_address():
+    checks.check_distinct([torch.empty(0) for _ in range(12)])
+    client = make_client(8, 9, 3)
+    client.x, client.text = client.x[:, :0], client.text[:, :0]
+    client.params = [torch.empty(0, 0), torch.empty(0)] * 2
+    client.exp_avg = client.exp_avg_sq = client.params
+    for op in (OPS.local_epoch, REFERENCE.local_epoch):
+        assert epoch(op, client, 4).shape == (2,)
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
+def test_indices_are_left_to_the_cuda_kernel_only_where_it_answers(monkeypatch):
+    loaded = checks.load_kernels()._replace(cuda=pytest)
+    monkeypatch.setattr(checks, "load_kernels", lambda: loaded)
+    wrong, x = torch.tensor([3]).as_subclass(OnGpu), torch.randn(1, 4)
+    checks.check_index("y", wrong, x, 3)
+    with pytest.raises(ValueError, match=r"^y: expected values in 0\.\.2, got 3"):
+        checks.check_index("y", wrong, x.double(), 3)  # the reference answers this
 
 
 @compiled

@@ -9,9 +9,18 @@ from torch import nn
 from fedclip_plugin import capabilities, ops
 from fedclip_plugin.algorithms.adapter import AttentionAdapter
 from fedclip_plugin.ops.kernels import pure_python
-from tests.ops.inputs import ADAM, SCALE, epoch, make_client, make_params, whole_round
+from tests.ops.inputs import (
+    ADAM,
+    OPS,
+    REFERENCE,
+    SCALE,
+    epoch,
+    make_client,
+    make_params,
+    whole_round,
+)
 
-OPS = torch.ops.fedclip
+HYPER = ops.Hyperparameters(4, *ADAM, SCALE)
 DIMS = (1, 2, 7, 16, 33, 130)
 ROWS = (0, 1, 2, 5, 16, 17, 33, 64, 130)
 
@@ -141,7 +150,7 @@ def test_local_epoch(dim, rows, batch, classes):
     client.step = 3
     ours, exact = client.to(torch.float32), client.to(torch.float64)
     losses = epoch(OPS.local_epoch, ours, batch)
-    want = epoch(ops.local_epoch_reference, exact, batch)
+    want = epoch(REFERENCE.local_epoch, exact, batch)
     assert losses.shape == want.shape == (rows // batch + (rows % batch > 1),)
     torch.testing.assert_close(losses.double(), want, rtol=1e-5, atol=1e-5)
     for a, b, start in zip(ours.state(), exact.state(), client.state()):
@@ -162,7 +171,7 @@ def test_perm_may_choose_and_repeat_rows():
     client.perm = torch.tensor([5, 5, 29, 0, 7, 5, 1])
     ours, exact = client.to(torch.float32), client.to(torch.float64)
     epoch(OPS.local_epoch, ours, 4)
-    epoch(ops.local_epoch_reference, exact, 4)
+    epoch(REFERENCE.local_epoch, exact, 4)
     for a, b in zip(ours.params, exact.params):
         close(a, b)
 
@@ -185,21 +194,32 @@ def test_zero_rows_and_empty_clients_in_a_round():
 
 
 def test_a_round_of_no_clients():
-    text = torch.randn(3, 8)
-    assert ops.local_round([], [], text, [], 4, [], [], [], [], *ADAM, SCALE) == []
+    assert ops.local_round([], torch.randn(3, 8), HYPER) == []
 
 
 def test_the_wrapper_of_a_round_splits_the_losses():
     clients = [make_client(8, rows, 3) for rows in (9, 0, 4)]
+    twins = [c.to(torch.float32) for c in clients]
     text = clients[0].text
-    lists = [[getattr(c, name) for c in clients] for name in ("x", "y", "perm")]
-    state = [
-        [t for c in clients for t in getattr(c, name)]
-        for name in ("params", "exp_avg", "exp_avg_sq")
-    ]
-    x, y, perm = lists
-    losses = ops.local_round(x, y, text, perm, 4, *state, [0, 0, 0], *ADAM, SCALE)
+    losses = ops.local_round([c.local() for c in clients], text, HYPER)
     assert [v.shape for v in losses] == [(2,), (0,), (1,)]
+    for client, twin, loss in zip(clients, twins, losses):
+        twin.text = text
+        assert torch.equal(epoch(OPS.local_epoch, twin, 4), loss)
+        assert all(torch.equal(a, b) for a, b in zip(client.state(), twin.state()))
+
+
+@pytest.mark.parametrize("precision", ops.PRECISIONS)
+def test_the_references_of_a_round_take_what_the_operators_take(precision):
+    hyper = HYPER._replace(precision=precision)
+    clients = [make_client(8, rows, 3).to(torch.float64) for rows in (9, 0, 4)]
+    twins = [c.to(torch.float64) for c in clients]
+    text = clients[0].text
+    losses = ops.local_round([c.local() for c in clients], text, hyper)
+    want = ops.local_round_reference([c.local() for c in twins], text, hyper)
+    assert all(torch.equal(a, b) for a, b in zip(losses, want, strict=True))
+    for client, twin in zip(clients, twins):
+        assert all(torch.equal(a, b) for a, b in zip(client.state(), twin.state()))
 
 
 def strided(tensor):
@@ -250,7 +270,7 @@ def test_other_types_run_the_reference(dtype):
     assert all(torch.equal(a, b) for a, b in zip(got, want))
     losses = whole_round(OPS.local_round, [client], 8)[0]
     assert losses.dtype == dtype
-    assert torch.equal(losses, epoch(ops.local_epoch_reference, twin, 8))
+    assert torch.equal(losses, epoch(REFERENCE.local_epoch, twin, 8))
     assert all(torch.equal(a, b) for a, b in zip(client.state(), twin.state()))
     xs, weights = [client.x, client.x * 2], torch.tensor([1.0, 3.0])
     mean = OPS.weighted_mean(xs, weights)

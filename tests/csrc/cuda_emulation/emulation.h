@@ -71,7 +71,7 @@ inline float* dynamic_shared() { return emulation::shared_memory(); }
 inline float round_bf16(float value) {
     std::uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
-    if (value == value) bits += 0x7fff + (bits >> 16 & 1);
+    bits = value == value ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000;
     bits &= 0xffff0000;
     std::memcpy(&value, &bits, sizeof bits);
     return value;

@@ -135,6 +135,8 @@ extern "C" const char* emulate_round(const RoundArguments* a) {
                                     }));
 }
 
+extern "C" void emulate_round_bf16(float* value) { *value = round_bf16(*value); }
+
 extern "C" const char* emulate_tanh_rows(float* a, const float* bias, std::int64_t rows,
                                          std::int64_t dim, std::uint64_t seed) {
     return report(emulation::launch(blocks_for(rows, kWarps), 0, seed,
