@@ -42,7 +42,7 @@ class RunError(FedClipError):
 def did_you_mean(
     name: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6
 ) -> str:
-    """``; did you mean X?``, or nothing: how an error about an unknown name goes on.
+    """``; did you mean X?``, or nothing: the end of an error about an unknown name.
 
     Case, spaces and punctuation do not count.  At most ``most`` names, none of them
     less similar than ``cutoff`` (0 to 1, see :func:`difflib.get_close_matches`).

@@ -22,7 +22,7 @@ class Host:
     select: str
 
     def version(self) -> str | None:
-        """The installed version; None where it is absent or cannot be told."""
+        """The installed version; None where it is absent or unknown."""
         if self.package is None:
             return None
         try:

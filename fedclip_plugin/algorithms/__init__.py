@@ -46,7 +46,7 @@ def get_algorithm(name: str) -> Algorithm:
     found = ALGORITHMS.get(name)
     if not (isinstance(found, type) and issubclass(found, Algorithm)):
         raise ConfigError(
-            f"--alg {name}: {found!r} is no subclass of "
+            f"--alg {name}: {found!r} is not a subclass of "
             "fedclip_plugin.algorithms.Algorithm"
         )
     return found()

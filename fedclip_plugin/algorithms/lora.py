@@ -49,7 +49,7 @@ def _inject(model: nn.Module, seed: int) -> nn.Module:
         raise ConfigError(
             "--alg fedavg-lora needs peft: pip install 'fedclip-plugin[lora]'"
         ) from error
-    # The projections of nn.MultiheadAttention are no layers that are called.
+    # The projections of nn.MultiheadAttention are not called as layers.
     inside = {
         f"{name}.{child}"
         for name, module in model.named_modules()

@@ -24,7 +24,7 @@ EPILOG = """examples:
   fedclip run                                   the embedded data, under a minute
   fedclip run --dataset pacs --root DATA        the paper's table (OpenAI's ViT-B/32)
   fedclip run --features DIR --target sketch --seed 0 1 2
-  fedclip run --resume --out runs/pacs          go on after a crash
+  fedclip run --resume --out runs/pacs          resume after a crash
 """
 
 

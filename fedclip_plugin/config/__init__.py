@@ -1,1 +1,1 @@
-"""What a run is told: the sections of its configuration, and TOML."""
+"""The configuration of a run: its sections, and TOML."""

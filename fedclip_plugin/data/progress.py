@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-"""``progress(what, done, total)``: called as work goes on."""
+"""``progress(what, done, total)``: called while work proceeds."""
 
 
 def silent(what: str, done: int, total: int) -> None:

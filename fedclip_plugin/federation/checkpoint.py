@@ -135,7 +135,7 @@ def _state_misfit(state: State, first: State) -> str | None:
     if missing := first.keys() - state.keys():
         return f"it has no {min(missing)}"
     if extra := state.keys() - first.keys():
-        return f"{min(extra)} is no part of this run"
+        return f"{min(extra)} is not part of this run"
     wrong = (misfit(k, state[k], v.dtype, v.shape) for k, v in first.items())
     return next(filter(None, wrong), None)
 
@@ -145,7 +145,7 @@ def _kept_misfit(kept: State, first: State) -> str | None:
     for name, value in kept.items():
         client, _, key = name.rpartition("/")
         if not client:
-            return f"{name} is no client's"
+            return f"{name} belongs to no client"
         like = first.get(key.removeprefix(RESIDUAL), value)
         if odd := misfit(name, value, like.dtype, like.shape):
             return odd

@@ -147,7 +147,7 @@ class Run:
         updates: Sequence[ClientUpdate],
         participants: Sequence[str],
     ) -> State:
-        """Leave out what is unsound, and make the server's next state of the rest.
+        """Screen the updates, and aggregate the rest to the server's next state.
 
         ``participants`` are the names of the clients that were asked.
         """

@@ -1,6 +1,6 @@
 """Finished run directories, read back.
 
-The layout of a run directory is told in ``docs/report.md``.  A *leaf* is one target
+The layout of a run directory is that of ``docs/report.md``.  A *leaf* is one target
 and one seed; a *tree* holds leaves as ``<target>/seed-<n>``.  Accuracies are fractions
 in 0..1, ``None`` where nothing could be measured (an empty test split, no target).
 """

@@ -356,5 +356,6 @@ def _gains(found: Mapping[str, Any]) -> str:
         if gains["mean"] is not None:
             value = Cell(points(gains["mean"]), half_width(gains["ci95"]))
             parts.append(f"{value} points over {name}")
-    told = f"The clients' mean: {' and '.join(parts)} (± 95 % over clients)."
-    return told if parts else ""
+    if not parts:
+        return ""
+    return f"The clients' mean: {' and '.join(parts)} (± 95 % over clients)."

@@ -100,7 +100,7 @@ def _move_aside(out: Path) -> None:
         return
     if not (out / "config.toml").is_file():
         raise RunError(
-            f"--out {out} holds files that are no fedclip run; choose another directory"
+            f"--out {out} holds files but no fedclip run; choose another directory"
         )
     hold(out).release()
     number = 1

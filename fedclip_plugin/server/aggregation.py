@@ -169,7 +169,7 @@ def krum(
 def multi_krum(
     states: Sequence[State], weights: Tensor, sent: State, byzantine: float
 ) -> State:
-    """Mean of the updates with the best Krum scores, as many as are reckoned honest."""
+    """Mean of the updates with the best Krum scores, as many as are assumed honest."""
     keep = max(1, len(states) - attackers(len(states), byzantine))
     chosen = sorted(_krum_order(states, sent, byzantine)[:keep].tolist())
     return mean([states[i] for i in chosen], weights[chosen])

@@ -116,7 +116,7 @@ def read_tls(args: Any) -> Tls | None:
         except OSError as error:
             raise ConfigError(f"{FILE}: {key}: {path}: {error.strerror}") from error
         if b"-----BEGIN " not in texts[-1]:
-            raise ConfigError(f"{FILE}: {key}: {path} is no PEM file")
+            raise ConfigError(f"{FILE}: {key}: {path} is not a PEM file")
     return Tls(*texts)
 
 
@@ -127,7 +127,9 @@ def _check_port(path: Path, host: str, port: str) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, int(port)))
     except ValueError as error:
-        raise ConfigError(f"{path}: grpc_server_port: {port!r} is no port") from error
+        raise ConfigError(
+            f"{path}: grpc_server_port: {port!r} is not a port"
+        ) from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(

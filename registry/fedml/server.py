@@ -156,7 +156,7 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         return state
 
     def on_before_aggregation(self, raw_client_model_or_grad_list: Raw) -> Any:
-        """Leave out what is unsound, then FedML's clipping, attacks and defenses.
+        """Screen the updates, then FedML's clipping, attacks and defenses.
 
         Returns the list and the places in the given one that are in it.
         """

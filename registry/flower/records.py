@@ -39,7 +39,7 @@ def to_state(
 ) -> State:
     """The state in a message, on the device of ``like``; {} where there is none.
 
-    Raises UpdateError for bytes that are no arrays.
+    Raises UpdateError for bytes that are not arrays.
     """
     if isinstance(content, RecordDict):
         content = next(iter(content.array_records.values()), None)
@@ -71,7 +71,7 @@ def read_array(key: str, array: Array) -> np.ndarray:
         )
         return np.array(found, dtype.newbyteorder("="), order="C")
     except Exception as error:  # a header is Python's own syntax: it can do anything
-        raise UpdateError(f"{key} is no array ({type(error).__name__})") from error
+        raise UpdateError(f"{key} is not an array ({type(error).__name__})") from error
 
 
 def to_update(

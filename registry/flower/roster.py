@@ -1,7 +1,7 @@
 """Who takes part: what the clients say about themselves, and whom the server accepts.
 
 All must name the same classes and use the same frozen model: an adapter averaged over
-different ones would be spoilt without a word.
+different ones would be silently spoilt.
 """
 
 from __future__ import annotations

@@ -252,7 +252,7 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
             {k: tuple(v.shape) for k, v in s.items()} for s in (state, self._run.state)
         )
         if got != want:
-            raise ConfigError(f"arrays {got} are no adapter of this run: {want}")
+            raise ConfigError(f"arrays {got} are not an adapter of this run: {want}")
         return state
 
 

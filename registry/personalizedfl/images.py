@@ -181,7 +181,7 @@ def array_dataset(name: str, folder: Path, num_classes: int) -> ImageDataset:
     """``xdata.npy`` (N, H, W) or (N, H, W, C) and ``ydata.npy`` as one domain.
 
     Every image becomes an RGB file in memory, so that CLIP's own preprocessing and the
-    cache serve it.  Raises DataError for arrays that are no images.
+    cache serve it.  Raises DataError for arrays that are not images.
     """
     pixels = np.load(folder / ARRAYS[0], mmap_mode="r")
     labels = np.load(folder / ARRAYS[1]).reshape(-1).astype(np.int64)

@@ -98,8 +98,10 @@ def compare_costs(
         legend.append(Key(name, text, "line"))
     legend += dashed(axes, zero_shot, "base", "zero-shot")
     _log_axis(axes, cost, paid)
-    told = ", ".join(f"{c.label} {percent(float(c.accuracy[-1]))}" for c in curves)
-    return Chart(title, to_svg(figure, told), tuple(legend))
+    description = ", ".join(
+        f"{c.label} {percent(float(c.accuracy[-1]))}" for c in curves
+    )
+    return Chart(title, to_svg(figure, description), tuple(legend))
 
 
 def _number(axes: Axes, number: int, x: float | None, y: float, name: str) -> None:

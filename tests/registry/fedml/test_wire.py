@@ -246,7 +246,7 @@ def test_keys_of_tls_are_checked(features, tmp_path):
         check(fedclip_tls_cert="x.pem")
     (tmp_path / "empty").touch()
     keys = dict.fromkeys(tls_keys(tmp_path, 0), str(tmp_path / "empty"))
-    with pytest.raises(ConfigError, match="is no PEM file"):
+    with pytest.raises(ConfigError, match="is not a PEM file"):
         check(**keys)
     with pytest.raises(ConfigError, match=r"none\.pem: No such file"):
         check(**(keys | {"fedclip_tls_ca": "none.pem"}))

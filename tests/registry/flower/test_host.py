@@ -185,7 +185,7 @@ def test_a_run_begins_from_given_arrays(toy: Path) -> None:
     result = strategy.start(grid, to_arrays(first), num_rounds=1)
     torch.testing.assert_close(to_state(result.arrays), first)
     other = to_arrays({k: v[:1] for k, v in first.items()})
-    with pytest.raises(ConfigError, match="no adapter of this run"):
+    with pytest.raises(ConfigError, match="not an adapter of this run"):
         flower_host.FedClip(run_config).start(grid, other)
 
 

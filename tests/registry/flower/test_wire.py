@@ -79,7 +79,7 @@ def test_what_is_no_array_of_numbers_is_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tracemalloc.start()
     try:
-        with pytest.raises(UpdateError, match="w is no array"):
+        with pytest.raises(UpdateError, match="w is not an array"):
             read_array("w", array(LIES[name]))
         _, peak = tracemalloc.get_traced_memory()
     finally:
