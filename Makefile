@@ -50,11 +50,11 @@ format: install  ## put Python and C++ sources into the project's format
 
 .PHONY: bench
 bench: install  ## time the kernels against PyTorch
-	$(BIN)/python -m benchmarks.bench_ops $(ARGS)
+	$(BIN)/python -m benchmarks ops --write $(ARGS)
 
 .PHONY: gpu-check
 gpu-check:  ## build, test and time the CUDA kernels on this machine's GPU
-	$(ANY_PYTHON) -m benchmarks.gpu.check $(ARGS)
+	$(ANY_PYTHON) -m benchmarks gpu-check --write $(ARGS)
 
 .PHONY: install
 install: $(VENV)/.installed  ## make .venv, install the package in it, build the kernels

@@ -114,9 +114,9 @@ def _in_host_environment(session: nox.Session, extra: str, *more: str) -> None:
     build = {"FEDCLIP_CUDA": "0"}
     session.install(f".[{extra},privacy]", "pytest", "hypothesis", *more, env=build)
     folder = Path(session.create_tmp()).resolve()
-    tests = folder / "tests"
-    if not tests.exists():
-        tests.symlink_to(ROOT / "tests")
+    for name in ("benchmarks", "tests"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
     session.chdir(folder)  # the sources are out of reach: the installed package runs
     names = [f"tests/registry/{extra}", f"tests/faults/test_{extra}_kills.py"]
     names += CORE_TESTS
@@ -129,6 +129,8 @@ def _in_host_environment(session: nox.Session, extra: str, *more: str) -> None:
         "TMPDIR": tempfile.gettempdir(),
     }
     session.run("python", "-m", "pytest", *options, *names, env=env)
+    quick = ("fedml-round", "scale-hosts") if extra == "fedml" else ("scale-hosts",)
+    session.run("python", "-m", "benchmarks", "--quick", *quick, env=env)
     session.run("pip", "check")
 
 
@@ -149,7 +151,7 @@ def flower(session: nox.Session) -> None:
 
 
 def _as_installed(folder: Path) -> Path:
-    """Links that lay the sources out as they are installed, for mypy."""
+    """Links for mypy: the sources as they are installed, and what uses them."""
     package = folder / "fedclip_plugin"
     shutil.rmtree(package, ignore_errors=True)
     package.mkdir(parents=True)
@@ -157,18 +159,28 @@ def _as_installed(folder: Path) -> Path:
         if source.suffix == ".py" or (source / "__init__.py").exists():
             (package / source.name).symlink_to(source)
     (package / "registry").symlink_to(ROOT / "registry")
+    for name in ("benchmarks", "tests"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(ROOT / name)
     return folder
 
 
 @nox.session(venv_backend="none")
+def benchmarks(session: nox.Session) -> None:
+    """Every benchmark on the least of data, and which cannot run here."""
+    _run(session, "benchmarks", "--quick", *session.posargs)
+
+
+@nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
-    """Style and types: ruff, mypy --strict, clang-format."""
+    """Style and types: ruff, mypy, clang-format."""
     _run(session, "ruff", "check", ".")
     _run(session, "ruff", "format", "--check", ".")
     tree = _as_installed(ROOT / ".nox" / "as_installed")
     config = str(ROOT / "pyproject.toml")
     with session.chdir(tree):
-        _run(session, "mypy", "--config-file", config, MYPYPATH=os.curdir)
+        whole = ("-p", "fedclip_plugin", "-p", "benchmarks", "-p", "tests")
+        _run(session, "mypy", "--config-file", config, *whole, MYPYPATH=os.curdir)
     sources = sorted(
         str(path.relative_to(ROOT))
         for path in (ROOT / "csrc").rglob("*")

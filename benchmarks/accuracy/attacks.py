@@ -6,42 +6,173 @@ Twenty iid clients of all domains but one, of which a share lies in every round
 (``attack_models.py``); accuracy of the held-out domain after the last round.  Updates
 that screening leaves out whoever averages (NaN, wrong shapes, a million times too long)
 are run under the mean alone, and compared to the bit with a run in which those clients
-do not answer.  Results go to results/attacks.json, .md and .svg; what is in the json
-file already is not run again.
+do not answer.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from html import escape
-from pathlib import Path
-from typing import Any
 
 import torch
 
+from benchmarks.accuracy.ablation import BEST
 from benchmarks.accuracy.attack_models import LIES, Attacked, attackers
-from benchmarks.timing import machine, out_file
-from fedclip_plugin.config.schema import (
-    AGGREGATIONS,
-    PRESETS,
-    DataConfig,
-    RunConfig,
-    TrainConfig,
+from benchmarks.accuracy.study import (
+    Ended,
+    Place,
+    Row,
+    Study,
+    federation,
+    run_study,
+    run_to_end,
 )
-from fedclip_plugin.features.feature_set import FeatureSet, load_features
-from fedclip_plugin.federation.build import Federation, build_federation
-from fedclip_plugin.federation.engine import RunState, federate
+from benchmarks.command import measured_on, table
+from fedclip_plugin.bench.timing import machine
+from fedclip_plugin.config.schema import AGGREGATIONS
 from fedclip_plugin.federation.evaluation import score_zero_shot
 from fedclip_plugin.report.wording import percent
 from fedclip_plugin.stats import ci95, mean
 
+SCREENED = ("nan", "shapes", "scale-1e6")
+UNSCREENED = "mean, any distance"
+SHARES = (0.0, 0.1, 0.3, 0.45)
+OPEN_TO_ALL = tuple(attack for attack in LIES if attack not in SCREENED)
+
+
+class Attacks(Study):
+    """A row for each attack, rule, share of attackers and seed."""
+
+    name = "attacks"
+    rounds = 10
+
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        """Who is held out, and how many there are."""
+        parser.add_argument("--target", default="sketch", help="held-out domain")
+        parser.add_argument("--clients", type=int, default=20)
+
+    def identity(self) -> Row:
+        """What all rows were run with."""
+        names = ("target", "clients", "rounds", "seeds")
+        settings = {name: getattr(self.args, name) for name in names}
+        return {"settings": {**settings, "features": self.args.features.name,
+                             "train": BEST}}  # fmt: skip
+
+    def facts(self) -> Row:
+        """With the accuracy of zero-shot."""
+        fed = federation(self, self.args.target, self.args.seeds[0], {})
+        zero_shot = score_zero_shot(fed.clients, fed.target, fed.task)["target"]
+        return {"machine": machine(), "zero_shot": zero_shot}
+
+    def grid(self) -> Iterator[tuple[Place, Callable[[], Row]]]:
+        """Every cell with every seed."""
+        for seed, cell in itertools.product(self.args.seeds, cells()):
+            attack, rule, share = cell
+            place = ("runs", f"{attack} {rule} {share:g} {seed}")
+            yield place, partial(self.row, *cell, seed)
+
+    def row(self, attack: str, rule: str, share: float, seed: int) -> Row:
+        """Scores after the last round; ``lost`` tells whether screening cost a bit."""
+        args = self.args
+        options: Row = {"partition": "iid", "clients": args.clients, **BEST}
+        options |= {"rounds": args.rounds, "eval_every": args.rounds}
+        options |= {"aggregation": rule, "byzantine": max(0.3, share)}
+        if rule == UNSCREENED:
+            options |= {"aggregation": "mean", "max_norm_ratio": 0.0}
+        fed = federation(self, args.target, seed, options)
+        if attack == "none":
+            return _scores(run_to_end(fed))
+        liars = attackers(fed.clients, share, seed)
+        run = run_to_end(replace(fed, algorithm=Attacked(attack, liars)))
+        row = _scores(run)
+        if attack in SCREENED and rule == "mean":
+            honest = tuple(c for c in fed.clients if c.name not in liars)
+            alone = run_to_end(replace(fed, clients=honest)).last.state
+            same = (torch.equal(alone[k], v) for k, v in run.last.state.items())
+            row["lost"] = not all(same)
+        return row
+
+    @staticmethod
+    def page(results: Row) -> str:
+        """Attack and rule down, share of attackers across."""
+        s = results["settings"]
+        head = ["attack", "rule", *(f"{100 * x:g} %" for x in SHARES)]
+        body = [
+            [*pair, *(_cell(accuracies(results, *pair, share)) for share in SHARES)]
+            for pair in dict.fromkeys((a, r) for a, r, _ in cells() if a != "none")
+        ]
+        lost = [row["lost"] for row in results["runs"].values() if "lost" in row]
+        lines = [
+            "# Lying clients",
+            "",
+            f"`python -m benchmarks attacks` on {s['features']}, {s['target']} held "
+            f"out: {s['clients']} iid clients of the other domains, {s['rounds']} "
+            f"rounds, preset best, seeds {s['seeds']}; "
+            f"{measured_on(results['machine'])}.  Accuracy of the held-out domain in "
+            "per cent after the last round, ± the 95 % interval over seeds; zero-shot "
+            f"{percent(results['zero_shot'])}.  Rules reckon with 30 % attackers, with "
+            "45 % in the last column.",
+            "",
+            "![attack by rule](attacks.svg)",
+            "",
+            *table(head, body),
+            "",
+            f"Screening alone, under the mean, against {', '.join(SCREENED)}: "
+            f"{len(lost)} runs, of which {len(lost) - sum(lost)} end in the very bits "
+            "of a run without the attackers' clients.",
+        ]
+        return "\n".join(lines) + "\n"
+
+    @staticmethod
+    def picture(results: Row) -> str:
+        """The same in colours."""
+        plain = mean(accuracies(results, "none", "mean", 0.0)) or 1.0
+
+        def value(attack: str, rule: str, share: float) -> float | None:
+            return mean(accuracies(results, attack, rule, share))
+
+        ends = (results["zero_shot"], plain)
+        return heat_map(OPEN_TO_ALL, AGGREGATIONS, SHARES[1:], value, ends)
+
+
+def cells() -> Iterator[tuple[str, str, float]]:
+    """Attack, rule and share of every run; 0 attackers once a rule."""
+    yield from (("none", rule, 0.0) for rule in AGGREGATIONS)
+    yield from itertools.product(OPEN_TO_ALL, AGGREGATIONS, SHARES[1:])
+    yield from itertools.product(SCREENED, ("mean",), SHARES[1:])
+    yield from itertools.product(("scale-1e6",), (UNSCREENED,), SHARES[1:])
+
+
+def _scores(run: Ended) -> Row:
+    return {
+        "target": run.result.target,
+        "clients": run.result.mean_test,
+        "quarantined": run.last.progress.quarantined,
+    }
+
+
+def accuracies(results: Row, attack: str, rule: str, share: float) -> list[float]:
+    """Of the held-out domain, a value a seed; nobody attacks where the share is 0."""
+    if not share:
+        attack, rule = "none", rule.partition(",")[0]
+    keys = (f"{attack} {rule} {share:g} {s}" for s in results["settings"]["seeds"])
+    runs = results["runs"]
+    return [runs[key]["target"] for key in keys if key in runs]
+
+
+def _cell(values: Sequence[float]) -> str:
+    half = ci95(values)
+    return percent(mean(values)) + (f" ± {100 * half:.1f}" if half is not None else "")
+
+
+# ------------------------------------------------------------------------------ picture
+
 CELL, HIGH, LEFT, TOP = 34, 26, 118, 74  # pixels
-
-
 _GOOD, _BAD = (27, 120, 55), (178, 24, 43)
 
 
@@ -81,7 +212,7 @@ def heat_map(
 
 def _tile(x: int, y: int, value: float, ends: tuple[float, float]) -> list[str]:
     low, high = ends
-    place = min(max((value - low) / (high - low), 0.0), 1.0)
+    place = min(max((value - low) / ((high - low) or 1.0), 0.0), 1.0)
     rgb = ",".join(str(_mixed(place, part)) for part in range(3))
     box = f'<rect x="{x}" y="{y}" width="{CELL - 2}" height="{HIGH - 2}" rx="3" '
     ink = "white" if abs(place - 0.5) > 0.3 else "black"
@@ -100,171 +231,5 @@ def _text(x: int, y: int, text: str, anchor: str = "middle", fill: str = "#222")
     return f"<text {place}>{escape(text)}</text>"
 
 
-RESULTS = Path(__file__).parents[1] / "results" / "attacks"
-
-
-SCREENED = ("nan", "shapes", "scale-1e6")
-
-
-SHARES = (0.0, 0.1, 0.3, 0.45)
-
-
-UNSCREENED = "mean, any distance"
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run what is missing, and write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--features", type=Path, required=True)
-    parser.add_argument("--target", default="sketch", help="held-out domain")
-    parser.add_argument("--clients", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=out_file, default=RESULTS, help="without ending")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    features = load_features(args.features)
-    settings = {
-        k: getattr(args, k) for k in ("target", "clients", "rounds", "seeds")
-    } | {"features": args.features.name, "train": PRESETS["best"]}
-    found = _earlier(args.out.with_suffix(".json"), settings)
-    feds = {seed: _federation(features, args, seed) for seed in args.seeds}
-    fed = feds[args.seeds[0]]
-    found["zero_shot"] = score_zero_shot(fed.clients, fed.target, fed.task)["target"]
-    for seed, (attack, rule, share) in itertools.product(args.seeds, cells()):
-        key = f"{attack} {rule} {share:g} {seed}"
-        if key not in found["runs"]:
-            found["runs"][key] = _run(feds[seed], attack, rule, share)
-            print(key, found["runs"][key], flush=True)
-            args.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-    args.out.with_suffix(".md").write_text(markdown(found))
-    args.out.with_suffix(".svg").write_text(_picture(found))
-
-
-def cells() -> Iterator[tuple[str, str, float]]:
-    """Attack, rule and share of every run; 0 attackers once a rule."""
-    yield from (("none", rule, 0.0) for rule in AGGREGATIONS)
-    open_to_all = [attack for attack in LIES if attack not in SCREENED]
-    yield from itertools.product(open_to_all, AGGREGATIONS, SHARES[1:])
-    yield from itertools.product(SCREENED, ("mean",), SHARES[1:])
-    yield from itertools.product(("scale-1e6",), (UNSCREENED,), SHARES[1:])
-
-
-def _earlier(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    if found.get("settings") != settings:
-        found = {"settings": settings, "machine": machine(), "runs": {}}
-    return found
-
-
-def _federation(
-    features: FeatureSet, args: argparse.Namespace, seed: int
-) -> Federation:
-    data = DataConfig(dataset="features", partition="iid", clients=args.clients)
-    train = TrainConfig(rounds=args.rounds, eval_every=args.rounds, **PRESETS["best"])
-    config = RunConfig(data=data, train=train)
-    return build_federation(features, config, args.target, seed)
-
-
-def _run(fed: Federation, attack: str, rule: str, share: float) -> dict[str, Any]:
-    """Accuracies after the last round; ``lost`` tells whether screening cost a bit."""
-    change: dict[str, Any] = {"aggregation": rule}
-    if rule == UNSCREENED:
-        change = {"aggregation": "mean", "max_norm_ratio": 0.0}
-    train = replace(fed.task.train, byzantine=max(0.3, share), **change)
-    fed, seed = replace(fed, task=replace(fed.task, train=train)), fed.task.seed
-    if attack == "none":
-        return _result(_last(fed))
-    liars = attackers(fed.clients, share, seed)
-    last = _last(replace(fed, algorithm=Attacked(attack, liars)))
-    result = _result(last)
-    if attack in SCREENED and rule == "mean":
-        honest = tuple(c for c in fed.clients if c.name not in liars)
-        alone = _last(replace(fed, clients=honest)).state
-        result["lost"] = not all(
-            torch.equal(alone[k], v) for k, v in last.state.items()
-        )
-    return result
-
-
-def _last(fed: Federation) -> RunState:
-    *_, last = federate(fed)
-    return last
-
-
-def _result(last: RunState) -> dict[str, Any]:
-    assert last.result is not None
-    return {
-        "target": last.result.target,
-        "clients": last.result.mean_test,
-        "quarantined": last.progress.quarantined,
-    }
-
-
-# ------------------------------------------------------------------------------ report
-
-
-def accuracies(
-    found: dict[str, Any], attack: str, rule: str, share: float
-) -> list[float]:
-    """Of the held-out domain, a value a seed; nobody attacks where the share is 0."""
-    if not share:
-        attack, rule = "none", rule.partition(",")[0]
-    keys = (f"{attack} {rule} {share:g} {s}" for s in found["settings"]["seeds"])
-    return [found["runs"][key]["target"] for key in keys if key in found["runs"]]
-
-
-def _picture(found: dict[str, Any]) -> str:
-    attacks = [attack for attack in LIES if attack not in SCREENED]
-    plain = mean(accuracies(found, "none", "mean", 0.0)) or 1.0
-
-    def value(attack: str, rule: str, share: float) -> float | None:
-        return mean(accuracies(found, attack, rule, share))
-
-    ends = (found["zero_shot"], plain)
-    return heat_map(attacks, AGGREGATIONS, SHARES[1:], value, ends)
-
-
-def _cell(values: Sequence[float]) -> str:
-    half = ci95(values)
-    return percent(mean(values)) + (f" ± {100 * half:.1f}" if half is not None else "")
-
-
-def markdown(found: dict[str, Any]) -> str:
-    """The table: attack and rule down, share of attackers across."""
-    s, on = found["settings"], found["machine"]
-    lines = [
-        "# Lying clients",
-        "",
-        f"`python -m benchmarks attacks` on {s['features']}, {s['target']} held out: "
-        f"{s['clients']} iid clients of the other domains, {s['rounds']} rounds, "
-        f"preset best, seeds {s['seeds']}; {on['cpu']}, torch {on['torch']}, "
-        f"{on['date']}.  Accuracy of the held-out domain in per cent after the last "
-        "round, ± the 95 % interval over seeds; zero-shot "
-        f"{percent(found['zero_shot'])}.  Rules reckon with 30 % attackers, with 45 % "
-        "in the last column.",
-        "",
-        "![attack by rule](attacks.svg)",
-        "",
-        f"| attack | rule | {' | '.join(f'{100 * x:g} %' for x in SHARES)} |",
-        "|---|---|" + "---:|" * len(SHARES),
-    ]
-    pairs = dict.fromkeys((a, r) for a, r, _ in cells() if a != "none")
-    for attack, rule in pairs:
-        row = [_cell(accuracies(found, attack, rule, share)) for share in SHARES]
-        lines.append(f"| {attack} | {rule} | {' | '.join(row)} |")
-    missing = len(s["seeds"]) * len(list(cells())) - len(found["runs"])
-    if missing:
-        lines += ["", f"{missing} runs are still missing: cells stand for fewer seeds."]
-    lost = [r["lost"] for r in found["runs"].values() if "lost" in r]
-    lines += [
-        "",
-        f"Screening alone, under the mean, against {', '.join(SCREENED)}: {len(lost)} "
-        f"runs, of which {len(lost) - sum(lost)} end in the very bits of a run without "
-        "the attackers' clients.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    main()
+    run_study(Attacks, __doc__, argv, rounds=1, clients=8)

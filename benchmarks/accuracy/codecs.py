@@ -2,9 +2,7 @@
 
     python -m benchmarks codecs --features DIR
 
-Every domain in turn is held out; its images take no part in choosing the round.  What
-the result file holds for the same features, rounds and seeds is not run again.  Results
-go to results/codecs.json, .md and .svg.
+Every domain in turn is held out; its images take no part in choosing the round.
 """
 
 from __future__ import annotations
@@ -12,30 +10,35 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import json
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.accuracy.study import markdown_table
-from benchmarks.timing import machine, out_file
+from benchmarks.accuracy.ablation import BEST
+from benchmarks.accuracy.study import (
+    Place,
+    Row,
+    Study,
+    federation,
+    run_study,
+    run_to_end,
+)
+from benchmarks.command import measured_on, table
 from fedclip_plugin.algorithms.adapter import initial_state
-from fedclip_plugin.config.schema import PRESETS, DataConfig, RunConfig, TrainConfig
-from fedclip_plugin.features.feature_set import FeatureSet, load_features
-from fedclip_plugin.federation.build import build_federation
-from fedclip_plugin.federation.engine import RunState, federate
+from fedclip_plugin.bench.timing import machine
 from fedclip_plugin.report.figures.svg import figure_style
 from fedclip_plugin.report.wording import percent
+from fedclip_plugin.server import screening
 from fedclip_plugin.stats import ci95, mean
 from fedclip_plugin.wire import compression
 from fedclip_plugin.wire.codecs import CODECS
 from fedclip_plugin.wire.update import ClientUpdate
 
-RESULTS = Path(__file__).parents[1] / "results" / "codecs"
+PRESETS: dict[str, Row] = {"best": BEST, "paper": {}}
 WAYS = ("bytes_up", "bytes_down")
 EVAL_EVERY = 5  # rounds; the one that is best on validation rows is taken
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -63,60 +66,81 @@ LABELLED = {  # in the figure, and how far from its point, in points
 COLOURS = {"best": "#0072b2", "paper": "#d55e00"}  # Okabe and Ito's
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run what is missing; write after every setting."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--features", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--presets", nargs="+", default=["best", "paper"])
-    parser.add_argument("--out", type=out_file, default=RESULTS, help="without ending")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    features = load_features(args.features)
-    key = [args.features.name, features.key, args.rounds, args.seeds]
-    found = _earlier(args.out, key)
-    found |= {"key": key, "machine": machine(), "speed": speed()}
-    for name, preset in itertools.product(SETTINGS, args.presets):
-        rows = found["presets"].setdefault(preset, {})
-        if name not in rows:
-            train = {**PRESETS[preset], **SETTINGS[name]}
-            rows[name] = run_all(features, train, args.rounds, args.seeds)
-            print(preset, name, *(rows[name][k] for k in WAYS), flush=True)
-        _write(found, args.out)
+class Codecs(Study):
+    """A row for each preset and codec."""
 
+    name = "codecs"
 
-def _earlier(out: Path, key: list[Any]) -> dict[str, Any]:
-    path = out.with_suffix(".json")
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return found if found.get("key") == key else {"presets": {}}
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        """On top of what the codecs are tried."""
+        parser.add_argument("--presets", nargs="+", default=list(PRESETS))
 
+    def identity(self) -> Row:
+        """What all rows were run with."""
+        args = self.args
+        key = [args.features.name, self.features.key, args.rounds, args.seeds]
+        return {"key": key}
 
-def run_all(
-    features: FeatureSet, train: dict[str, Any], rounds: int, seeds: Sequence[int]
-) -> dict[str, Any]:
-    """Bytes of a client in a round; accuracies of the best rounds, a list a target."""
-    row: dict[str, Any] = {"targets": {}, "clients": {}}
-    sizes: dict[str, list[float]] = {way: [] for way in WAYS}
-    train = {"rounds": rounds, "eval_every": EVAL_EVERY, **train}
-    config = RunConfig(data=DataConfig(dataset="features"), train=TrainConfig(**train))
-    for target in features.domains:
-        for seed in seeds:
-            fed = build_federation(features, config, target, seed)
-            for standing in federate(fed):
-                result = standing.result
-                if result and result.clients and _is_best(standing):
-                    best = result
+    def facts(self) -> Row:
+        """With the milliseconds of each codec."""
+        repeats = 2 if self.args.quick else 30
+        return {"machine": machine(), "speed": speed(repeats=repeats)}
+
+    def grid(self) -> Iterator[tuple[Place, Callable[[], Row]]]:
+        """Every codec on every preset."""
+        for name, preset in itertools.product(SETTINGS, self.args.presets):
+            options = {**PRESETS[preset], **SETTINGS[name]}
+            yield ("presets", preset, name), partial(self.row, options)
+
+    def row(self, options: Row) -> Row:
+        """Bytes of a client in a round; scores of the best rounds, a list a target."""
+        options = {"rounds": self.args.rounds, "eval_every": EVAL_EVERY, **options}
+        row: Row = {"targets": {}, "clients": {}}
+        sizes: dict[str, list[float]] = {way: [] for way in WAYS}
+        for target, seed in itertools.product(self.features.domains, self.args.seeds):
+            fed = federation(self, target, seed, options)
+            run = run_to_end(fed)
             for way, found in sizes.items():
-                total = getattr(standing.progress, way)
-                found.append(total / rounds / len(fed.clients))
-            row["targets"].setdefault(target, []).append(best.target)
-            row["clients"].setdefault(target, []).append(best.mean_test)
-    return row | {way: round(sum(found) / len(found)) for way, found in sizes.items()}
+                total = getattr(run.last.progress, way)
+                found.append(total / self.args.rounds / len(fed.clients))
+            row["targets"].setdefault(target, []).append(run.best.target)
+            row["clients"].setdefault(target, []).append(run.best.mean_test)
+        return row | {way: round(mean(found) or 0) for way, found in sizes.items()}
 
+    @staticmethod
+    def page(results: Row) -> str:
+        """A table for each preset, and one of milliseconds."""
+        name, _, rounds, seeds = results["key"]
+        lines = [
+            "# Compressed updates",
+            "",
+            f"`python -m benchmarks codecs` on {name}: {rounds} rounds, seeds {seeds}, "
+            f"every domain held out in turn; {measured_on(results['machine'])}.  Bytes "
+            "are those of one client in one round, with names and checksum; without "
+            "`down` or `both ways` the state goes down in fp32.  Fewer: up alone, and "
+            "both ways together.  Accuracy in per cent of the best round on the "
+            f"clients' validation rows, of every {EVAL_EVERY}th, and its difference to "
+            "fp32 in points; ± is the 95 % interval over seeds, each a mean over "
+            "targets.",
+        ]
+        for preset, rows in results["presets"].items():
+            lines += ["", f"## `--preset {preset}`", "", *_table(rows)]
+        heads = ["codec", *next(iter(results["speed"].values()))]
+        times = [
+            [codec, *(f"{ms:.2f}" for ms in row.values())]
+            for codec, row in results["speed"].items()
+        ]
+        lines += [
+            "",
+            "## Milliseconds for one adapter (D = 512), CPU time of one thread",
+        ]
+        return "\n".join([*lines, "", *table(heads, times)]) + "\n"
 
-def _is_best(standing: RunState) -> bool:
-    return standing.progress.best_round == standing.progress.round
+    @staticmethod
+    def picture(results: Row) -> str:
+        """Accuracy over bytes."""
+        return _svg(results["presets"])
 
 
 def speed(dim: int = 512, repeats: int = 30) -> dict[str, dict[str, float]]:
@@ -134,7 +158,7 @@ def speed(dim: int = 512, repeats: int = 30) -> dict[str, dict[str, float]]:
         calls = {
             "encode": lambda c=codec, k=kept: compression.encode(c, state, sent, k),
             "check": lambda n=name, p=payload: compression.fault(n, p, sent),
-            "distance": lambda u=update: compression.payload_distance(u, sent),
+            "distance": lambda u=update: screening.distances([u], sent),
             "decode": lambda u=update: compression.decoded([u], sent),
             "mean of 8": lambda u=update: compression.mean(
                 [u] * 8, torch.ones(8), sent
@@ -161,41 +185,13 @@ def over_seeds(per_target: dict[str, list[float]]) -> list[float]:
     return [sum(values) / len(values) for values in zip(*per_target.values())]
 
 
-def _cell(values: Sequence[float], show: Any = percent) -> str:
+def _cell(values: Sequence[float], show: Callable[..., str] = percent) -> str:
     half = ci95(values)
     return show(mean(values)) + (f" ± {100 * half:.2f}" if half is not None else "")
 
 
 def _signed(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:+.2f}"
-
-
-def _write(found: dict[str, Any], out: Path) -> None:
-    out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-    out.with_suffix(".svg").write_text(_svg(found["presets"]))
-    on, (name, _, rounds, seeds) = found["machine"], found["key"]
-    lines = [
-        "# Compressed updates",
-        "",
-        f"`python -m benchmarks codecs` on {name}: {rounds} rounds, seeds {seeds}, "
-        f"every domain held out in turn; {on['cpu']}, torch {on['torch']}, "
-        f"{on['date']}.  Bytes are those of one client in one round, with names and "
-        "checksum; without `down` or `both ways` the state goes down in fp32.  Fewer: "
-        "up alone, and both ways together.  Accuracy in per cent of the "
-        f"best round on the clients' validation rows, of every {EVAL_EVERY}th, and its "
-        "difference to fp32 in points; ± is the 95 % interval over seeds, each a mean "
-        "over targets.",
-    ]
-    for preset, rows in found["presets"].items():
-        lines += ["", f"## `--preset {preset}`", "", *_table(rows)]
-    heads = ["codec", *next(iter(found["speed"].values()))]
-    times = [
-        [codec, *(f"{ms:.2f}" for ms in row.values())]
-        for codec, row in found["speed"].items()
-    ]
-    lines += ["", "## Milliseconds for one adapter (D = 512), CPU time of one thread"]
-    lines += ["", *markdown_table(heads, times)]
-    out.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
 def _table(rows: dict[str, Any]) -> list[str]:
@@ -215,7 +211,7 @@ def _table(rows: dict[str, Any]) -> list[str]:
             gaps = [a - b for a, b in zip(values, usual)]
             cells += [_cell(values), _cell(gaps, _signed)]
         body.append(cells)
-    return markdown_table(heads, body)
+    return table(heads, body)
 
 
 def both_ways(row: dict[str, Any]) -> int:
@@ -236,7 +232,7 @@ def _svg(presets: dict[str, Any]) -> str:
             x = [size for size, _, _ in points]
             y = [100 * (mean(values) or 0) for _, values, _ in points]
             half = [100 * (ci95(values) or 0) for _, values, _ in points]
-            style = {"color": COLOURS.get(preset), "fmt": "o", "capsize": 3}
+            style: Row = {"color": COLOURS.get(preset), "fmt": "o", "capsize": 3}
             axes.errorbar(x, y, half, label=f"--preset {preset}", **style)
             for (size, _, name), top in zip(points, y):
                 if away := LABELLED.get(name):
@@ -269,5 +265,5 @@ def _size(exponent: int) -> str:
     )
 
 
-if __name__ == "__main__":
-    main()
+def main(argv: Sequence[str] | None = None) -> None:
+    run_study(Codecs, __doc__, argv)

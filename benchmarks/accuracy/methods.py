@@ -7,8 +7,7 @@ Three tables.  *features*: a feature directory, the methods that need no CLIP.
 included.  *digits-long*: the same data, more rounds, without the methods that encode
 every image in every round.  Every domain is held out in turn.  All methods of a table
 run for the same number of rounds; each counts at its own best round, which the clients'
-validation rows choose.  Finished runs stay in --runs and are not run again.  Results go
-to results/methods.json and .md.
+validation rows choose.  Finished runs stay in --runs and are not run again.
 
     python -m benchmarks methods --time --features DIR
 
@@ -19,15 +18,15 @@ those seconds into the tables that are there.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.accuracy.study import finish_runs, markdown_table
-from benchmarks.timing import machine, out_file
+from benchmarks.accuracy.study import Place, Row, Study, finished_runs, run_study
+from benchmarks.command import table as lines_of
+from fedclip_plugin.bench.timing import machine
 from fedclip_plugin.report.averages import (
     KINDS,
     METRICS,
@@ -46,93 +45,106 @@ from fedclip_plugin.report.wording import (
 )
 from fedclip_plugin.stats import ci95, mean
 
-RESULTS = Path(__file__).parents[1] / "results" / "methods"
-FEATURE_METHODS: dict[str, tuple[str, ...]] = {
-    "zero-shot": ("--alg", "zeroshot"),
-    "local adapters": ("--alg", "local"),
-    "linear head": ("--alg", "linear"),
-    "FedCLIP, paper": ("--alg", "fedclip"),
-    "FedCLIP, best": ("--alg", "fedclip", "--preset", "best"),
+Methods = dict[str, dict[str, Any]]  # label -> options of `fedclip run`
+FEATURE_METHODS: Methods = {
+    "zero-shot": {"alg": "zeroshot"},
+    "local adapters": {"alg": "local"},
+    "linear head": {"alg": "linear"},
+    "FedCLIP, paper": {"alg": "fedclip"},
+    "FedCLIP, best": {"alg": "fedclip", "preset": "best"},
 }
-FROZEN_METHODS = {**FEATURE_METHODS, "PromptFL": ("--alg", "promptfl")}
-METHODS: dict[str, tuple[str, ...]] = {
+FROZEN_METHODS: Methods = {**FEATURE_METHODS, "PromptFL": {"alg": "promptfl"}}
+METHODS: Methods = {
     **FROZEN_METHODS,
-    "FedAVG of LoRA": ("--alg", "fedavg-lora"),
-    "FedAVG on all of CLIP": ("--alg", "fedavg"),
-    "FedProx on all of CLIP": ("--alg", "fedprox"),
+    "FedAVG of LoRA": {"alg": "fedavg-lora"},
+    "FedAVG on all of CLIP": {"alg": "fedavg"},
+    "FedProx on all of CLIP": {"alg": "fedprox"},
 }
 TABLES = {"features": FEATURE_METHODS, "digits": METHODS, "digits-long": FROZEN_METHODS}
 TIMED_ROUNDS = 6
 ROUNDS = {"features": 100, "digits": 20, "digits-long": 200}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run what is missing, and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--features", type=Path, help="feature directory")
-    parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
-    parser.add_argument("--rounds", type=int, help="of every table that is run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, default=Path("runs/methods"))
-    parser.add_argument("--time", action="store_true", help="only time, see above")
-    parser.add_argument("--out", type=out_file, default=RESULTS, help="without ending")
-    args = parser.parse_args(argv)
-    if "features" in args.only and args.features is None:
-        parser.error("the table `features` needs --features DIR")
-    file = args.out.with_suffix(".json")
-    found = json.loads(file.read_text()) if file.is_file() else {}
-    for name in args.only:
-        for table in (_time if args.time else _run)(name, found.get(name, {}), args):
-            found[name] = table
-            file.write_text(json.dumps(found, indent=1) + "\n")
-            args.out.with_suffix(".md").write_text(_markdown(found))
+class MethodsStudy(Study):
+    """A table for each kind of data, a row for each method."""
 
+    name = "methods"
 
-def _run(
-    name: str, table: Mapping[str, Any], args: argparse.Namespace
-) -> Iterator[dict[str, Any]]:
-    """The table, longer by one method each time."""
-    rounds = args.rounds or ROUNDS[name]
-    methods: dict[str, Any] = {}
-    jobs = _jobs(name, rounds, ["--seed", *map(str, args.seeds)], args)
-    for label, runs in finish_runs(jobs, args.runs / name):
-        methods[label] = _figures(runs)
-        about = {"rounds": rounds, "seeds": args.seeds, "machine": machine()}
-        yield {**table, **about, "data": _data(runs), "methods": methods}
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        """Which tables, where finished runs are, and whether only to time."""
+        add = parser.add_argument
+        add("--only", nargs="+", choices=TABLES, default=list(TABLES))
+        add("--runs", type=Path, help="default: runs/methods")
+        add("--time", action="store_true", help="only time, see above")
+        parser.set_defaults(rounds=None)
 
+    def facts(self) -> Row:
+        """Of each table in itself."""
+        return {}
 
-def _time(
-    name: str, table: Mapping[str, Any], args: argparse.Namespace
-) -> Iterator[dict[str, Any]]:
-    """The table with seconds a round: the median of some rounds after the first."""
-    if not table:
-        return
-    seconds: dict[str, float] = {}
-    target = list(table["methods"]["zero-shot"]["by_target"])[-1]
-    jobs = _jobs(name, TIMED_ROUNDS, ["--seed", "0", "--target", target], args)
-    with TemporaryDirectory() as folder:
-        for label, runs in finish_runs(jobs, Path(folder)):
-            rounds = runs[0].metrics
-            seconds[label] = median(m["seconds"]["train"] for m in rounds[-5:])
-            yield {**table, "timed": {**machine(), "target": target}, "time": seconds}
+    def grid(self) -> Iterator[tuple[Place, Callable[[], Row]]]:
+        """Every method of every table, or its seconds a round."""
+        for name in self.args.only:
+            yield from self.timed(name) if self.args.time else self.table(name)
 
+    def table(self, name: str) -> Iterator[tuple[Place, Callable[[], Row]]]:
+        """A table is begun anew where rounds or seeds are other ones."""
+        args = self.args
+        about = {"rounds": args.rounds or ROUNDS[name], "seeds": args.seeds}
+        table = self.results.setdefault(name, {})
+        if any(table.get(key) != value for key, value in about.items()):
+            table.clear()
+        table |= {**about, "machine": machine()}
+        runs = args.runs or (self.scratch if args.quick else Path("runs/methods"))
+        jobs = self.jobs(name, about["rounds"], {"seed": args.seeds})
+        for label, finished in finished_runs(jobs, runs / name):
+            first = finished[0].summary
+            table["data"] = f"{first['dataset']}, {first['model']}"
+            yield (name, "methods", label), partial(_figures, finished)
 
-def _jobs(
-    name: str, rounds: int, shared: Sequence[str], args: argparse.Namespace
-) -> dict[str, Sequence[str]]:
-    """Label -> options of ``fedclip run``."""
-    if name == "features":
-        shared = [*shared, "--features", str(args.features)]
-    trained = [*shared, "--rounds", str(rounds)]
-    return {
-        label: [*words, *(shared if label == "zero-shot" else trained)]
-        for label, words in TABLES[name].items()
-    }
+    def timed(self, name: str) -> Iterator[tuple[Place, Callable[[], Row]]]:
+        """Seconds a round: the median of some rounds after the first."""
+        table = self.results.get(name)
+        if table is None:
+            return
+        target = list(table["methods"]["zero-shot"]["by_target"])[-1]
+        table |= {"timed": {**machine(), "target": target}, "time": {}}
+        jobs = self.jobs(name, TIMED_ROUNDS, {"seed": 0, "target": target})
+        for label, (run,) in finished_runs(jobs, self.scratch / "timed"):
+            seconds = [m["seconds"]["train"] for m in run.metrics[-5:]]
+            yield (name, "time", label), partial(median, seconds)
 
+    def jobs(self, name: str, rounds: int, shared: Mapping[str, Any]) -> Methods:
+        """Label -> options of ``fedclip run``."""
+        if name == "features":
+            shared = {**shared, "features": self.args.features}
+        trained = {**shared, "rounds": rounds}
+        return {
+            label: {**options, **(shared if label == "zero-shot" else trained)}
+            for label, options in TABLES[name].items()
+        }
 
-def _data(runs: Sequence[RunRecord]) -> str:
-    first = runs[0].summary
-    return f"{first['dataset']}, {first['model']}"
+    @staticmethod
+    def page(results: Row) -> str:
+        """All tables."""
+        lines = [
+            "# Methods",
+            "",
+            "`python -m benchmarks methods --features DIR`.  Accuracy in per cent at "
+            "each method's best round, which the clients' validation rows choose.  "
+            "Every domain is held out in turn: *held out* is that domain, scored "
+            "whole; *clients* the mean over the test splits of the others; *mean* is "
+            "over both.  ± is the 95 % interval over seeds, each averaged over its "
+            "targets.  *Sent* is up and down, all clients, a whole run; *training* is "
+            "the seconds of all clients, one after the other.  *Below zero-shot* "
+            "counts the held-out domains and the clients' means, over seeds, that "
+            "training worsened.",
+        ]
+        for name in TABLES:
+            if name in results:
+                lines += ["", *_section(name, results[name])]
+        return "\n".join(lines) + "\n"
 
 
 def _figures(runs: Sequence[RunRecord]) -> dict[str, Any]:
@@ -162,28 +174,6 @@ def _figures(runs: Sequence[RunRecord]) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------ report
-
-
-def _markdown(found: Mapping[str, Any]) -> str:
-    lines = [
-        "# Methods",
-        "",
-        "`python -m benchmarks methods --features DIR`.  Accuracy in per cent at each "
-        "method's best round, which the clients' validation rows choose.  Every domain "
-        "is held out in turn: *held out* is that domain, scored whole; *clients* the "
-        "mean over the test splits of the others; *mean* is over both.  ± is the 95 % "
-        "interval over seeds, each averaged over its targets.  *Sent* is up and down, "
-        "all clients, a whole run; *training* is the seconds of all clients, one after "
-        "the other.  *Below zero-shot* counts the held-out domains and the clients' "
-        "means, over seeds, that training worsened.",
-    ]
-    for name in TABLES:
-        if name in found:
-            lines += ["", *_section(name, found[name])]
-    return "\n".join(lines) + "\n"
-
-
 def _section(name: str, table: Mapping[str, Any]) -> list[str]:
     on, methods = table["machine"], table["methods"]
     lines = [
@@ -191,18 +181,18 @@ def _section(name: str, table: Mapping[str, Any]) -> list[str]:
         "",
         f"{table['rounds']} rounds (zero-shot: none), seeds {table['seeds']}; "
         f"{on['cpu']}, torch {on['torch']}, Python {on['python']}, {on['date']}.  "
-        + _told_of_time(table),
+        + _about_time(table),
         "",
     ]
     head = ["method", "held out", "lift", "clients", "mean", "parameters"]
     head += ["sent", "training", "best round", "below zero-shot"]
     rows = [_accuracy_row(label, row, table) for label, row in methods.items()]
-    lines += markdown_table(head, rows)
+    lines += lines_of(head, rows)
     targets = list(next(iter(methods.values()))["by_target"])
     lines += ["", "Held out, by domain, and class metrics of the held-out domains:", ""]
     head = ["method", *targets, *METRICS.values()]
     rows = [_detail_row(label, row, targets) for label, row in methods.items()]
-    lines += markdown_table(head, rows)
+    lines += lines_of(head, rows)
     short = [f"- {k}: {'; '.join(v)}" for k, row in methods.items()
              if (v := row["below_zero_shot"])]  # fmt: skip
     if short:
@@ -210,7 +200,7 @@ def _section(name: str, table: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _told_of_time(table: Mapping[str, Any]) -> str:
+def _about_time(table: Mapping[str, Any]) -> str:
     timed = table.get("timed")
     if timed is None:
         return "Training seconds are those of the runs, on a machine with other work."
@@ -251,5 +241,5 @@ def _detail_row(
     return [label, *cells, *(with_half(metrics[k], half[k], " ± ") for k in METRICS)]
 
 
-if __name__ == "__main__":
-    main()
+def main(argv: Sequence[str] | None = None) -> None:
+    run_study(MethodsStudy, __doc__, argv, rounds=1, only=["features"])

@@ -6,24 +6,22 @@ FedCLIP is run with every domain held out in turn, and the shared adapter of the
 round is then personalized both ways.  Clients: the domains, and 20 clients whose
 classes are drawn from a Dirichlet with alpha 0.1.  The held-out domain is the *new
 client*: it starts from an adapter that never saw it.  Finished runs stay in --runs,
-beside those of ``benchmarks.accuracy.methods``, and are not run again.  Results go to
-results/personalization.json and .md.
+beside those of ``methods``, and are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy.methods import FEATURE_METHODS
-from benchmarks.accuracy.study import finish_runs, markdown_table
-from benchmarks.timing import machine
+from benchmarks.accuracy.study import Place, Row, Study, finished_runs, run_study
+from benchmarks.command import measured_on, table
 from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.config.toml import from_dict, load_toml
-from fedclip_plugin.features.feature_set import FeatureSet, load_features
 from fedclip_plugin.federation.build import build_federation
 from fedclip_plugin.federation.personalization import personalize
 from fedclip_plugin.report.records import RunRecord
@@ -31,57 +29,85 @@ from fedclip_plugin.report.wording import percent, points
 from fedclip_plugin.stats import ci95, mean
 from fedclip_plugin.storage.tensors import read_tensors
 
-RESULTS = Path(__file__).parents[1] / "results" / "personalization"
-_FILE = RESULTS.with_suffix(".json")
 LOCAL, PAPER, BEST = "local adapters", "FedCLIP, paper", "FedCLIP, best"
-SKEWED = ("--partition", "dirichlet", "--alpha", "0.1", "--clients", "20")
-CLIENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "domains": ((), (LOCAL, PAPER, BEST)),
-    "20 clients, alpha 0.1": ((*SKEWED, "--eval-every", "10"), (BEST,)),
+SKEWED = {"partition": "dirichlet", "alpha": 0.1, "clients": 20, "eval_every": 10}
+CLIENTS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "domains": ("features", {}, (LOCAL, PAPER, BEST)),
+    "20 clients, alpha 0.1": ("features-dirichlet", SKEWED, (BEST,)),
 }
-"""Name -> options of ``fedclip run``, and the methods."""
+"""Name -> folder of its runs, options of ``fedclip run``, and the methods."""
 BASES = ("zero_shot", "shared", "personal")
+TITLES = {"known": "Clients of the federation", "new": "New client (held out)"}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run what is missing, personalize and write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--features", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, default=Path("runs/methods"))
-    args = parser.parse_args(argv)
-    features = load_features(args.features)
-    found = json.loads(_FILE.read_text()) if _FILE.is_file() else {"rows": []}
-    found |= {"features": args.features.name, "machine": machine()}
-    rows = {_key(row): row for row in found["rows"]}
-    about = {"rounds": args.rounds, "seeds": args.seeds}
-    for clients, (words, labels) in CLIENTS.items():
-        folder = args.runs / ("features" if not words else "features-dirichlet")
-        local: float | None = None
-        jobs = {label: _words(label, words, args) for label in labels}
-        for label, runs in finish_runs(jobs, folder):
-            if label == LOCAL:
-                local = _alone(runs)
-                continue
-            for method in ("finetune", "mix"):
-                row = {**about, "clients": clients, "adapter": label, "method": method}
-                if _key(row) not in rows:
-                    each = [c for run in runs for c in _personal(run, features, method)]
-                    rows[_key(row)] = {**row, **_figures(each), "alone": local}
-                found["rows"] = list(rows.values())
-                _FILE.write_text(json.dumps(found, indent=1) + "\n")
-                RESULTS.with_suffix(".md").write_text(_markdown(found))
+class Personalization(Study):
+    """A row for each kind of clients, adapter and way to personalize it."""
 
+    name = "personalization"
 
-def _key(row: Mapping[str, Any]) -> str:
-    keys = ("clients", "adapter", "method", "rounds", "seeds")
-    return json.dumps([row[key] for key in keys])
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        """Where finished runs are."""
+        parser.add_argument("--runs", type=Path, help="default: runs/methods")
 
+    def grid(self) -> Iterator[tuple[Place, Callable[[], Row]]]:
+        """Both ways for every adapter."""
+        args = self.args
+        runs = args.runs or (self.scratch if args.quick else Path("runs/methods"))
+        shared = {"features": args.features, "rounds": args.rounds, "seed": args.seeds}
+        for clients, (folder, options, labels) in CLIENTS.items():
+            jobs = {
+                label: FEATURE_METHODS[label] | shared | options for label in labels
+            }
+            alone: float | None = None
+            for label, finished in finished_runs(jobs, runs / folder):
+                if label == LOCAL:
+                    alone = _alone(finished)
+                    continue
+                for method in ("finetune", "mix"):
+                    row = {"clients": clients, "adapter": label, "method": method}
+                    row |= {"rounds": args.rounds, "seeds": args.seeds}
+                    yield ("rows", row), partial(self.row, finished, method, alone)
 
-def _words(label: str, words: Sequence[str], args: argparse.Namespace) -> list[str]:
-    shared = ["--features", str(args.features), "--rounds", str(args.rounds)]
-    return [*FEATURE_METHODS[label], *shared, "--seed", *map(str, args.seeds), *words]
+    def row(self, runs: Sequence[RunRecord], method: str, alone: float | None) -> Row:
+        """What one way gives, over all runs."""
+        each = [client for run in runs for client in self.personal(run, method)]
+        return {
+            **{k: _gains([c for c in each if c["kind"] == k]) for k in TITLES},
+            "alone": alone,
+        }
+
+    def personal(self, run: RunRecord, method: str) -> Iterator[Row]:
+        """A row a client, the new one among them."""
+        config = from_dict(RunConfig, load_toml(run.path / "config.toml"))
+        seed = run.summary["seed"]
+        fed = build_federation(self.features, config, run.target, seed)
+        shared, _ = read_tensors(run.path / "adapter.safetensors")
+        scores = personalize(fed, shared, method, keep=lambda name, state: None)
+        for kind, key in (("known", "clients"), ("new", "new_clients")):
+            for row in scores[key].values():
+                yield {"kind": kind, "seed": seed, **row}
+
+    @staticmethod
+    def page(results: Row) -> str:
+        """The clients that trained, and the new one."""
+        first = results["rows"][0]
+        lines = [
+            "# Personalization",
+            "",
+            "`python -m benchmarks personalization --features DIR` on "
+            f"{results['features']}: {first['rounds']} rounds, seeds {first['seeds']}, "
+            f"every domain held out in turn; {measured_on(results['machine'])}.  "
+            "Test accuracy in per cent, mean over clients, targets and seeds.  How far "
+            "a client goes is chosen on its validation rows.  The two ± are 95 % "
+            "intervals: over the seeds, and over all clients of all runs (a client of "
+            "several runs counts in each, so the second is rather too narrow).  "
+            "*Alone*: the client's own adapter, never sent, by the paper's "
+            "hyper-parameters.",
+        ]
+        for kind, title in TITLES.items():
+            lines += ["", f"## {title}", "", *_table(results["rows"], kind)]
+        return "\n".join(lines) + "\n"
 
 
 def _alone(runs: Sequence[RunRecord]) -> float | None:
@@ -90,92 +116,50 @@ def _alone(runs: Sequence[RunRecord]) -> float | None:
     return mean(value for values in tests for value in values)
 
 
-def _personal(
-    run: RunRecord, features: FeatureSet, method: str
-) -> Iterator[dict[str, Any]]:
-    """A row a client, the new one among them."""
-    config = from_dict(RunConfig, load_toml(run.path / "config.toml"))
-    fed = build_federation(features, config, run.target, run.summary["seed"])
-    shared, _ = read_tensors(run.path / "adapter.safetensors")
-    found = personalize(fed, shared, method, keep=lambda name, state: None)
-    for key in ("clients", "new_clients"):
-        for row in found[key].values():
-            yield {"new": key == "new_clients", "seed": run.summary["seed"], **row}
-
-
-def _figures(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {
-        kind: _gains([row for row in each if row["new"] == new])
-        for kind, new in (("known", False), ("new", True))
-    }
-
-
-def _gains(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _gains(rows: Sequence[Row]) -> Row:
     """Means over targets, seeds and clients; intervals over seeds and over clients."""
     rows = [row for row in rows if row["personal"] is not None]
-    found: dict[str, Any] = {k: mean(row[k] for row in rows) for k in BASES}
+    gains: Row = {k: mean(row[k] for row in rows) for k in BASES}
     for base in BASES[:2]:
-        gains = [row["personal"] - row[base] for row in rows]
+        each = [row["personal"] - row[base] for row in rows]
         seeds: dict[int, list[float]] = {}
-        for row, gain in zip(rows, gains):
+        for row, gain in zip(rows, each):
             seeds.setdefault(row["seed"], []).append(gain)
-        found[f"gain_over_{base}"] = {
-            "mean": mean(gains),
+        gains[f"gain_over_{base}"] = {
+            "mean": mean(each),
             "ci95_seeds": ci95(mean(values) for values in seeds.values()),
-            "ci95_clients": ci95(gains),
+            "ci95_clients": ci95(each),
         }
-    over = [row["personal"] - row["shared"] for row in rows]
-    found["count"] = len(rows)
-    found["better"] = sum(gain > 0 for gain in over)
-    found["worse"] = sum(gain < 0 for gain in over)
-    found["below_zero_shot"] = sum(row["personal"] < row["zero_shot"] for row in rows)
-    return found
+    gains["count"] = len(rows)
+    gains["better"] = sum(row["personal"] > row["shared"] for row in rows)
+    gains["worse"] = sum(row["personal"] < row["shared"] for row in rows)
+    gains["below_zero_shot"] = sum(row["personal"] < row["zero_shot"] for row in rows)
+    return gains
 
 
-# ------------------------------------------------------------------------------ report
-
-
-def _markdown(found: Mapping[str, Any]) -> str:
-    on, first = found["machine"], found["rows"][0]
-    rounds, seeds = first["rounds"], first["seeds"]
-    lines = [
-        "# Personalization",
-        "",
-        "`python -m benchmarks personalization --features DIR` on "
-        f"{found['features']}: {rounds} rounds, seeds {seeds}, every "
-        f"domain held out in turn; {on['cpu']}, torch {on['torch']}, {on['date']}.  "
-        "Test accuracy in per cent, mean over clients, targets and seeds.  How far a "
-        "client goes is chosen on its validation rows.  The two ± are 95 % intervals: "
-        "over the seeds, and over all clients of all runs (a client of several "
-        "runs counts in each, so the second is rather too narrow).  *Alone*: the "
-        "client's own adapter, never sent, by the paper's hyper-parameters.",
-    ]
-    titles = {"known": "Clients of the federation", "new": "New client (held out)"}
-    for kind, title in titles.items():
-        lines += ["", f"## {title}", "", *_table(found["rows"], kind)]
-    return "\n".join(lines) + "\n"
-
-
-def _table(rows: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
+def _table(rows: Sequence[Row], kind: str) -> list[str]:
     known = kind == "known"
     head = ["clients", "adapter", "by", "zero-shot", *(["alone"] if known else [])]
     head += ["shared", "personal", "over shared", "over zero-shot"]
     head += ["better / worse than shared", "below zero-shot"]
     body = []
     for row in rows:
-        got = row[kind]
+        gains = row[kind]
         alone = [percent(row["alone"])] if known else []
         body.append(
             [
                 *(row["clients"], row["adapter"], row["method"]),
-                *(percent(got["zero_shot"]), *alone, percent(got["shared"])),
-                percent(got["personal"]),
-                *(_gain(got[f"gain_over_{base}"]) for base in ("shared", "zero_shot")),
-                f"{got['better']} / {got['worse']} of {got['count']}",
-                f"{got['below_zero_shot']}",
+                *(percent(gains["zero_shot"]), *alone, percent(gains["shared"])),
+                percent(gains["personal"]),
+                *(
+                    _gain(gains[f"gain_over_{base}"])
+                    for base in ("shared", "zero_shot")
+                ),
+                f"{gains['better']} / {gains['worse']} of {gains['count']}",
+                f"{gains['below_zero_shot']}",
             ]
         )
-    return markdown_table(head, body)
+    return table(head, body)
 
 
 def _gain(gain: Mapping[str, float | None]) -> str:
@@ -184,5 +168,5 @@ def _gain(gain: Mapping[str, float | None]) -> str:
     return f"{points(gain['mean'])} ± {shown}"
 
 
-if __name__ == "__main__":
-    main()
+def main(argv: Sequence[str] | None = None) -> None:
+    run_study(Personalization, __doc__, argv)

@@ -99,7 +99,7 @@ def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
 
 def typical(rounds: Sequence[Sequence[float]], choose: str) -> list[float]:
     """Step by step the ``min`` or the ``median`` over the rounds."""
-    pick = {"min": min, "median": median}[choose]
+    pick = min if choose == "min" else median
     return [float(pick(step)) for step in zip(*rounds)]
 
 

@@ -1,4 +1,4 @@
-"""Run the authors' FedCLIP as it is: ``run_authors.py HOME DEVICE [their options]``.
+"""Run the authors' FedCLIP as it is: ``HOME DEVICE [their options]``.
 
 No file of theirs is changed.  Two things are arranged from outside, before their main
 script starts: the default arguments ``device='cuda'`` of three functions become DEVICE
@@ -24,7 +24,7 @@ def provide_clip() -> str:
     except ImportError:
         pass
     sys.modules.pop("clip", None)  # PyPI's package of that name is another thing
-    sys.path.insert(0, str(Path(__file__).parents[1] / "standin"))
+    sys.path.insert(0, str(Path(__file__).parent / "standin"))
     return "stand-in"
 
 

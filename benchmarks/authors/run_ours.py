@@ -1,4 +1,4 @@
-"""One timed run of ours in a process of its own: ``run_ours.py FILE.json``.
+"""One timed run of ours in a process of its own: ``FILE.json``.
 
 FILE holds the options that ``main`` reads; the timings are printed as one JSON line.
 The path is that of ``fedclip run``: ``obtain_features`` from an empty cache, then

@@ -1,6 +1,6 @@
-"""Wall time of FedCLIP on PACS: the authors' code against ours, encoding included.
+"""How long does FedCLIP take on PACS, from images on: the authors' code and ours?
 
-    PERSONALIZEDFL_HOME=~/PersonalizedFL python benchmarks/vs_reference.py --images PACS
+    PERSONALIZEDFL_HOME=~/PersonalizedFL python -m benchmarks vs-reference --images PACS
 
 Both sides get the same images, model, weights and threads, in turn: a round of the
 authors' main script, a whole `fedclip run` of ours from an empty cache with the
@@ -19,19 +19,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import round_cost as cost
-import vs_report
+from benchmarks.authors import round_cost as cost
+from benchmarks.authors import vs_report
+from benchmarks.command import PACS, ROOT, as_json, parse, save
+from benchmarks.command import build_parser as common_parser
 
-HERE = Path(__file__).parents[1]
 EPILOG = """\
 examples:
   quick look, our side only, on 20 images of each class and domain:
-      python benchmarks/vs_reference.py --images PACS
+      python -m benchmarks vs-reference --images PACS
   both sides; ours encodes all of --images, so that no image of it is extrapolated:
-      PERSONALIZEDFL_HOME=DIR python benchmarks/vs_reference.py --images PACS --ours-all
+      PERSONALIZEDFL_HOME=DIR python -m benchmarks vs-reference --images PACS --ours-all
 PERSONALIZEDFL_HOME is a checkout of the PersonalizedFL repository.  Where OpenAI's
 package `clip` is not installed a stand-in with open_clip's ViT-B/32 takes its place;
 without --pretrained both sides have the same random weights: the work is the same.
@@ -39,14 +41,11 @@ without --pretrained both sides have the same random weights: the work is the sa
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Time FedCLIP on PACS: the authors' code against this package.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = common_parser("vs-reference", __doc__)
+    parser.epilog = EPILOG
     add = parser.add_argument
     # fmt: off
-    add("--images", metavar="DIR", required=True,
+    add("--images", metavar="DIR",
         help="PACS: art_painting, cartoon, photo, sketch, with class folders")
     add("--images-per-class", metavar="N", type=int, default=20,
         help="measure on the first N of each class and domain; 0 = all (default: 20)")
@@ -66,8 +65,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--model-config", metavar="DIR", help="folder with further model configs")
     add("--pretrained", metavar="FILE", help="weights (default: random, seeded)")
-    add("--out", metavar="DIR", type=Path, default=HERE / "results",
-        help="where vs_reference.json and .md go (default: benchmarks/results)")
     # fmt: on
     return parser
 
@@ -120,7 +117,7 @@ def environment(args: argparse.Namespace, weights: str, cache: Path) -> dict[str
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if args.device == "cpu" else {}
     standin = {"CLIP_STANDIN_WEIGHTS": weights, "CLIP_STANDIN_MODEL": args.model}
     standin["CLIP_STANDIN_CONFIG"] = args.model_config or ""
-    path = os.pathsep.join(filter(None, (str(HERE.parent), os.getenv("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(ROOT), os.getenv("PYTHONPATH"))))
     own = {"FEDCLIP_CACHE": str(cache), "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     return {**os.environ, **threads, **hidden, **standin, **own}
 
@@ -128,11 +125,11 @@ def environment(args: argparse.Namespace, weights: str, cache: Path) -> dict[str
 def run_lines(
     command: list[str], env: dict[str, str], cwd: Path
 ) -> list[tuple[float, str]]:
-    """Run a Python script; its lines with the time at which each appeared."""
+    """Run a Python module; its lines with the time at which each appeared."""
     cwd.mkdir(parents=True, exist_ok=True)
     errors = cwd / "stderr.txt"
     with errors.open("w") as stderr, subprocess.Popen(
-        [sys.executable, "-u", *command],
+        [sys.executable, "-u", "-m", *command],
         env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=stderr, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
@@ -149,7 +146,7 @@ def run_authors(
     """One round of the authors' code: which `clip` it had, and seconds line by line."""
     options = ["--dataset", "pacs", "--root_dir", f"{root}/", "--iters", "1"]
     options += ["--test_envs", "0", "--batch", str(cost.BATCH), "--net", "ViT-B/32"]
-    command = [str(HERE / "run_authors.py"), str(home), args.device, *options]
+    command = ["benchmarks.authors.run_authors", str(home), args.device, *options]
     lines = run_lines(command, env, root / "authors" / "run")
     steps = cost.round_steps(lines)
     if len(steps) != 1:
@@ -170,7 +167,7 @@ def run_ours(
         options |= {"sizes": cost.PACS, "out": f"{work}/out"}
         Path(work, "options.json").write_text(json.dumps(options))
         env = {**env, "FEDCLIP_CACHE": f"{work}/cache"}
-        command = [str(HERE / "run_ours.py"), f"{work}/options.json"]
+        command = ["benchmarks.authors.run_ours", f"{work}/options.json"]
         start = time.perf_counter()
         lines = run_lines(command, env, Path(work))
         seconds = time.perf_counter() - start
@@ -186,16 +183,13 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     import fedclip_plugin
+    from fedclip_plugin.bench.timing import cpu_name
 
     can = fedclip_plugin.capabilities()
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        text = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((x.split(": ")[1] for x in text if x.startswith("model name")), cpu)
     gpu = torch.cuda.get_device_name() if args.device == "cuda" else None
     return {
         "date": datetime.date.today().isoformat(),
-        "cpu": f"{cpu}, {os.cpu_count()} cores",
+        "cpu": f"{cpu_name()}, {os.cpu_count()} cores",
         "gpu": gpu,
         "threads": args.threads,
         "load": os.getloadavg()[0],
@@ -257,25 +251,45 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    sys.path.insert(0, str(HERE.parent))
+def try_out(folder: Path) -> dict[str, Any]:
+    """Options for a tiny model on a few images of each domain."""
+    from tests.clip.fake_encoder import png
+    from tests.clip.makers import VIT, tiny_clip
+
+    folder.mkdir(exist_ok=True)
+    weights = tiny_clip(folder / "model", "tiny-vs", VIT)
+    for d, domain in enumerate(PACS):
+        for c, name in enumerate(("cat", "dog")):
+            images = folder / "images" / domain / name
+            images.mkdir(parents=True)
+            for i in range(6):
+                (images / f"{i}.png").write_bytes(png(100 * d + 10 * c + i))
+    return {
+        "images": str(folder / "images"), "images_per_class": 5, "threads": 1,
+        "model": "tiny-vs", "model_config": str(folder / "model"),
+        "pretrained": str(weights), "ours_all": True,
+        "authors_rounds": 1, "our_rounds": 1,
+    }  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 2 where the images or the weights are not what they should be."""
     from fedclip_plugin.errors import FedClipError
 
-    with tempfile.TemporaryDirectory(prefix="vs-reference-") as work:
+    with tempfile.TemporaryDirectory(prefix="vs-reference-") as folder:
+        work = Path(folder)
+        quick = "--quick" in (sys.argv[1:] if argv is None else argv)
+        parser = build_parser()
+        args = parse(parser, argv, **(try_out(work / "quick") if quick else {}))
+        if args.images is None:
+            parser.error("it needs --images PACS")
         try:
-            found = measure(args, authors_home(), Path(work))
+            found = measure(args, authors_home(), work)
         except FedClipError as error:
-            say(f"vs_reference: error: {error}")
+            say(f"vs-reference: error: {error}")
             return 2
     results = {**found, "result": vs_report.extrapolate(found)}
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "vs_reference.json").write_text(json.dumps(results, indent=1) + "\n")
-    text = vs_report.markdown(results)
-    (args.out / "vs_reference.md").write_text(text)
-    print(text)
+    page = vs_report.markdown(results)
+    save(args.out, "vs_reference", json=as_json(results), md=page)
+    print(page)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""From the timings of `vs_reference.py` to 200 rounds of all of PACS, and to a page."""
+"""From the timings of `vs-reference` to 200 rounds of all of PACS, and to a page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-import round_cost as cost
+from benchmarks.authors import round_cost as cost
+from benchmarks.command import table
 
 ROUNDS = 200  # the authors' README
 TARGET = "art_painting"  # their --test_envs 0: the one that is measured
@@ -101,23 +102,18 @@ def _both(side: Mapping[str, Any] | None, key: str, digits: int = 1) -> str:
 
 def _table(result: Mapping[str, Any]) -> str:
     authors, auto, fp32 = result["authors"], result["auto"], result["fp32"]
-    lines = ["| | authors | ours, auto | ours, fp32 |", "|---|---|---|---|"]
-    lines.append(
-        f"| a round | {_both(authors, 'round')} | {_both(auto, 'round', 3)} "
-        f"| {_both(fp32, 'round', 3)} |"
-    )
-    lines.append(
-        f"| encoding, once | in every round | {_both(auto, 'encode')} "
-        f"| {_both(fp32, 'encode')} |"
-    )
+    ours = (auto, fp32)
+    once = [_both(side, "encode") for side in ours]
+    body = [
+        ["a round", _both(authors, "round"), *(_both(o, "round", 3) for o in ours)],
+        ["encoding, once", "in every round", *once],
+    ]
     for key, what in WHAT.items():
-        sides = (_both(side, key) for side in (authors, auto, fp32))
-        lines.append(f"| {what} | {' | '.join(sides)} |")
-    if authors:
-        for key, what in WHAT.items():
-            ratios = (_ratio(authors, ours, key) for ours in (auto, fp32))
-            lines.append(f"| times less, {what} | 1 | {' | '.join(ratios)} |")
-    return "\n".join(lines)
+        body.append([what, *(_both(side, key) for side in (authors, *ours))])
+    for key, what in WHAT.items() if authors else ():
+        ratios = [_ratio(authors, side, key) for side in ours]
+        body.append([f"times less, {what}", "1", *ratios])
+    return "\n".join(table(["", "authors", "ours, auto", "ours, fp32"], body))
 
 
 def _ratio(authors: Mapping[str, Any], ours: Mapping[str, Any], key: str) -> str:

@@ -1,6 +1,7 @@
-"""Fuzzing of everything that reads bytes of strangers: updates, files, foreign runs.
+"""Does broken input of any kind crash, hang or bloat what reads it?
 
-``python -m benchmarks fuzz --seconds 60 --write`` gives each reader so long.  With
+``python -m benchmarks fuzz --seconds 60 --write`` feeds everything that reads bytes of
+strangers (updates, files, foreign runs), and gives each reader so long.  With
 atheris (``pip install atheris``; it has wheels for some Pythons) libFuzzer is led by
 the coverage of the package; without it, bytes are mutated at random.  A reader that
 raises anything but its own error, hangs for ten seconds, or takes more than its share
@@ -9,7 +10,6 @@ of memory has failed: its input is kept, and the exit code is 1.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import mmap
 import os
@@ -23,22 +23,18 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
+from benchmarks.command import ROOT, build_parser, parse, save, table
 
-RESULT = REPOSITORY / "benchmarks" / "results" / "fuzz.md"
 LONGEST = 4096  # bytes of an input
 PATIENCE = 10  # seconds for one input
 GROWTH = 512  # MiB that a reader may take beyond what it began with
 COUNTS = "counts"  # the file of a reader's counts
 _COUNTED = struct.Struct("<4q")  # inputs, taken for good, MiB at the start, at most
-MODULES = (
-    *("tensor_bytes", "wire", "storage", "checkpoint", "store", "features"),
-    *("records", "shapes", "outputs", "averages", "tables", "images"),
-)
+PACKAGES = ("storage", "wire", "features", "federation", "report", "runs", "data")
 
 
 @dataclass(frozen=True)
@@ -132,7 +128,8 @@ def run_guided(name: str, seconds: float, seed: int, kept: Path) -> None:
     """libFuzzer by way of atheris; it ends the process itself."""
     import atheris
 
-    with atheris.instrument_imports(include=[f"fedclip_plugin.{m}" for m in MODULES]):
+    own = [f"fedclip_plugin.{name}" for name in PACKAGES]
+    with atheris.instrument_imports(include=own):
         watched = Watched(name, kept)
     corpus = kept / "corpus"
     corpus.mkdir()
@@ -157,13 +154,13 @@ def fuzz(name: str, guided: bool, seconds: float, seed: int, folder: Path) -> Ou
     """Fuzz one reader in a process of its own."""
     kept = folder / re.sub(r"\W+", "-", name)
     kept.mkdir()
-    command = [sys.executable, "-m", "benchmarks.faults.fuzz", "--only", name]
+    command = [sys.executable, "-m", "benchmarks", "fuzz", "--only", name]
     command += ["--seconds", str(seconds), "--seed", str(seed), "--kept", str(kept)]
     command += [] if guided else ["--random"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
     start = time.monotonic()
     done = subprocess.run(
-        command, cwd=REPOSITORY, env=env, text=True, errors="replace",
+        command, cwd=ROOT, env=env, text=True, errors="replace",
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     spent = time.monotonic() - start
@@ -180,10 +177,15 @@ def fuzz(name: str, guided: bool, seconds: float, seed: int, folder: Path) -> Ou
     return Outcome(name, runs, taken, spent, peak, fault)
 
 
-def table(outcomes: list[Outcome], how: str, seconds: float) -> str:
+def report(outcomes: list[Outcome], how: str, seconds: float) -> str:
     """The results, as Markdown."""
-    from benchmarks.timing import machine
+    from fedclip_plugin.bench.timing import machine
 
+    head = ["reader", "inputs", "taken for good", "crashes, hangs", "peak RSS, MiB"]
+    body = [
+        [o.name, f"{o.runs:,}", f"{o.taken:,}", o.fault or "0", f"{o.peak:,}"]
+        for o in outcomes
+    ]
     faults = sum(bool(outcome.fault) for outcome in outcomes)
     lines = [
         "# Fuzzing of what reads foreign bytes",
@@ -195,25 +197,21 @@ def table(outcomes: list[Outcome], how: str, seconds: float) -> str:
         f"exception but the reader's own error, more than {PATIENCE} s for an input,",
         f"or {GROWTH} MiB beyond the start.",
         "",
-        "| reader | inputs | taken for good | crashes, hangs | peak RSS, MiB |",
-        "|---|---|---|---|---|",
+        *table(head, body),
     ]
-    for o in outcomes:
-        fault = o.fault or "0"
-        lines.append(f"| {o.name} | {o.runs:,} | {o.taken:,} | {fault} | {o.peak:,} |")
     return "\n".join(lines) + "\n"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Fuzz all readers, or the one that is named."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=20, help="for each reader")
-    parser.add_argument("--only", help="one reader, in this process")
-    parser.add_argument("--random", action="store_true", help="without atheris")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kept", type=Path, help="where inputs of faults go")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
-    args = parser.parse_args()
+    parser = build_parser("fuzz", __doc__)
+    add = parser.add_argument
+    add("--seconds", type=float, default=20, help="for each reader")
+    add("--only", help="one reader, in this process")
+    add("--random", action="store_true", help="without atheris")
+    add("--seed", type=int, default=0)
+    add("--kept", type=Path, help="where inputs of faults go")
+    args = parse(parser, argv, seconds=0.5)
     guided = not args.random and importlib.util.find_spec("atheris") is not None
     folder = args.kept or Path(tempfile.mkdtemp(prefix="fedclip-fuzz-"))
     if args.only:
@@ -224,15 +222,10 @@ def main() -> int:
 
     how = "atheris (libFuzzer)" if guided else "random mutations"
     outcomes = []
-    for name in TARGETS:
+    for name in list(TARGETS)[:: 5 if args.quick else 1]:
         outcomes.append(fuzz(name, guided, args.seconds, args.seed, folder))
-        print(outcomes[-1], flush=True)
-    text = table(outcomes, how, args.seconds)
-    print(text)
-    if args.write:
-        RESULT.write_text(text, encoding="utf-8")
+        print(outcomes[-1], file=sys.stderr, flush=True)
+    page = report(outcomes, how, args.seconds)
+    save(args.out, "fuzz", md=page)
+    print(page)
     return int(any(outcome.fault for outcome in outcomes))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,6 +10,7 @@ import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -195,6 +196,10 @@ def _images() -> list[bytes]:
     return found
 
 
+def _of_run(name: str) -> list[bytes]:
+    return [RUN[name].encode()]
+
+
 TARGETS = {
     "update": Target(read_update, (UpdateError,), _update_bytes),
     "update, signed": Target(read_signed, (UpdateError, TensorBytesError), _fields),
@@ -210,16 +215,10 @@ TARGETS = {
         (FeaturesError,),
         _of_features("art.safetensors"),
     ),
-    "summary on resume": Target(
-        read_finished, (), lambda: [RUN["summary.json"].encode()]
-    ),
-    "metrics on resume": Target(
-        read_lines, (), lambda: [RUN["metrics.jsonl"].encode()]
-    ),
+    "summary on resume": Target(read_finished, (), partial(_of_run, "summary.json")),
+    "metrics on resume": Target(read_lines, (), partial(_of_run, "metrics.jsonl")),
     **{
-        f"report, {name}": Target(
-            of_run(name), (FedClipError,), lambda name=name: [RUN[name].encode()]
-        )
+        f"report, {name}": Target(of_run(name), (FedClipError,), partial(_of_run, name))
         for name in RUN
     },
     "image": Target(lambda data: decode_image(data, "fuzz"), (DataError,), _images),

@@ -6,12 +6,10 @@ Kills processes at seeded random moments, starts them again and compares the ada
 with that of a run which nobody disturbed, by SHA-256; reads every file that has its
 final name after each kill; and waits until nothing of what was started still runs.  A
 host is left out where no Python with it is given.  Some ten minutes on two free cores.
-With ``--write`` the table goes to results/kills.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -20,19 +18,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 
+from benchmarks.command import ROOT, build_parser, parse, save, table
 from fedclip_plugin.bench.timing import machine
 from tests.cli.test_parser import make_images
 from tests.faults.kills import Toll, break_encoder, break_runs, sha256, share_cache
 from tests.federation.toy import write_toy
 
-ROOT = Path(__file__).parents[2]
-RESULT = Path(__file__).parents[1] / "results" / "kills.md"
 PAGES = {  # of 4 kB, that are left of the disk
     "run": (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 14, 17, 20),
     "encode": (0, 1, 2, 3, 4, 5, 6, 8, 10, 12),
@@ -52,16 +50,18 @@ LOST = {"SuperNode": "at most its answer to that round"}
 Report = dict[str, Any]
 
 
-def core(folder: Path, seed: int) -> Report:
+def core(folder: Path, seed: int, quick: bool = False) -> Report:
     """What needs no host: the embedded run, the encoder, the cache, full disks."""
     toll = Toll(seed)
-    for work in (
-        lambda place: break_runs(place, write_toy(place / "f"), toll, 20),
-        lambda place: break_encoder(place, 160, toll, 12),
-        lambda place: share_cache(place, 120, toll, 2),
-    ):
-        apart(folder, work)
-    disks = {what: apart(folder, lambda p, w=what: full_disk(p, w)) for what in PAGES}
+    runs, encodings = (1, 1) if quick else (20, 12)
+    apart(folder, lambda place: break_runs(place, write_toy(place / "f"), toll, runs))
+    apart(folder, lambda place: break_encoder(place, 160, toll, encodings))
+    if not quick:
+        apart(folder, lambda place: share_cache(place, 120, toll, 2))
+    pages = {k: v[:1] if quick else v for k, v in PAGES.items()}
+    disks = {
+        k: apart(folder, partial(full_disk, what=k, pages=pages[k])) for k in pages
+    }
     return {"kills": toll.kills, "compared": toll.compared, "disks": disks}
 
 
@@ -71,7 +71,8 @@ def fedml(folder: Path, seed: int) -> Report:
 
     toll = Toll(seed)
     for victims in ([0, 1, 0, 2, 0], [2, 0, 0, 1, 0]):
-        apart(folder, lambda p, v=victims: break_silo(p, write_toy(p / "f"), toll, v))
+        place = Path(tempfile.mkdtemp(dir=folder))
+        break_silo(place, write_toy(place / "f"), toll, victims)
     return {"kills": toll.kills, "compared": toll.compared}
 
 
@@ -86,7 +87,11 @@ def flower(folder: Path, seed: int) -> Report:
     return {"kills": toll.kills, "compared": toll.compared}
 
 
-PARTS = {"core": core, "fedml": fedml, "flower": flower}
+PARTS: dict[str, Callable[[Path, int], Report]] = {
+    "core": core,
+    "fedml": fedml,
+    "flower": flower,
+}
 
 
 def apart(folder: Path, work: Callable[[Path], Any]) -> Any:
@@ -97,7 +102,7 @@ def apart(folder: Path, work: Callable[[Path], Any]) -> Any:
     return found
 
 
-def full_disk(folder: Path, what: str) -> int | None:
+def full_disk(folder: Path, what: str, pages: Sequence[int]) -> int | None:
     """How often a real full disk broke the work off; None where none can be mounted."""
     if shutil.which("unshare") is None or os.geteuid() != 0:
         return None
@@ -111,9 +116,8 @@ def full_disk(folder: Path, what: str) -> int | None:
         "tests.faults.full_disk",
         str(folder),
     ]
-    pages = map(str, (*PAGES[what], 400))
     done = subprocess.run(
-        [*command, what, *pages],
+        [*command, what, *map(str, (*pages, 400))],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -130,12 +134,12 @@ def full_disk(folder: Path, what: str) -> int | None:
     for name in {path.name.partition("-")[2] or path.name for path in files}:
         same = {sha256(p) for p in files if p.name.endswith(name)}
         assert len(same) == 1, name
-    return sum(each["code"] == 2 for each in found)
+    return len([each for each in found if each["code"] == 2])
 
 
 def part_elsewhere(name: str, python: Path, seed: int) -> Report:
     """A part in another environment."""
-    command = [str(python), "-m", "benchmarks.faults.kills", "--part", name]
+    command = [str(python), "-m", "benchmarks", "kills", "--part", name]
     done = subprocess.run(
         [*command, "--seed", str(seed)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
         check=False,
@@ -148,22 +152,21 @@ def part_elsewhere(name: str, python: Path, seed: int) -> Report:
     return found
 
 
-def table(reports: dict[str, Report], seed: int) -> str:
+def report(reports: dict[str, Report], seed: int) -> str:
     """The result as Markdown."""
     about = machine()
     kills = {k: n for r in reports.values() for k, n in r["kills"].items()}
+    body = [
+        [name, f"{n}", GOES_ON[name], LOST.get(name, "nothing")]
+        for name, n in kills.items()
+    ]
+    body.append(["all", f"{sum(kills.values())}", "", ""])
     lines = [
         "# kill -9 at random moments, and full disks",
         "",
         f"`python -m benchmarks kills`, seed {seed}; {about['date']}, {about['cpu']}.",
         "",
-        "| killed | times | goes on with | lost |",
-        "|---|---:|---|---|",
-        *(
-            f"| {name} | {n} | {GOES_ON[name]} | {LOST.get(name, 'nothing')} |"
-            for name, n in kills.items()
-        ),
-        f"| all | {sum(kills.values())} | | |",
+        *table(["killed", "times", "goes on with", "lost"], body),
         "",
         f"{sum(r['compared'] for r in reports.values())} adapters and feature sets "
         "were compared with those of runs that nobody disturbed: the same bits.  After "
@@ -183,28 +186,20 @@ def table(reports: dict[str, Report], seed: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all parts, or the one that another environment was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = build_parser("kills", __doc__)
     parser.add_argument("--part", choices=tuple(PARTS), help="this one, as JSON")
     parser.add_argument("--fedml", type=Path, metavar="PYTHON")
     parser.add_argument("--flower", type=Path, metavar="PYTHON")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--write", action="store_true", help=str(RESULT.relative_to(ROOT))
-    )
-    args = parser.parse_args(argv)
+    args = parse(parser, argv)
     with tempfile.TemporaryDirectory(prefix="fedclip-kills-") as name:
         if args.part:
             print(json.dumps(PARTS[args.part](Path(name), args.seed)))
             return
-        reports = {"core": core(Path(name), args.seed)}
+        reports = {"core": core(Path(name), args.seed, args.quick)}
     for host, python in (("fedml", args.fedml), ("flower", args.flower)):
         if python is not None:
             reports[host] = part_elsewhere(host, python, args.seed)
-    text = table(reports, args.seed)
-    print(text)
-    if args.write:
-        RESULT.write_text(text)
-
-
-if __name__ == "__main__":
-    main()
+    page = report(reports, args.seed)
+    save(args.out, "kills", md=page)
+    print(page)

@@ -1,4 +1,4 @@
-"""Speed of the CUDA kernels; gpu_check.py runs it.  Every size can be made small."""
+"""Speed of the CUDA kernels; check.py runs it.  Every size can be made small."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.command import table
 from benchmarks.gpu import rivals
 from benchmarks.gpu.rivals import Run, Timing, interleave, make_client, ours, possible
 
@@ -120,7 +122,7 @@ def group_sizes(s: Sizes, dim: int, count: int) -> Row:
         return run
 
     sizes: tuple[int | None, ...] = (None, *s.groups)
-    makers = {f"G={g}" if g else "chosen": lambda g=g: of(g) for g in sizes}
+    makers = {f"G={g}" if g else "chosen": partial(of, g) for g in sizes}
     candidates, note = possible(makers)
     rounds = max(3, s.rounds // 3)
     times = interleave(candidates, rounds, steps * count, s.device)
@@ -183,25 +185,20 @@ def run(sizes: Sizes, seconds: float) -> tuple[list[Row], dict[str, Any]]:
     """All measurements, the important ones first, until the time is over."""
     end = time.monotonic() + seconds
     bandwidth = copy_bandwidth(sizes)
-    jobs = [
-        lambda b=batch: local_step(sizes, sizes.dim, b, sizes.compiled)
-        for batch in sizes.batches
-    ]
-    jobs += [lambda n=n: many_clients(sizes, n) for n in reversed(sizes.clients)]
+    step, dim = partial(local_step, sizes), sizes.dim
+    jobs = [partial(step, dim, batch, sizes.compiled) for batch in sizes.batches]
+    jobs += [partial(many_clients, sizes, n) for n in reversed(sizes.clients)]
     jobs += [
-        lambda n=n, e=e: mean(sizes, n, e, bandwidth)
+        partial(mean, sizes, n, e, bandwidth)
         for e in sizes.mean_elements
         for n in sizes.mean_clients
         if 8 * n * e <= sizes.mean_bytes
     ]
-    jobs += [lambda n=n: forward(sizes, n) for n in sizes.forward_rows]
+    jobs += [partial(forward, sizes, n) for n in sizes.forward_rows]
     extremes = sorted({sizes.clients[0], sizes.clients[-1]})
-    jobs += [lambda n=n: group_sizes(sizes, sizes.dim, n) for n in extremes]
-    jobs += [
-        lambda d=d: local_step(sizes, d, sizes.batches[0], False)
-        for d in sizes.other_dims
-    ]
-    jobs += [lambda d=d: group_sizes(sizes, d, extremes[-1]) for d in sizes.other_dims]
+    jobs += [partial(group_sizes, sizes, dim, n) for n in extremes]
+    jobs += [partial(step, d, sizes.batches[0], False) for d in sizes.other_dims]
+    jobs += [partial(group_sizes, sizes, d, extremes[-1]) for d in sizes.other_dims]
     rows: list[Row] = []
     for job in jobs:
         if time.monotonic() > end:
@@ -222,18 +219,14 @@ NAMES = {
 }
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def table(rows: Sequence[Row]) -> list[str]:
+def section(rows: Sequence[Row]) -> list[str]:
     """One kind of measurement as Markdown; times are minimum / median."""
     first = next(iter(rows[0]["us"]))
     rivals_of = list(dict.fromkeys(k for r in rows for k in r["ratio"]))
     sizes = [k for k in SIZES if any(k in r for r in rows)]
     facts = [k for k in FACTS if any(r.get(k) for r in rows)]
     head = [*sizes, f"{first}, us", *rivals_of, *facts]
-    lines = [_line([NAMES.get(k, k) for k in head]), "|" + "---|" * len(head)]
+    body = []
     for r in rows:
         cells = [str(r.get(k, "")) for k in sizes]
         cells.append(" / ".join(f"{v:.1f}" for v in r["us"][first]))
@@ -241,8 +234,8 @@ def table(rows: Sequence[Row]) -> list[str]:
             pair = r["ratio"].get(name)
             cells.append(" / ".join(f"{v:.2f}x" for v in pair) if pair else "")
         cells += [str(r.get(k, "")).replace("|", "/") for k in facts]
-        lines.append(_line(cells))
-    return lines
+        body.append(cells)
+    return table([NAMES.get(k, k) for k in head], body)
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -265,5 +258,5 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines += ["", f"{report['left_out']} measurements left out for lack of time."]
     for what in dict.fromkeys(r["what"] for r in report["rows"]):
         rows = [r for r in report["rows"] if r["what"] == what]
-        lines += ["", f"## {what.capitalize()}", "", *table(rows)]
+        lines += ["", f"## {what.capitalize()}", "", *section(rows)]
     return "\n".join(lines) + "\n"

@@ -1,14 +1,14 @@
 """Build, test, sanitize and time the CUDA kernels on this machine's GPU.
 
-Run as `make gpu-check` or `python -m benchmarks gpu-check [--out DIR] [--seconds N]`.
-It needs torch, numpy and pytest, and nvcc and pybind11 to build the kernels.  Writes
-DIR/gpu-<name>.json and .md.  Exit code 2: no GPU; 1: something failed.
+    make gpu-check ARGS="--out DIR --seconds N"
+    python -m benchmarks gpu-check
+
+It needs torch, numpy and pytest, and nvcc and pybind11 to build the kernels.  The
+files are named gpu-<name>.  Exit code 2: no GPU; 1: something failed.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
 import re
@@ -19,11 +19,12 @@ import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = Path(__file__).parents[1] / "results"
+from benchmarks.command import ROOT, as_json, build_parser, parse, save
+
 TOOLS = ("memcheck", "racecheck", "synccheck")
 GPU_TESTS = [f"tests/csrc/test_cuda{part}.py" for part in ("", "_training", "_calls")]
 
@@ -77,7 +78,7 @@ def run_tests() -> tuple[bool, str]:
 
 
 def sanitize(tool: str, seconds: float) -> tuple[bool, str]:
-    """One tool of compute-sanitizer over gpu_exercise.py."""
+    """One tool of compute-sanitizer over exercise.py."""
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
     env = dict(os.environ)
     if tool == "memcheck":  # each tensor its own allocation, not a piece of a block
@@ -117,28 +118,24 @@ def machine() -> dict[str, object]:
     }
 
 
-def write(report: dict[str, object], folder: Path) -> Path:
+def write(report: dict[str, Any], folder: Path | None) -> str:
+    """The page, which is also written."""
     from benchmarks.gpu.bench import markdown
 
-    details = report["machine"]
-    assert isinstance(details, dict)
-    name = re.sub(r"[^a-z0-9]+", "-", str(details["gpu"]).lower()).strip("-")
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"gpu-{name}"
-    stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(markdown(report))
-    return stem.with_suffix(".md")
+    name = re.sub(r"[^a-z0-9]+", "-", report["machine"]["gpu"].lower()).strip("-")
+    page = markdown(report)
+    save(folder, f"gpu-{name}", json=as_json(report), md=page)
+    return page
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="gpu_check", description=__doc__)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
+    parser = build_parser("gpu-check", __doc__)
     parser.add_argument("--seconds", type=float, default=460, help="for everything")
-    arguments = parser.parse_args(argv)
+    args = parse(parser, argv, seconds=60)
     if not torch.cuda.is_available():
         print("gpu-check: torch sees no GPU on this machine", file=sys.stderr)
         return 2
-    end = time.monotonic() + arguments.seconds
+    end = time.monotonic() + args.seconds
     if not built():
         say("building the kernels")
         build()
@@ -153,19 +150,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     left = end - time.monotonic()
     say("benchmark")
     rows, facts = gpu_bench.run(gpu_bench.Sizes(), left * (0.4 if found else 0.9))
-    report: dict[str, object] = {"machine": machine(), "checks": checks, **facts}
-    report["rows"] = rows
-    path = write(report, arguments.out)
+    report = {"machine": machine(), "checks": checks, "rows": rows, **facts}
+    write(report, args.out)
     for tool in TOOLS if found else ():
         say(f"compute-sanitizer {tool}")
         clean, checks[tool] = sanitize(tool, min(150.0, end - time.monotonic() - 5))
         good = good and clean
     if not found:
         checks["compute-sanitizer"] = "not on the path"
-    write(report, arguments.out)
-    print(path.read_text(), flush=True)
+    print(write(report, args.out), flush=True)
     return 0 if good else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

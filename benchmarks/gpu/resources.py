@@ -1,11 +1,10 @@
 """What the CUDA kernels take of a GPU, by the compiler's report; needs nvcc, no GPU.
 
-Run as `python -m benchmarks gpu-resources [--out DIR]`; writes DIR/cuda-resources.md.
+python -m benchmarks gpu-resources
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import re
@@ -20,8 +19,8 @@ from typing import NamedTuple
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = Path(__file__).parents[1] / "results"
+from benchmarks.command import ROOT, build_parser, parse, save, table
+
 ARCHITECTURES = ("80", "90")
 # Bytes of shared memory that a block may have, multiprocessors.
 GPUS = {"A100": (166912, 108), "H100, H200": (232448, 132)}
@@ -50,7 +49,7 @@ class Kernel(NamedTuple):
     stack: int
 
 
-def parse(report: str) -> Iterator[Kernel]:
+def kernels_in(report: str) -> Iterator[Kernel]:
     """The kernels in what `ptxas -v` says."""
     pattern = (
         r"Compiling entry function '(\w+)' for 'sm_(\w+)'.*?"
@@ -69,8 +68,11 @@ def readable(mangled: str) -> str:
     return re.sub(r"^void |fedclip::|\(.*", "", text.strip())
 
 
-def compile_all(nvcc: str) -> tuple[list[Kernel], dict[str, float]]:
-    """Every .cu file, an architecture at a time; seconds of each file."""
+def compile_all(nvcc: str, quick: bool) -> tuple[list[Kernel], dict[str, float]]:
+    """Every .cu file, an architecture at a time; seconds of each file.
+
+    ``quick``: the smallest file on the first alone.
+    """
     include = Path(torch.__file__).parent / "include"
     flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC"]
     flags += ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
@@ -79,8 +81,11 @@ def compile_all(nvcc: str) -> tuple[list[Kernel], dict[str, float]]:
     kernels: list[Kernel] = []
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
-            for arch in ARCHITECTURES:
+        sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+        if quick:
+            sources = [min(sources, key=lambda path: path.stat().st_size)]
+        for source in sources:
+            for arch in ARCHITECTURES[:1] if quick else ARCHITECTURES:
                 code = f"-gencode=arch=compute_{arch},code=sm_{arch}"
                 command = [nvcc, *flags, code, "-c", str(source), "-o", f"{folder}/o"]
                 before = os.times().children_user
@@ -91,7 +96,7 @@ def compile_all(nvcc: str) -> tuple[list[Kernel], dict[str, float]]:
                 name = f"{source.name}, sm_{arch}"
                 seconds[name] = os.times().children_user - before
                 print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
-                kernels += parse(done.stderr)
+                kernels += kernels_in(done.stderr)
     return kernels, seconds
 
 
@@ -112,16 +117,11 @@ def shapes() -> list[tuple[str, ...]]:
     return rows
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
-
-
-def markdown(nvcc: str) -> str:
+def markdown(nvcc: str, quick: bool) -> str:
     """The whole note."""
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     release = re.search(r"release ([\d.]+)", version)
-    kernels, seconds = compile_all(nvcc)
+    kernels, seconds = compile_all(nvcc, quick)
     date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     compiled = ", ".join(f"{k}: {v:.0f}" for k, v in seconds.items())
     lines = [
@@ -133,7 +133,7 @@ def markdown(nvcc: str) -> str:
         "",
         *table(
             ["kernel", "architecture", "registers", "spilled, bytes", "stack, bytes"],
-            sorted(kernels),
+            [list(map(str, kernel)) for kernel in sorted(kernels)],
         ),
         "",
         "`train_round` takes this dynamic shared memory, one block a multiprocessor "
@@ -163,21 +163,13 @@ def find_nvcc() -> str:
             ["nvcc", "--dryrun", "x.cu"], capture_output=True, text=True
         )
     except FileNotFoundError:
-        raise SystemExit("gpu_resources: nvcc is not on the path") from None
+        raise SystemExit("gpu-resources: nvcc is not on the path") from None
     found = re.search(r"^#\$ TOP=(.+)$", done.stderr, re.MULTILINE)
     return str((Path(found.group(1)) / "bin/nvcc").resolve()) if found else "nvcc"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="gpu_resources", description=__doc__)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
-    arguments = parser.parse_args(argv)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "cuda-resources.md"
-    path.write_text(markdown(find_nvcc()))
-    print(path.read_text())
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(build_parser("gpu-resources", __doc__), argv)
+    page = markdown(find_nvcc(), args.quick)
+    save(args.out, "cuda-resources", md=page)
+    print(page)

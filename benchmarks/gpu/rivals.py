@@ -6,26 +6,20 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedclip_plugin import ops
+from fedclip_plugin.bench import rivals as on_cpu
+from fedclip_plugin.bench.rivals import ADAM, Run, eager_loss, gate
+from fedclip_plugin.bench.timing import Timing
 
-LR, BETA1, BETA2, EPS, DECAY, SCALE = 5e-5, 0.9, 0.98, 1e-6, 0.2, 100.0
-ADAM = (LR, BETA1, BETA2, EPS, DECAY, SCALE)
+__all__ = ["Run", "Timing", "gate"]
 CLASSES = 7
-Run = Callable[[], object]
 Client = dict[str, Any]
-
-
-class Timing(NamedTuple):
-    """Microseconds of one unit of work."""
-
-    minimum: float
-    median: float
 
 
 def wait(device: str) -> None:
@@ -54,10 +48,7 @@ def interleave(
 
 
 def make_adapter(dim: int, device: str) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, dim), nn.Softmax(dim=1)
-    ).to(device)
+    return on_cpu.make_adapter(dim).to(device)
 
 
 def make_client(
@@ -88,26 +79,10 @@ def ours(clients: Sequence[Client], batch: int, bf16: bool = False) -> Run:
     return lambda: ops.local_round(everyone, clients[0]["text"], hyper)
 
 
-def gate(adapter: nn.Module, x: Tensor) -> Tensor:
-    z = adapter(x) * x
-    return z / z.norm(dim=1, keepdim=True)
-
-
-def loss_of(adapter: nn.Module, x: Tensor, text: Tensor) -> Tensor:
-    """The paper's loss, as its authors write it."""
-    logits = SCALE * gate(adapter, x) @ text.t()
-    truth = torch.arange(len(x), device=x.device)
-    return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.t(), truth)) / 2
-
-
 def _adam(adapter: nn.Module, **options: bool) -> torch.optim.Adam:
+    lr, beta1, beta2, eps, decay, _ = ADAM
     return torch.optim.Adam(
-        adapter.parameters(),
-        lr=LR,
-        betas=(BETA1, BETA2),
-        eps=EPS,
-        weight_decay=DECAY,
-        **options,
+        adapter.parameters(), lr, (beta1, beta2), eps, decay, **options
     )
 
 
@@ -116,7 +91,7 @@ def eager(client: Client, batch: int, mode: str | None = None, **adam: bool) -> 
     x, y, text = client["x"], client["y"], client["text"]
     adapter = make_adapter(x.shape[1], str(x.device))
     optimizer = _adam(adapter, **adam)
-    loss = torch.compile(loss_of, mode=mode) if mode else loss_of
+    loss = torch.compile(eager_loss, mode=mode) if mode else eager_loss
     batches = client["perm"].split(batch)
 
     def run() -> None:
@@ -133,7 +108,7 @@ def whole_step_graph(client: Client, batch: int) -> Run:
     x, y, text = client["x"], client["y"], client["text"]
     adapter = make_adapter(x.shape[1], str(x.device))
     optimizer = _adam(adapter, fused=True, capturable=True)
-    loss = torch.compile(loss_of)
+    loss = torch.compile(eager_loss)
     batches = client["perm"].split(batch)
     rows = batches[0].clone()
 

@@ -1,6 +1,6 @@
 """A round of FedML's simulation in one process: FedAvgAPI as it comes, and FedCLIPAPI.
 
-    python benchmarks/fedml_round.py [--clients 1000] [--rounds 10] [--write]
+    python -m benchmarks fedml-round [--clients 1000] [--rounds 10] [--write]
 
 Local training is a no-op on both sides, and testing is off: what is left is what the
 host does for every client (handing out parameters, collecting, averaging).  Both sides
@@ -12,10 +12,10 @@ fedml, see docs/fedml.md.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,33 +23,16 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from timing import Timing, interleave, machine
-from torch.nn.functional import normalize
 
+from benchmarks.command import build_parser, parse, random_features, save, table
 from fedclip_plugin.algorithms import FedClip
 from fedclip_plugin.algorithms.adapter import AttentionAdapter
-from fedclip_plugin.features.feature_set import FeatureSet, save_features
+from fedclip_plugin.bench.timing import Timing, interleave, machine
+from fedclip_plugin.features.feature_set import save_features
 from fedclip_plugin.registry import fedml_host
 from fedclip_plugin.wire.update import ClientUpdate, State
 
-DIM, CLASSES = 512, 7
-RESULT = Path(__file__).parents[1] / "results" / "fedml-round.md"
-
-
-def write_features(directory: Path, rows: int) -> None:
-    """Random features: nothing is trained on them."""
-    generator = torch.Generator().manual_seed(0)
-    image = {"a": normalize(torch.randn(rows, DIM, generator=generator))}
-    label = {"a": torch.randint(0, CLASSES, (rows,), generator=generator)}
-    text = normalize(torch.randn(CLASSES, DIM, generator=generator))
-    names = tuple(f"class{i}" for i in range(CLASSES))
-    save_features(
-        FeatureSet(
-            "random", "none", "a {}", names, ("a",), 100.0, DIM, "random", image, label,
-            text,
-        ),
-        directory,
-    )  # fmt: skip
+DIM = 512
 
 
 def arguments(clients: int, features: Path, **more: Any) -> Any:
@@ -104,42 +87,44 @@ def check(dataset: Any, args: Any) -> None:
         raise SystemExit(f"expected clients with rows, got sizes {sorted(sizes)}")
 
 
-def table(times: dict[str, Timing]) -> str:
+def rows_of(times: dict[str, Timing]) -> list[list[str]]:
+    """Milliseconds, and how many times less than the first."""
     first = next(iter(times.values()))
-    lines = [
-        "| | min, ms | median, ms | times less (min, median) |",
-        "|---|---|---|---|",
+    return [
+        [
+            *(name, f"{t.minimum / 1e3:.0f}", f"{t.median / 1e3:.0f}"),
+            f"{first.minimum / t.minimum:.1f}, {first.median / t.median:.1f}",
+        ]
+        for name, t in times.items()
     ]
-    for name, t in times.items():
-        less = f"{first.minimum / t.minimum:.1f}, {first.median / t.median:.1f}"
-        figures = f"{t.minimum / 1e3:.0f} | {t.median / 1e3:.0f}"
-        lines.append(f"| {name} | {figures} | {less} |")
-    return "\n".join(lines)
 
 
 def report(times: dict[str, Timing], clients: int, rounds: int) -> str:
+    """The page."""
     found = ", ".join(f"{key} {value}" for key, value in machine().items())
     size = sum(v.numel() for v in AttentionAdapter(DIM).state_dict().values())
+    head = ["", "min, ms", "median, ms", "times less (min, median)"]
+    rows = "\n".join(table(head, rows_of(times)))
     return (
         f"# FedML sp, a round of {clients} clients\n\n"
-        f"`python benchmarks/fedml_round.py --clients {clients} --rounds {rounds} "
+        f"`python -m benchmarks fedml-round --clients {clients} --rounds {rounds} "
         f"--write`: adapter of width {DIM} ({size:,} parameters), fedml "
         f"{fedml_host.VERSION},\nno-op local training, no testing, {rounds} rounds of "
-        f"each in turn, {torch.get_num_threads()} threads.\n\n{found}\n\n"
-        f"{table(times)}\n"
+        f"each in turn, {torch.get_num_threads()} threads.\n\n{found}\n\n{rows}\n"
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Time the three in turn."""
+    parser = build_parser("fedml-round", __doc__)
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--write", action="store_true", help=f"to {RESULT.name}")
-    options = parser.parse_args()
+    options = parse(parser, argv, clients=10, rounds=2)
+    clients = options.clients
     with tempfile.TemporaryDirectory() as folder:
-        write_features(Path(folder) / "random", 5 * options.clients)
-        folder_of = Path(folder) / "random"
-        args = arguments(options.clients, folder_of)
+        features = Path(folder) / "random"
+        save_features(random_features(5 * clients), features)
+        args = arguments(clients, features)
         fedml_host.register()
         from fedml import mlops
 
@@ -147,8 +132,8 @@ def main() -> None:
         logging.disable(logging.INFO)
         dataset, _ = fedml_host.load(args)
         check(dataset, args)
-        own = arguments(options.clients, folder_of)
-        free = arguments(options.clients, folder_of, fedclip_max_norm_ratio=0)
+        own = arguments(clients, features)
+        free = arguments(clients, features, fedclip_max_norm_ratio=0)
         state = dict(fedml_host.create_model(args).state_dict())
         updates = some_updates(dataset, state)
         candidates = {
@@ -157,11 +142,6 @@ def main() -> None:
             "FedCLIPAPI, max_norm_ratio 0": fedclip(free, dataset, updates),
         }
         times = interleave(candidates, options.rounds)
-    text = report(times, options.clients, options.rounds)
-    print(text)
-    if options.write:
-        RESULT.write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+    page = report(times, clients, options.rounds)
+    save(options.out, "fedml-round", md=page)
+    print(page)

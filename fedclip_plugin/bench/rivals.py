@@ -32,7 +32,7 @@ def gate(adapter: nn.Module, x: Tensor) -> Tensor:
 def eager_loss(adapter: nn.Module, x: Tensor, text: Tensor) -> Tensor:
     """The paper's loss with its B x B logits; ``text`` (B, D) of each row's class."""
     logits = SCALE * gate(adapter, x) @ text.t()
-    truth = torch.arange(len(x))
+    truth = torch.arange(len(x), device=x.device)
     return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.t(), truth)) / 2
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.scale import embedded, figures
 from fedclip_plugin.config.schema import DataConfig, RunConfig
 from fedclip_plugin.federation.build import build_federation
 from fedclip_plugin.federation.rounds import train_clients
@@ -126,33 +126,18 @@ def test_a_round_does_not_depend_on_how_many_train_at_once(
         assert all(torch.equal(v, other.state[k]) for k, v in one.state.items())
 
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_benchmark_measures_and_draws(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_benchmark_measures_and_draws(tmp_path: Path) -> None:
     features = write_toy(tmp_path / "features", rows=100)
-    words = ["--cell", 20, 5, "--rounds", 2, "--features", features]
-    command = [sys.executable, BENCHMARKS / "scale.py", *words]
-    done = subprocess.run(
-        [str(word) for word in command],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    cell = embedded.in_a_process(
+        *("--cell", 20, 5, "--rounds", 2, "--features", features)
     )
-    assert done.returncode == 0, done.stderr
-    cell = json.loads(done.stdout)
     assert (cell["clients"], cell["participants"], cell["rows"]) == (20, 5, 300)
     assert cell["train"] > 0
     assert cell["program_mib"] + cell["data_mib"] <= cell["peak_mib"]
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    figure = importlib.import_module("scale_figure")
-    drawn = figure.embedded_svg({"cells": [cell, {**cell, "clients": 40}]})
+    drawn = figures.embedded_svg({"cells": [cell, {**cell, "clients": 40}]})
     assert "20 clients" in drawn
     run = {"engine": "embedded", "clients": 8, "round_s": 1.0, "peak_mib": 2.0}
     runs = [{**run, "client_round_ms": 3.0}, {**run, "round_s": None}]
-    assert "embedded" in figure.hosts_svg(runs)
+    assert "embedded" in figures.hosts_svg(runs)

@@ -1,40 +1,34 @@
-"""`benchmarks/vs_reference.py`: its counts, its fit, and a run with a tiny model."""
+"""``vs-reference``: its counts, its fit, and a run with a tiny model."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.clip.fake_encoder import png
-from tests.clip.makers import VIT, tiny_clip
+from benchmarks.authors import round_cost as cost
+from benchmarks.authors import vs_report
+from benchmarks.authors.vs_reference import try_out
+from benchmarks.command import ROOT
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TARGET = "art_painting"
-
-
-@pytest.fixture
-def cost(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("round_cost")
 
 
 def run(*argv: object, home: str | None = None) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if k != "PERSONALIZEDFL_HOME"}
     if home is not None:
         env["PERSONALIZEDFL_HOME"] = home
-    command = [sys.executable, str(BENCHMARKS / "vs_reference.py"), *map(str, argv)]
+    words = ["-m", "benchmarks", "vs-reference", *map(str, argv)]
     return subprocess.run(
-        command, env=env, capture_output=True, text=True, timeout=300, check=False
-    )
+        [sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
 
 
-def test_a_round_of_the_authors_is_counted_image_by_image(cost):
+def test_a_round_of_the_authors_is_counted_image_by_image():
     work = cost.round_work({"a": 10, "b": 20, "c": 55, "d": 100}, "b")
     assert work.train == 6 + 32 + 60  # of 33 the last batch of one is skipped
     assert work.calls == (6, 2, 33, 11, 60, 20, 2, 20, 11, 20)
@@ -43,7 +37,7 @@ def test_a_round_of_the_authors_is_counted_image_by_image(cost):
     assert full.encoded == 14_752  # 4,765 trained on, 9,987 evaluated
 
 
-def test_rates_are_recovered_and_noise_is_left_out(cost):
+def test_rates_are_recovered_and_noise_is_left_out():
     work = cost.round_work(dict.fromkeys("abcd", 140), "a")
     true = cost.Rates(train=0.08, evaluate=0.05, call=0.3)
     steps = [true.evaluate * n + true.call for n in work.calls]
@@ -58,7 +52,7 @@ def test_rates_are_recovered_and_noise_is_left_out(cost):
         cost.fit_rates(steps[:3], work)
 
 
-def test_steps_are_read_off_the_authors_lines(cost):
+def test_steps_are_read_off_the_authors_lines():
     lines = [
         (1.0, "clip: stand-in"),
         (5.0, "============ Train epoch 0 ============"),
@@ -72,26 +66,18 @@ def test_steps_are_read_off_the_authors_lines(cost):
     assert cost.round_steps(lines) == [[4.0, 0.5, 0.5], [3.0]]
 
 
-def test_missing_rounds_count_as_the_median_one(cost):
+def test_missing_rounds_count_as_the_median_one():
     assert cost.longer(10.0, {"a": [1, 2, 9], "b": [3, 3, 3]}, 5) == 10 + 2 * 2 + 2 * 3
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> tuple[object, ...]:
-    """Options for a tiny model on ten images of each domain."""
-    folder = tmp_path_factory.mktemp("vs")
-    weights = tiny_clip(folder / "model", "tiny-vs", VIT)
-    for d, domain in enumerate((TARGET, "cartoon", "photo", "sketch")):
-        for c, name in enumerate(("cat", "dog")):
-            images = folder / "images" / domain / name
-            images.mkdir(parents=True)
-            for i in range(6):
-                (images / f"{i}.png").write_bytes(png(100 * d + 10 * c + i))
-    return (
-        *("--images", folder / "images", "--images-per-class", 5, "--threads", 1),
-        *("--model", "tiny-vs", "--model-config", folder / "model", "--ours-all"),
-        *("--pretrained", weights, "--authors-rounds", 1, "--our-rounds", 1),
-    )
+def inputs(tmp_path_factory) -> list[object]:
+    """The options of ``--quick``: a tiny model, ten images of each domain."""
+    words: list[object] = []
+    for name, value in try_out(tmp_path_factory.mktemp("vs")).items():
+        flag = f"--{name.replace('_', '-')}"
+        words += [flag] if value is True else [flag, value]
+    return words
 
 
 @pytest.fixture(scope="module")
@@ -106,16 +92,15 @@ def measured(inputs, tmp_path_factory) -> tuple[dict, str]:
 
 
 @pytest.mark.slow
-def test_own_side(measured, cost):
+def test_own_side(measured):
     results, _ = measured
     assert results["sizes"][TARGET] == 10
     assert [results[p][0]["encoded"] for p in ("auto", "fp32")] == [48, 40]
     for precision in ("auto", "fp32"):
         side = results["result"][precision]["min"]
         assert 0 < side["encode"] < side["one"] < side["all"]
-    report = importlib.import_module("vs_report")
     alone = {**results, "authors": []}
-    page = report.markdown({**alone, "result": report.extrapolate(alone)})
+    page = vs_report.markdown({**alone, "result": vs_report.extrapolate(alone)})
     assert "not measured" in page
     assert "times less" not in page
 

@@ -241,7 +241,7 @@ def test_missing_kernels_and_little_memory_warn(monkeypatch):
 def test_a_gpu_that_this_pytorch_cannot_use_warns(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
-    monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/nvidia-smi")
     (check,) = machine.check_device("auto")
     assert (check.status, "CUDA build" in check.remedy) == ("warn", True)
     assert machine.check_device("cpu")[0].status == "ok"

@@ -12,6 +12,7 @@ from benchmarks.gpu import check as gpu_check
 from benchmarks.gpu import exercise as gpu_exercise
 from benchmarks.gpu import resources as gpu_resources
 from benchmarks.gpu import rivals as gpu_rivals
+from fedclip_plugin.bench import rivals
 
 SMALL = gpu_bench.Sizes(
     device="cpu",
@@ -78,7 +79,7 @@ def test_our_round_does_the_work_of_the_rival():
     for rows in client["perm"].split(8):
         optimizer.zero_grad()
         x, text = client["x"][rows], client["text"][client["y"][rows]]
-        gpu_rivals.loss_of(adapter, x, text).backward()
+        rivals.eager_loss(adapter, x, text).backward()
         optimizer.step()
     for ours, theirs, start in zip(client["params"], adapter.parameters(), before):
         moved = float((theirs.detach() - start).norm())
@@ -111,12 +112,13 @@ def test_the_report_is_named_after_the_gpu(tmp_path):
     machine = dict.fromkeys(("date", "torch", "cuda", "driver", "python"), "x")
     machine |= {"gpu": "NVIDIA H200 (SXM)", "multiprocessors": 132}
     report = {"machine": machine, "checks": {}, "rows": [], "left_out": 2}
-    path = gpu_check.write(report | {"copy_gb_per_s": 4300}, tmp_path)
-    assert path.name == "gpu-nvidia-h200-sxm.md"
-    assert "2 measurements left out" in path.read_text()
+    page = gpu_check.write(report | {"copy_gb_per_s": 4300}, tmp_path)
+    path = tmp_path / "gpu-nvidia-h200-sxm.md"
+    assert path.read_text() == page
+    assert "2 measurements left out" in page
     assert json.loads(path.with_suffix(".json").read_text())["copy_gb_per_s"] == 4300
 
 
 def test_the_compilers_report_is_read():
-    (kernel,) = gpu_resources.parse(REPORT)
+    (kernel,) = gpu_resources.kernels_in(REPORT)
     assert kernel == ("tanh_rows", "sm_90", 20, 12, 16)

@@ -83,7 +83,9 @@ def test_scan_and_negative_are_the_digit_and_its_inverse() -> None:
         shown = pixels(BY_NAME[name]).astype(float)
         assert np.array_equal(shown[..., 0], shown[..., 2])  # grey
         for drawn, row in zip(shown, samples(BY_NAME[name]), strict=True):
-            small = Image.fromarray(drawn[..., 0]).resize((10, 10), Image.BOX)
+            small = Image.fromarray(drawn[..., 0]).resize(
+                (10, 10), Image.Resampling.BOX
+            )
             source = np.pad(images[row], 1).ravel()
             assert sign * np.corrcoef(np.asarray(small).ravel(), source)[0, 1] > 0.9
         corner = shown[:, 0, 0].mean()

@@ -91,7 +91,7 @@ def test_the_hub_is_asked_for_parquet_only(
 
 
 def fake_hub(monkeypatch: pytest.MonkeyPatch, function: Any) -> None:
-    module = type(sys)("huggingface_hub")
+    module: Any = type(sys)("huggingface_hub")
     module.snapshot_download = function
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
 

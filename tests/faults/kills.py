@@ -1,6 +1,6 @@
 """kill -9 at random moments, and what must be true of the files after each.
 
-Shared by the tests (a few kills) and ``benchmarks/kills.py`` (all of them).
+Shared by the tests (a few kills) and ``python -m benchmarks kills`` (all of them).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import torch
 
 from fedclip_plugin import ops
 from fedclip_plugin.ops import checks
-from fedclip_plugin.ops.kernels import pure_python
+from fedclip_plugin.ops.kernels import load_kernels, pure_python
 from tests.ops.inputs import (
     ADAM,
     OPS,
@@ -193,7 +193,7 @@ class OnGpu(torch.Tensor):
 
 
 def test_indices_are_left_to_the_cuda_kernel_only_where_it_answers(monkeypatch):
-    loaded = checks.load_kernels()._replace(cuda=pytest)
+    loaded = load_kernels()._replace(cuda=pytest)
     monkeypatch.setattr(checks, "load_kernels", lambda: loaded)
     wrong, x = torch.tensor([3]).as_subclass(OnGpu), torch.randn(1, 4)
     checks.check_index("y", wrong, x, 3)

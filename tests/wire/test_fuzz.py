@@ -1,6 +1,6 @@
 """Bytes of strangers: a reader says what is wrong, or takes them for what they are.
 
-Readers and sound bytes are those of ``benchmarks/fuzz.py``, which runs longer.
+Readers and sound bytes are those of ``python -m benchmarks fuzz``, which runs longer.
 """
 
 from __future__ import annotations

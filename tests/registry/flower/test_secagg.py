@@ -122,6 +122,7 @@ def test_too_few_clients_leave_the_model_as_it_was(toy):
 
 
 def test_a_client_with_nan_leaves_itself_out(toy, monkeypatch, caplog):
+
     from fedclip_plugin.registry.flower import client as flower_client
 
     honest = flower_client.train
@@ -145,11 +146,13 @@ def rebuilt(train: Any) -> Any:
     """The client app with another training function."""
     import functools
 
+    from flwr.client.mod import secaggplus_mod
+
     from fedclip_plugin.registry.flower import client as flower_client
     from fedclip_plugin.registry.flower import secagg as flower_secagg
 
     app = flower_client.make_client_app(
-        mods=[flower_secagg.secaggplus_mod, flower_secagg.in_former_words]
+        mods=[secaggplus_mod, flower_secagg.in_former_words]
     )
     app._registered_funcs.clear()
     app.query()(functools.partial(flower_client._answer, flower_client.introduce))

@@ -12,6 +12,7 @@ from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.registry.personalizedfl import (
     repository as personalizedfl_repository,
 )
+from fedclip_plugin.storage.files import write_bytes
 from tests.registry.personalizedfl.world import (
     HOME,
     REPOSITORIES,
@@ -137,7 +138,7 @@ def test_another_layout_is_refused_untouched(tmp_path, text):
 
 def test_a_disk_that_refuses_leaves_no_half(repository, monkeypatch):
     """Root may write everywhere, so that only a mock can refuse the second file."""
-    write, before = personalizedfl_repository.write_bytes, contents(repository)
+    write, before = write_bytes, contents(repository)
 
     def refuse(path: Path, data: bytes) -> None:
         if path.name == "algs.py":

@@ -1,4 +1,4 @@
-"""The curves of scale.py and scale_hosts.py as SVG files."""
+"""The curves of both benchmarks of scale as SVG files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def embedded_svg(found: Mapping[str, Any]) -> str:
     with figure_style():
         figure = Figure(figsize=(12, 3.8), layout="constrained")
         stages, cost, peak = figure.subplots(1, 3)
-        curves = {
+        curves: dict[str, Points] = {
             text: [(c["clients"], c[name]) for c in large]
             for name, text in (
                 ("train", "training"),
@@ -67,7 +67,7 @@ def hosts_svg(runs: Sequence[Mapping[str, Any]]) -> str:
             (cost, "client_round_ms", "Cost of a client-round, ms"),
             (peak, "peak_mib", "Memory of all processes, MiB"),
         ):
-            curves = {
+            curves: dict[str, Points] = {
                 name: [(r["clients"], r[key]) for r in measured if r["engine"] == name]
                 for name in names
             }

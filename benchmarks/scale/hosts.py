@@ -1,12 +1,12 @@
 """A round in the hosts as clients grow: seconds, cost of a client-round, memory.
 
-    python benchmarks/scale_hosts.py ENGINE... [--clients N...] [--rounds 3] [--write]
+    python -m benchmarks scale-hosts ENGINE... [--clients N...] [--rounds 3] [--write]
 
 ENGINE is ``embedded``, ``fedml`` (sp), ``simulation`` (Flower on ray) or ``deployment``
 (Flower: a SuperLink and a SuperNode for each client, processes that talk TLS over gRPC
 on 127.0.0.1).  Every client trains and is scored in every round, on ``--rows`` random
-rows of width 512.  Run it in each host's environment: with ``--write`` the results of
-this run replace those of the same engine and number of clients.
+rows of width 512.  Run it in each host's environment: the results of this run replace
+those of the same engine and number of clients.
 
 Seconds of a round are the median of those in ``metrics.jsonl``.  Memory is the sum of
 the proportional set sizes of all processes of the engine.  A run is stopped where less
@@ -16,14 +16,16 @@ so.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
 import re
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,12 +34,23 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
-from fedml_round import write_features
-from scale_engines import ENGINES, GIB_A_NODE, Job, family
-from scale_figure import hosts_svg
-from timing import machine
+from benchmarks.command import (
+    as_json,
+    build_parser,
+    parse,
+    random_features,
+    save,
+    table,
+)
+from benchmarks.scale.engines import ENGINES, GIB_A_NODE, Job, family
+from benchmarks.scale.figures import hosts_svg
+from fedclip_plugin.bench.timing import machine
+from fedclip_plugin.features.feature_set import save_features
 
-RESULT = Path(__file__).parents[1] / "results" / "scale-hosts"
+HEAD = (
+    *("engine", "clients", "rounds", "a round, s", "ms a client-round", "start, s"),
+    *("whole run, s", "CPU, s", "memory, MiB", "largest kinds of process", "load", ""),
+)
 Run = dict[str, Any]
 
 
@@ -102,7 +115,7 @@ def watch(job: Job, engine: str, limit: float, spare: float) -> Run:
     rounds = round_seconds(job.out)
     if process.returncode and why == "finished":
         why = f"failed, exit code {process.returncode}"
-    found = {"start_s": up, "wall_s": time.monotonic() - start, "cpu_s": used}
+    found: Run = {"start_s": up, "wall_s": time.monotonic() - start, "cpu_s": used}
     found |= {"peak_mib": peak, "processes": kinds, "rounds": len(rounds)}
     if rounds:
         typical = median(rounds)
@@ -114,7 +127,7 @@ def watch(job: Job, engine: str, limit: float, spare: float) -> Run:
 def nothing(engine: str, job: Job, why: str) -> Run:
     """What is known of a run that measured nothing."""
     keys = ("round_s", "client_round_ms", "start_s", "wall_s", "cpu_s", "peak_mib")
-    empty = {"rounds": 0, "processes": {}, **dict.fromkeys(keys)}
+    empty: Run = {"rounds": 0, "processes": {}, **dict.fromkeys(keys)}
     return {"engine": engine, "clients": job.clients, "outcome": why, **empty}
 
 
@@ -137,10 +150,10 @@ def round_seconds(out: Path) -> list[float]:
 # -- results --------------------------------------------------------------------------
 
 
-def keep(runs: list[Run]) -> list[Run]:
-    """The committed results with these in the places of theirs."""
-    path = RESULT.with_suffix(".json")
-    former = json.loads(path.read_text())["runs"] if path.is_file() else []
+def keep(runs: list[Run], out: Path | None) -> list[Run]:
+    """The results in ``out`` with these in the places of theirs."""
+    path = out / "scale-hosts.json" if out else None
+    former = json.loads(path.read_text())["runs"] if path and path.is_file() else []
     new = {(r["engine"], r["clients"]): r for r in runs}
     all_runs = {(r["engine"], r["clients"]): r for r in former} | new
     order = list(ENGINES)
@@ -151,11 +164,7 @@ def keep(runs: list[Run]) -> list[Run]:
 
 def report(runs: list[Run]) -> str:
     """The results as Markdown."""
-    lines = [
-        "| engine | clients | rounds | a round, s | ms a client-round | start, s "
-        "| whole run, s | CPU, s | memory, MiB | largest kinds of process | load | |",
-        "|" + "---|" * 12,
-    ]
+    body = []
     for r in runs:
         large = sorted(r["processes"].items(), key=lambda kv: -kv[1][1])[:3]
         kinds = ", ".join(f"{n} x {k}: {size:,.0f}" for k, (n, size) in large)
@@ -166,19 +175,19 @@ def report(runs: list[Run]) -> str:
             kinds, f"{r['machine']['load']}",
             "" if r["outcome"] == "finished" else r["outcome"],
         ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
+        body.append(cells)
     places = dict.fromkeys(
         ", ".join(f"{k} {v}" for k, v in r["machine"].items() if k != "load")
         for r in runs
     )
     return (
-        "# Scale: the hosts\n\n`python benchmarks/scale_hosts.py ENGINE... --write` in "
+        "# Scale: the hosts\n\n`python -m benchmarks scale-hosts ENGINE... --write` in "
         "each host's environment; what is run and how it is\nmeasured is told by "
         "`--help`. *Start* is what it takes until the run can be asked for "
         "(SuperNodes), *CPU* the\nprocessor time of all processes from start to end, "
         "*memory* the sum of proportional set sizes at its highest,\n*load* what the "
         "machine had to do besides when the run began.\n\n"
-        + "\n".join(lines)
+        + "\n".join(table(HEAD, body))
         + "\n\n"
         + "\n".join(f"- {place}" for place in places)
         + "\n\n![cost and memory](scale-hosts.svg)\n"
@@ -197,40 +206,48 @@ def distribution(name: str) -> str:
     raise SystemExit(f"{name} is not installed in this environment")
 
 
-def main() -> None:
+def installed() -> list[str]:
+    """The engines of this environment that take no minutes to start."""
+    return [
+        name
+        for name, (_, package) in ENGINES.items()
+        if name != "deployment" and find_spec(package.replace("-", "_"))
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = build_parser("scale-hosts", __doc__)
     add = parser.add_argument
-    add("engines", nargs="+", choices=list(ENGINES), metavar="ENGINE")
+    add("engines", nargs="*", choices=[*ENGINES, []], metavar="ENGINE")
     add("--clients", type=int, nargs="+", default=[8, 32, 100])
     add("--rounds", type=int, default=3)
     add("--rows", type=int, default=20, help="a client")
     add("--limit", type=float, default=600, help="seconds of one run")
     add("--spare", type=float, default=3, help="GiB of the machine to leave free")
-    add("--write", action="store_true", help=f"to {RESULT.name}.*")
-    options = parser.parse_args()
+    args = parse(parser, argv, clients=[3], rounds=1, spare=0.5, limit=240)
+    engines = args.engines or (installed() if args.quick else [])
+    if not engines:
+        parser.error(f"which engine: {', '.join(ENGINES)}")
     runs = []
-    for engine in options.engines:
+    for engine in engines:
         found = distribution(ENGINES[engine][1])
-        for clients in options.clients:
+        for clients in args.clients:
             with tempfile.TemporaryDirectory(prefix="fedclip-scale-") as folder:
-                job = Job(Path(folder), clients, options.rounds)
-                write_features(job.features, options.rows * clients)
+                job = Job(Path(folder), clients, args.rounds)
+                save_features(random_features(args.rows * clients), job.features)
                 place = {"version": found, "machine": machine()}
-                run = watch(job, engine, options.limit, options.spare) | place
+                run = watch(job, engine, args.limit, args.spare) | place
                 if run["outcome"] != "finished":
-                    print("\n".join(tail(job)))
-            print(json.dumps(run))
+                    print("\n".join(tail(job)), file=sys.stderr)
+            print(json.dumps(run), file=sys.stderr)
             runs.append(run)
-    if options.write:
-        runs = keep(runs)
-        text = json.dumps({"runs": runs}, indent=1)
-        RESULT.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
-        RESULT.with_suffix(".md").write_text(report(runs), encoding="utf-8")
-        RESULT.with_suffix(".svg").write_text(hosts_svg(runs), encoding="utf-8")
-    print(report(runs))
+    runs = keep(runs, args.out)
+    page, picture = report(runs), hosts_svg(runs)
+    save(args.out, "scale-hosts", json=as_json({"runs": runs}), md=page, svg=picture)
+    print(page)
+    if args.quick and any(run["outcome"] != "finished" for run in runs):
+        raise SystemExit(1)
 
 
 def tail(job: Job) -> list[str]:
@@ -240,7 +257,3 @@ def tail(job: Job) -> list[str]:
         lines = log.read_text(errors="replace").splitlines()
         found += [f"-- {log.name}", *lines[-15:]]
     return found
-
-
-if __name__ == "__main__":
-    main()

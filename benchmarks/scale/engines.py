@@ -1,4 +1,4 @@
-"""The engines that scale_hosts.py compares: how each is started on the same clients."""
+"""The engines that `scale-hosts` compares: how each is started on the same clients."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fedml_round import arguments
+from benchmarks.command import ROOT
+from benchmarks.scale.fedml_round import arguments
 
-ROOT = Path(__file__).resolve().parents[2]
 CORES = os.cpu_count() or 1
+INSIDE = ("-m", "benchmarks.scale.engines")  # what runs in a process of its own
+OWN_PATH = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 GIB_A_NODE = 0.55  # two idle processes, 0.2 GiB, and a ClientApp at work; some spare
 
 
@@ -104,14 +106,14 @@ def embedded(job: Job) -> AbstractContextManager[subprocess.Popen[Any]]:
 
 def fedml(job: Job) -> AbstractContextManager[subprocess.Popen[Any]]:
     """FedML's simulation in one process."""
-    return started(job, __file__, "fedml", *job_words(job))
+    return started(job, *INSIDE, "fedml", *job_words(job), **OWN_PATH)
 
 
 def simulation(job: Job) -> AbstractContextManager[subprocess.Popen[Any]]:
     """Flower's simulation engine: an actor of ray for each core."""
     # a thread an actor, as in a deployment: all share the cores
     own = {"FLWR_HOME": str(job.work / "flwr"), "OMP_NUM_THREADS": "1"}
-    return started(job, __file__, "simulation", *job_words(job), **own)
+    return started(job, *INSIDE, "simulation", *job_words(job), **own, **OWN_PATH)
 
 
 def job_words(job: Job) -> tuple[object, ...]:
@@ -122,7 +124,7 @@ def job_words(job: Job) -> tuple[object, ...]:
 def deployment(job: Job) -> Iterator[subprocess.Popen[Any]]:
     """The example's Deployment: certificates, SuperLink, SuperNodes, ``flwr run``."""
     deploy = example()
-    deploy.PATIENCE = 400.0  # a hundred SuperNodes come up on few cores
+    vars(deploy)["PATIENCE"] = 400.0  # a hundred SuperNodes come up on few cores
     app = job.work / "app"
     app.mkdir()
     config = "\n".join(f"{k} = {json.dumps(v)}" for k, v in flower_options(job).items())
@@ -208,10 +210,8 @@ def inside_simulation(job: Job) -> None:
 
     os.environ["FEDCLIP_FEATURES"] = str(job.features)
     server = ServerApp()
-
-    @server.main()
-    def main(grid: Any, context: Any) -> None:
-        flower_host.FedClip(flower_options(job)).start(grid)
+    strategy = flower_host.FedClip(flower_options(job))
+    server.main()(lambda grid, context: strategy.start(grid))
 
     backend = {
         "client_resources": {"num_cpus": 1},

@@ -1,6 +1,6 @@
 """The embedded engine from 10 to 10,000 clients: seconds and memory of a round.
 
-    python benchmarks/scale.py [--rounds 5] [--rows 20] [--write]
+    python -m benchmarks scale [--rounds 5] [--rows 20] [--write]
 
 Random features of width 512, so many ``--rows`` a client (split 60/20/20), shared out
 by a Dirichlet.  Each federation runs in a process of its own, with 10 to 1,000 of its
@@ -12,7 +12,6 @@ report.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -20,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,12 +27,19 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from fedml_round import write_features
-from scale_figure import embedded_svg
-from timing import machine
 
-from fedclip_plugin.config.schema import DataConfig, RunConfig, TrainConfig
-from fedclip_plugin.features.feature_set import load_features
+from benchmarks.accuracy.study import config_of
+from benchmarks.command import (
+    as_json,
+    build_parser,
+    parse,
+    random_features,
+    save,
+    table,
+)
+from benchmarks.scale.figures import embedded_svg
+from fedclip_plugin.bench.timing import machine
+from fedclip_plugin.features.feature_set import load_features, save_features
 from fedclip_plugin.federation.build import Federation, build_federation, participants
 from fedclip_plugin.federation.downlink import broadcast
 from fedclip_plugin.federation.rounds import (
@@ -46,7 +53,6 @@ from fedclip_plugin.ops import weighted_mean
 MIB = 2**20
 SIZES = (10, 100, 1_000, 10_000)
 PARTICIPANTS = (10, 100, 1_000)
-RESULT = Path(__file__).parents[1] / "results" / "scale"
 Cell = dict[str, Any]
 
 
@@ -60,15 +66,16 @@ def memory(field: str = "VmHWM") -> float:
 # -- in a process of its own ----------------------------------------------------------
 
 
-def measure(directory: Path, clients: int, chosen: int, rounds: int) -> Cell:
+def measure(directory: Path, cell: Sequence[int], rounds: int) -> Cell:
     """Seconds of each stage (medians) and MiB of one federation."""
+    clients, chosen = cell
     program = memory("VmRSS")
-    data = DataConfig(partition="dirichlet", clients=clients, targets=("none",))
-    train = TrainConfig(participation=chosen / clients)
+    options = {"partition": "dirichlet", "clients": clients, "target": "none"}
+    config = config_of(directory, {**options, "participation": chosen / clients})
     start = time.perf_counter()
     features = load_features(directory)
     loaded = time.perf_counter()
-    fed = build_federation(features, RunConfig(data=data, train=train), None, 0)
+    fed = build_federation(features, config, None, 0)
     built = time.perf_counter()
     before = memory("VmRSS")
     times = [one_round(fed, number) for number in range(1, rounds + 2)][1:]  # warm
@@ -161,8 +168,8 @@ def tree(regions: int = 10, clients: int = 100, values: int = 1 << 16) -> Cell:
 
 
 def in_a_process(*words: object) -> Cell:
-    """What this file prints last when it is run with ``words``."""
-    command = [sys.executable, __file__, *map(str, words)]
+    """What this benchmark prints last when it is run with ``words``."""
+    command = [sys.executable, "-m", "benchmarks", "scale", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -170,17 +177,17 @@ def in_a_process(*words: object) -> Cell:
     return found
 
 
-def measure_all(rounds: int, rows: int) -> dict[str, Any]:
+def measure_all(rounds: int, rows: int, sizes: Sequence[int]) -> dict[str, Any]:
     """Every federation with every number of participants, then the command."""
     cells = []
     with tempfile.TemporaryDirectory(prefix="fedclip-scale-") as folder:
-        for clients in SIZES:
+        for clients in sizes:
             directory = Path(folder) / f"random-{clients}"
-            write_features(directory, rows * clients)
+            save_features(random_features(rows * clients), directory)
             for chosen in (p for p in PARTICIPANTS if p <= clients):
-                words = ("--cell", clients, chosen, "--rounds", rounds)
-                cells.append(in_a_process(*words, "--features", directory))
-                print(line(cells[-1]), file=sys.stderr)
+                cell = ("--cell", clients, chosen, "--rounds", rounds)
+                cells.append(in_a_process(*cell, "--features", directory))
+                print(*line(cells[-1]), file=sys.stderr)
         words = ("--command", clients, "--rounds", rounds)
         command = in_a_process(*words, "--features", directory)
     found = {**machine(), "threads": torch.get_num_threads()}
@@ -190,22 +197,17 @@ def measure_all(rounds: int, rows: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def line(cell: Cell) -> str:
+def line(cell: Cell) -> list[str]:
     """A row of the table."""
     stages = [cell["train"], cell["aggregate"], cell["evaluate"]]
-    seconds = " | ".join(f"{s:.3f}" for s in (*stages, sum(stages)))
     costs = (cell["train"] + cell["aggregate"], cell["cpu"])
-    cost = " | ".join(f"{1e3 * s / cell['participants']:.2f}" for s in costs)
-    size = " | ".join(
-        f"{v:,.0f}"
-        for v in (
-            cell["data_mib"],
-            cell["participants"] * cell["state_mib"],
-            cell["peak_mib"],
-        )
-    )
-    count = f"{cell['clients']:,} | {cell['participants']:,}"
-    return f"| {count} | {cell['build']:.2f} | {seconds} | {cost} | {size} |"
+    updates = cell["participants"] * cell["state_mib"]
+    return [
+        *(f"{cell['clients']:,}", f"{cell['participants']:,}", f"{cell['build']:.2f}"),
+        *(f"{s:.3f}" for s in (*stages, sum(stages))),
+        *(f"{1e3 * s / cell['participants']:.2f}" for s in costs),
+        *(f"{v:,.0f}" for v in (cell["data_mib"], updates, cell["peak_mib"])),
+    ]
 
 
 def report(found: dict[str, Any]) -> str:
@@ -223,10 +225,10 @@ def report(found: dict[str, Any]) -> str:
         "score all, s", "round, s", "ms a client-round", "CPU ms", "data, MiB",
         "updates, MiB", "peak, MiB",
     )  # fmt: skip
-    lines = "\n".join(line(cell) for cell in found["cells"])
+    lines = "\n".join(table(head, [line(cell) for cell in found["cells"]]))
     return f"""# Scale: the embedded engine
 
-`python benchmarks/scale.py --rounds {rounds} --rows {found["rows"]} --write`: random
+`python -m benchmarks scale --rounds {rounds} --rows {found["rows"]} --write`: random
 features of width 512, {found["rows"]} rows a client, Dirichlet; medians of {rounds}
 rounds after one to warm up, each line a process of its own. An adapter is
 {first["state_mib"]:.1f} MiB. *Build* shares the rows out; *aggregate* is screening and
@@ -237,8 +239,6 @@ are the features and the clients' copy of them, *updates* the round's adapters, 
 
 {where}
 
-| {" | ".join(head)} |
-|{"---|" * len(head)}
 {lines}
 
 The whole command, `fedclip run --partition dirichlet --clients {command["clients"]}
@@ -254,32 +254,24 @@ the float64 mean by {levels["tree"]:.1e} of its rms at most; the mean of all at 
 """
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = build_parser("scale", __doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=20, help="a client")
-    parser.add_argument("--write", action="store_true", help=f"to {RESULT.name}.*")
     inner = parser.add_argument_group("one process (what the command starts)")
     inner.add_argument("--cell", type=int, nargs=2, metavar=("CLIENTS", "CHOSEN"))
     inner.add_argument("--command", type=int, metavar="CLIENTS")
     inner.add_argument("--features", type=Path)
-    options = parser.parse_args()
-    if options.cell:
-        print(json.dumps(measure(options.features, *options.cell, options.rounds)))
+    args = parse(parser, argv, rounds=1)
+    if args.cell:
+        print(json.dumps(measure(args.features, args.cell, args.rounds)))
         return
-    if options.command:
-        out = options.features / "out"
-        cell = run_command(options.features, out, options.command, options.rounds)
-        print(json.dumps(cell))
+    if args.command:
+        out = args.features / "out"
+        print(json.dumps(run_command(args.features, out, args.command, args.rounds)))
         return
-    found = measure_all(options.rounds, options.rows)
-    print(report(found))
-    if options.write:
-        RESULT.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-        RESULT.with_suffix(".md").write_text(report(found), encoding="utf-8")
-        RESULT.with_suffix(".svg").write_text(embedded_svg(found), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+    results = measure_all(args.rounds, args.rows, SIZES[:1] if args.quick else SIZES)
+    page, picture = report(results), embedded_svg(results)
+    save(args.out, "scale", json=as_json(results), md=page, svg=picture)
+    print(page)
