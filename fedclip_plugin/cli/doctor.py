@@ -25,7 +25,6 @@ from torch import Tensor
 from .. import capabilities
 from ..clip.download import HUB, OFFLINE_HINT, ModelSource, cached_file, reachable
 from ..clip.encoder import EncoderSpec, FrozenClip
-from ..clip.resolve import cache_dir
 from ..config.schema import RunConfig
 from ..data.dataset import ImageDataset
 from ..data.folders import load_dataset
@@ -33,15 +32,11 @@ from ..data.images import decode_image
 from ..errors import FedClipError
 from ..features.feature_set import load_features
 from ..ops.kernels import cpu_has_bf16, low_precision, resolve_device
+from ..storage.hashes import cache_dir
 
 DISTRIBUTION = "fedclip-plugin"
-
-
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "safetensors")
-
-
 HOSTS = {"fedml": "fedml", "flower": "flwr"}  # extra -> distribution
-
 
 EXTRAS = {
     "export": ("onnx", "onnxscript", "onnxruntime"),
@@ -50,7 +45,8 @@ EXTRAS = {
     "tensorboard": ("tensorboard",),
 }
 
-
+SCALE = (20.0, 200.0)  # of the logits: 100 in CLIP, 115 in SigLIP, 14 untrained
+SAMPLE = 8  # images that are encoded as a test
 GIB = 2**30
 
 
@@ -226,15 +222,6 @@ def check_cache() -> list[Check]:
     if free < GIB:
         return [Check("cache", "warn", detail, remedy)]
     return [Check("cache", "ok", detail)]
-
-
-__all__ = ["Check", "diagnose"]
-
-
-SCALE = (20.0, 200.0)  # of the logits: 100 in CLIP, 115 in SigLIP, 14 untrained
-
-
-SAMPLE = 8  # images that are encoded as a test
 
 
 def diagnose(config: RunConfig) -> list[Check]:

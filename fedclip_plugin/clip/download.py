@@ -14,16 +14,9 @@ from typing import Any
 from ..errors import WeightsError, one_line
 
 HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-
-
 CONFIG_NAME = "open_clip_config.json"
-
-
 QUICKGELU = "-quickgelu"  # ends the name of a model with QuickGELU
-
-
 WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-
 
 OFFLINE_HINT = (
     "without network, give a local file with --pretrained FILE, or fill the Hugging "

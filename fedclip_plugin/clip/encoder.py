@@ -26,25 +26,16 @@ from torch import Tensor, nn
 from ..config.schema import RunConfig
 from ..errors import WeightsError, one_line
 from ..ops.kernels import low_precision, resolve_device
+from ..storage.hashes import file_sha256
 from .download import ModelSource, weights_file
 from .load import build_model, open_clip_name
-from .resolve import file_sha256, resolve
+from .resolve import resolve
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
 MIN_COSINE = 0.999  # of every checked feature with its fp32 self, for `auto`
-
-
 MIN_PARAMETERS = 8_000_000  # a smaller tower is fast anyway: keep it bit-stable
-
-
 CHECKED_IMAGES = 64
-
-
 CAPTION_BATCH = 256
-
-
 _log = logging.getLogger("fedclip")
 
 

@@ -20,33 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WeightsError, did_you_mean
-from ..storage.hashes import cache_dir, file_sha256
 from .download import QUICKGELU, ModelSource, schema_files
 
-__all__ = ["ModelSource", "cache_dir", "file_sha256", "resolve"]
-
-
 Config = Mapping[str, Any]
-
-
 MODELS_DIR = Path(__file__).parents[1] / "models"
-
-
 SCHEMAS = ("hf-hub:", "local-dir:")  # open_clip names that bring their own weights
-
-
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".npz")
-
-
 LIST_HINT = "python -c 'import open_clip; print(open_clip.list_pretrained())'"
-
 
 # OpenAI's own names; with its checkpoint file they mean the QuickGELU variant.
 OPENAI_NAMES = (
     *("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"),
     *("ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px"),
 )
-
 
 # open_clip's PreprocessCfg defaults, here so that a cached run need not import it.
 DEFAULT_PREPROCESS: Config = {

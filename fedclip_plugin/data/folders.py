@@ -33,6 +33,8 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp"),
     *(".tif", ".tiff", ".ppm", ".pgm"),
 )
+_WRAPPERS = {"kfold", "images", "data", "domainadaptationimages"}
+_SPLITS = {"train", "val", "valid", "validation", "crossval", "test", "full"}
 
 
 def subfolders(path: Path) -> list[Path]:
@@ -112,12 +114,6 @@ def _leads_back(path: str) -> bool:
     target = os.path.realpath(path)
     inside = os.path.realpath(os.path.dirname(path))
     return os.path.commonpath([target, inside]) == target
-
-
-_WRAPPERS = {"kfold", "images", "data", "domainadaptationimages"}
-
-
-_SPLITS = {"train", "val", "valid", "validation", "crossval", "test", "full"}
 
 
 def load_dataset(

@@ -29,6 +29,10 @@ from ..errors import ConfigError, WeightsError
 from ..storage.files import cannot_write, write_json
 from ..wire.update import State
 
+FORMATS = ("torch", "onnx")
+INSTALL_HINT = "pip install 'fedclip-plugin[export]'"
+TOLERANCE = 1e-3  # of a probability; other kernels, another order of summation
+PROTOBUF_LIMIT = 1_800_000_000  # bytes; above it ONNX keeps weights in a second file
 _LOADERS = {
     "classifier.pt2": "model = torch.export.load('classifier.pt2').module()",
     "classifier.pt": "model = torch.jit.load('classifier.pt')",
@@ -87,18 +91,6 @@ def _resize_rule(preprocess: Mapping[str, Any]) -> str:
     # Rare: by PIL, within a pixel of the encoder's own rule.
     fit = "fit" if mode == "shortest" else "pad"
     return f"lambda i: ImageOps.{fit}(i, ({width}, {height}), Image.Resampling.{name})"
-
-
-FORMATS = ("torch", "onnx")
-
-
-INSTALL_HINT = "pip install 'fedclip-plugin[export]'"
-
-
-TOLERANCE = 1e-3  # of a probability; other kernels, another order of summation
-
-
-PROTOBUF_LIMIT = 1_800_000_000  # bytes; above it ONNX keeps weights in a second file
 
 
 class ImageClassifier(nn.Module):

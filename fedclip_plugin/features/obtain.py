@@ -6,12 +6,12 @@ import hashlib
 import time
 from pathlib import Path
 
-from ..clip.resolve import cache_dir
 from ..config.schema import RunConfig
 from ..data.dataset import ImageDataset
 from ..data.folders import load_dataset
 from ..data.progress import Progress, silent
 from ..ops.kernels import resolve_device
+from ..storage.hashes import cache_dir
 from .encode import EncodeStats, EncodingJob, encode_once
 from .feature_set import FeatureSet, load_features
 

@@ -16,8 +16,6 @@ from ..errors import RunError, WeightsError
 from .files import write_json
 
 MEMO_NAME = "file-hashes.json"
-
-
 SETTLED_SECONDS = 2.0  # a younger file may change again within one clock tick
 
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 MAX_TEXT = 10_000  # characters
-
-
 Check = Callable[[Any], str | None]
 """Returns what is wrong with a value, None if nothing is."""
 

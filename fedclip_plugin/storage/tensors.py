@@ -23,9 +23,19 @@ from ..errors import one_line
 from .files import write_bytes
 
 CHECKSUM = "sha256"
-
-
 METADATA_KEY = "fedclip"  # a single one: safetensors orders several at random
+MAX_HEADER = 4 << 20  # bytes; some 40,000 tensors
+MAX_DIMS = 16
+_LENGTH = 8  # bytes that hold the header's
+
+_BITS = {
+    **{"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8},
+    **{"U16": 16, "I16": 16, "F16": 16, "BF16": 16},
+    **{"U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64},
+    **{"F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8},
+}
+
+_FIELDS = {"dtype", "shape", "data_offsets"}
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -74,26 +84,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if CHECKSUM in metadata and metadata[CHECKSUM] != digest_tensors(tensors):
         raise DamagedFileError(f"{path} was altered: its checksum does not match")
     return tensors, metadata
-
-
-MAX_HEADER = 4 << 20  # bytes; some 40,000 tensors
-
-
-MAX_DIMS = 16
-
-
-_LENGTH = 8  # bytes that hold the header's
-
-
-_BITS = {
-    **{"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8},
-    **{"U16": 16, "I16": 16, "F16": 16, "BF16": 16},
-    **{"U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64},
-    **{"F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8},
-}
-
-
-_FIELDS = {"dtype", "shape", "data_offsets"}
 
 
 class TensorBytesError(ValueError):

@@ -11,8 +11,8 @@ import open_clip
 import pytest
 
 from fedclip_plugin.clip.encoder import EncoderSpec, fingerprint
-from fedclip_plugin.clip.resolve import cache_dir, file_sha256
 from fedclip_plugin.storage import hashes as files
+from fedclip_plugin.storage.hashes import cache_dir, file_sha256
 from tests.clip.makers import VIT, tiny_clip, write_config
 
 pytestmark = pytest.mark.usefixtures("own_cache")
