@@ -93,12 +93,11 @@ def load_runs(*directories: str | Path) -> list[RunRecord]:
         leaves = _leaves(path)
         if not leaves:
             raise RunError(_why_no_summary(path))
-        found = [load_run(leaf) for leaf in leaves]
-        rank = _ranks(path)
-        records += sorted(
-            (run for run in found if not rank or _identity(run.summary) in rank),
-            key=lambda run: rank.get(_identity(run.summary), 0),
-        )
+        runs = [(_identity(run.summary), run) for run in map(load_run, leaves)]
+        if order := _order(path):
+            runs = [(key, run) for key, run in runs if key in order]
+            runs.sort(key=lambda pair: order.index(pair[0]))
+        records += [run for _, run in runs]
     return records
 
 
@@ -118,25 +117,21 @@ def _leaves(path: Path) -> list[Path]:
     return leaves
 
 
-def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
+def _natural(name: str) -> str:
     """Sort key that puts ``seed-2`` before ``seed-10``."""
-    parts = re.findall(r"[0-9]+|[^0-9]+", name)
-    return tuple((0, int(p), p) if p.isdecimal() else (1, 0, p) for p in parts)
+    return re.sub(r"[0-9]+", lambda digits: digits[0].zfill(20), name)
 
 
 def _identity(summary: Summary) -> tuple[str, str]:
     return target_name(summary), str(summary.get("seed"))
 
 
-def _ranks(path: Path) -> dict[tuple[str, str], int]:
-    """Place of every leaf in the tree's own order; empty where nothing tells it."""
+def _order(path: Path) -> list[tuple[str, str]]:
+    """The leaves in the tree's own order; empty where nothing tells it."""
     top = path / "summary.json"
     runs = _read_json(top).get("runs") if top.is_file() else None
-    rank: dict[tuple[str, str], int] = {}
-    for summary in runs if isinstance(runs, list) else []:
-        if isinstance(summary, dict):
-            rank.setdefault(_identity(summary), len(rank))
-    return rank
+    runs = runs if isinstance(runs, list) else []
+    return [_identity(summary) for summary in runs if isinstance(summary, dict)]
 
 
 def _why_no_summary(path: Path) -> str:
@@ -158,9 +153,8 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(
-            f"cannot read {path} ({error}): run again into a new --out"
-        ) from error
+        message = f"cannot read {path} ({error}): run again into a new --out"
+        raise RunError(message) from error
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
@@ -217,22 +211,26 @@ _SCORES = fields(
     {"target": maybe(fraction), "mean": maybe(fraction)},
 )
 
-_PERSONAL = each(
-    fields(dict.fromkeys(("zero_shot", "shared", "personal"), maybe(fraction)))
-)
+_TESTS = dict.fromkeys(("zero_shot", "shared", "personal"), maybe(fraction))
 _GAIN = fields(dict.fromkeys(("mean", "ci95"), maybe(number)))
+_PERSONALIZATION = fields(
+    {
+        "method": text,
+        **dict.fromkeys(("clients", "new_clients"), each(fields(_TESTS))),
+        **dict.fromkeys(("gain_over_shared", "gain_over_zero_shot"), _GAIN),
+    }
+)
+
+_BYTES = dict.fromkeys(("bytes_up", "bytes_down", "params"), maybe(count))
+_SECONDS = dict.fromkeys(("features", "train", "evaluate"), maybe(number))
 
 SUMMARY = fields(
     {
         **dict.fromkeys(("algorithm", "dataset", "model"), text),
         "rounds": count,
         **dict.fromkeys(("zero_shot", "result"), _SCORES),
-        "communication": fields(
-            {}, dict.fromkeys(("bytes_up", "bytes_down", "params"), maybe(count))
-        ),
-        "seconds": fields(
-            {}, dict.fromkeys(("features", "train", "evaluate"), maybe(number))
-        ),
+        "communication": fields({}, _BYTES),
+        "seconds": fields({}, _SECONDS),
     },
     {
         **dict.fromkeys(("variant", "pretrained", "target"), maybe(text)),
@@ -241,15 +239,7 @@ SUMMARY = fields(
         "skipped_images": maybe(several(text)),
         "metrics": maybe(each(maybe(each(maybe(number))))),
         "privacy": maybe(fields({"epsilon": number, "promise": text})),
-        "personalization": maybe(
-            fields(
-                {
-                    "method": text,
-                    **dict.fromkeys(("clients", "new_clients"), _PERSONAL),
-                    **dict.fromkeys(("gain_over_shared", "gain_over_zero_shot"), _GAIN),
-                }
-            )
-        ),
+        "personalization": maybe(_PERSONALIZATION),
     },
 )
 """A leaf's ``summary.json``."""

@@ -162,20 +162,14 @@ def client_accuracies(total: Mapping[str, Any], method: str, most: int) -> Table
     body = []
     for target, row in total["by_target"].items():
         for which, text in (("zero_shot", "zero-shot"), ("result", method)):
-            found = {name: values[which] for name, values in row["clients"].items()}
-            each = _spread(found.values()) if many else _each(found, names, target)
+            tests = {name: values[which] for name, values in row["clients"].items()}
+            cells = [Cell(percent(tests.get(name))) for name in names]
+            if not many and target in names:
+                cells[names.index(target)] = Cell("", "held out")
+            each = _spread(tests.values()) if many else cells
             body.append([Cell(_domain(target), text), *each])
     head = ("lowest", "median", "highest") if many else names
     return Table(["held out", *head], body, "Each client's test accuracy in %")
-
-
-def _each(
-    found: Mapping[str, float | None], names: Sequence[str], target: str
-) -> list[Cell]:
-    return [
-        Cell("", "held out") if name == target else Cell(percent(found.get(name)))
-        for name in names
-    ]
 
 
 def _spread(values: Iterable[float | None]) -> list[Cell]:
@@ -286,8 +280,8 @@ def clients_of_run(run: RunRecord) -> Table:
         held = [Cell(run.target, "held out"), Cell("-"), Cell("-"), Cell("all")]
         rows.append([*held, *_scores(base.get("target"), got.get("target"))])
     for name, value in _listed(got["clients"]).items():
-        found = sizes.get(name) or {}
-        counts = [_count(found.get(split)) for split in ("train", "val", "test")]
+        splits = [(sizes.get(name) or {}).get(key) for key in ("train", "val", "test")]
+        counts = [Cell("-" if size is None else f"{size:,}") for size in splits]
         rows.append([Cell(name), *counts, *_scores(base["clients"].get(name), value)])
     zero, result = scores(run.summary, "zero_shot"), scores(run.summary, "result")
     rows.append([Cell("mean"), *[Cell("")] * 3, *_scores(zero["mean"], result["mean"])])
@@ -304,10 +298,6 @@ def clients_of_run(run: RunRecord) -> Table:
 
 def _scores(base: float | None, got: float | None) -> list[Cell]:
     return [Cell(percent(base)), Cell(percent(got)), gain(got, base)]
-
-
-def _count(value: Any) -> Cell:
-    return Cell(f"{value:,}" if isinstance(value, int) else "-")
 
 
 def _listed(clients: Mapping[str, float | None]) -> Mapping[str, float | None]:

@@ -48,14 +48,11 @@ def _scalars(metrics: Mapping[str, Any]) -> list[tuple[str, float | None]]:
     clients = metrics.get("clients") or {}
     if len(clients) > MAX_CLIENTS:  # nobody could pick one out of so many curves
         clients = {}
+    means = ("target", "mean_val", "mean_test")
+    totals = ("bytes/up", "bytes/down", "quarantined")
     return [
         ("loss", metrics.get("loss")),
-        ("accuracy/target", metrics.get("target")),
-        ("accuracy/mean_val", metrics.get("mean_val")),
-        ("accuracy/mean_test", metrics.get("mean_test")),
-        *((f"test/{name}", found.get("test")) for name, found in clients.items()),
-        *((f"val/{name}", found.get("val")) for name, found in clients.items()),
-        ("bytes/up", metrics.get("bytes_up")),
-        ("bytes/down", metrics.get("bytes_down")),
-        ("quarantined", metrics.get("quarantined")),
+        *((f"accuracy/{k}", metrics.get(k)) for k in means),
+        *((f"{k}/{n}", c.get(k)) for k in ("test", "val") for n, c in clients.items()),
+        *((name, metrics.get(name.replace("/", "_"))) for name in totals),
     ]

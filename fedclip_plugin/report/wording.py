@@ -59,23 +59,6 @@ def with_half(value: float | None, half: float | None, sign: str = " ± ") -> st
     return percent(value) + half_width(half, sign)
 
 
-def lead(total: Mapping[str, Any], method: str) -> str:
-    """The result in one sentence; empty where nothing could be measured."""
-    base, got = total["mean"]["zero_shot"], total["mean"]["result"]
-    kind = "clients" if got["target"] is None else "target"
-    where = "the clients' test images" if kind == "clients" else "the held-out domain"
-    if kind == "target" and len(total["by_target"]) > 1:
-        where = "the held-out domains on average"
-    more = lift(got[kind], base[kind])
-    if more is None:
-        return ""
-    return (
-        f"{method} reaches {percent(got[kind])} % on {where}, {abs(100 * more):.2f} "
-        f"points {'above' if more >= 0 else 'below'} zero-shot CLIP "
-        f"({percent(base[kind])} %)."
-    )
-
-
 def lift(result: float | None, zero_shot: float | None) -> float | None:
     """How far the method is above zero-shot; None when either is unknown."""
     return None if result is None or zero_shot is None else result - zero_shot

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ..figures.costs import compare_costs, cost_curve
 from ..figures.rounds import accuracy_curve, loss_curve
 from ..figures.svg import Chart, figure_style
 from ..records import NO_TARGET, RunRecord
-from ..wording import lead, method_label, method_name, percent, warning
+from ..wording import method_label, method_name, percent, warning
 
 MAX_DETAILED = 8  # runs drawn in full on the page of a tree
 MAX_CHARS = 4_000_000  # of charts; keeps the page below 5 MB
@@ -44,6 +45,7 @@ def render_page(runs: Sequence[RunRecord], title: str) -> str:
     groups = [group for methods in tasks for group in methods]
     labels = dict.fromkeys(method_label(group[0].summary) for group in groups)
     data = dict.fromkeys(str(group[0].summary["dataset"]) for group in groups)
+    skipped = (n for run in runs for n in run.summary.get("skipped_images") or ())
     with figure_style():
         return _template().render(
             title=title,
@@ -53,7 +55,7 @@ def render_page(runs: Sequence[RunRecord], title: str) -> str:
             runs=_detailed(runs),
             count=len(runs),
             quarantined=sum(run.summary.get("quarantined") or 0 for run in runs),
-            skipped=_skipped(runs),
+            skipped=list(dict.fromkeys(skipped)),
             most_names=MAX_NAMES,
             command=_command(runs),
             config=runs[0].config or "# this run left no config.toml",
@@ -127,7 +129,7 @@ def _group(runs: Sequence[RunRecord]) -> dict[str, Any]:
     return {
         "label": label,
         "method": method,
-        "lead": lead(total, label),
+        "several": len(total["by_target"]) > 1,
         "warning": warning(total, label),
         "facts": tables.facts(group),
         "overall": tables.accuracies(tables.overall(total)),
@@ -148,53 +150,38 @@ def _per_target(total: dict[str, Any], kind: str, method: str) -> Chart | None:
 
 
 def _detailed(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
-    """The tables and charts of every run, as far as the page's size allows."""
+    """Runs as far as the page's size allows: the first seed of every target first."""
+    seeds = Counter[tuple[str, str]]()
+    ranks = []
+    for i, run in enumerate(runs):
+        key = (run.summary["algorithm"], run.target)
+        ranks.append((seeds[key], i))
+        seeds[key] += 1
     shown: list[dict[str, Any]] = []
     chars = 0
-    for i in _spread_over_targets(runs):
+    for i in sorted(i for _, i in sorted(ranks)[:MAX_DETAILED]):
         if chars <= MAX_CHARS:
             shown.append(_run(runs[i]))
             chars += sum(len(chart.svg) for chart in shown[-1]["charts"])
     return shown
 
 
-def _spread_over_targets(runs: Sequence[RunRecord]) -> list[int]:
-    """Indices of the runs to draw: the first seed of every target comes first."""
-    seen: dict[tuple[str, str], int] = {}
-    ranks = []
-    for i, run in enumerate(runs):
-        key = (run.summary["algorithm"], run.target)
-        seen[key] = seen.get(key, 0) + 1
-        ranks.append((seen[key], i))
-    return sorted(i for _, i in sorted(ranks)[:MAX_DETAILED])
-
-
 def _run(run: RunRecord) -> dict[str, Any]:
-    metrics = {w: metrics_of(run.summary, w) for w in ("zero_shot", "result")}
-    scored = (tables.clients_of_run(run), tables.personal_of_run(run))
+    models = ("zero_shot", "result")
+    kind = "clients" if run.target == NO_TARGET else "target"
+    base, got = (percent(scores(run.summary, which)[kind]) for which in models)
+    where = f"{run.target} held out" if kind == "target" else "no held-out domain"
+    tests = (tables.clients_of_run(run), tables.personal_of_run(run))
+    metrics = {which: metrics_of(run.summary, which) for which in models}
     return {
-        "title": _run_title(run),
-        "tables": filter(None, scored),
+        "title": f"{method_label(run.summary)}, {where}, "
+        f"seed {run.summary.get('seed', '?')}: {got} %",
+        "zero_shot": base,
+        "tables": filter(None, tests),
         "metrics": tables.class_metrics(metrics),
         "charts": _drawn(make(run) for make in _CHARTS),
         "classes": filter(None, (worsened_classes(run), frequent_mistakes(run))),
     }
-
-
-def _run_title(run: RunRecord) -> tables.Cell:
-    kind = "clients" if run.target == NO_TARGET else "target"
-    name = "no held-out domain" if run.target == NO_TARGET else f"{run.target} held out"
-    seed = run.summary.get("seed", "?")
-    got, base = (scores(run.summary, w)[kind] for w in ("result", "zero_shot"))
-    return tables.Cell(
-        f"{method_label(run.summary)}, {name}, seed {seed}: {percent(got)} %",
-        f"zero-shot {percent(base)} %",
-    )
-
-
-def _skipped(runs: Sequence[RunRecord]) -> list[str]:
-    names = (name for run in runs for name in run.summary.get("skipped_images") or ())
-    return list(dict.fromkeys(map(str, names)))
 
 
 def _command(runs: Sequence[RunRecord]) -> str:
