@@ -20,12 +20,11 @@ from typing import Any
 from benchmarks.accuracy.methods import FEATURE_METHODS
 from benchmarks.accuracy.study import Place, Row, Study, finished_runs, run_study
 from benchmarks.command import measured_on, table
-from fedclip_plugin.config.schema import RunConfig
-from fedclip_plugin.config.toml import from_dict, load_toml
 from fedclip_plugin.federation.build import build_federation
 from fedclip_plugin.federation.personalization import personalize
 from fedclip_plugin.report.records import RunRecord
 from fedclip_plugin.report.wording import percent, points
+from fedclip_plugin.settings.sources import load_config
 from fedclip_plugin.stats import ci95, mean
 from fedclip_plugin.storage.tensors import read_tensors
 
@@ -79,7 +78,7 @@ class Personalization(Study):
 
     def personal(self, run: RunRecord, method: str) -> Iterator[Row]:
         """A row a client, the new one among them."""
-        config = from_dict(RunConfig, load_toml(run.path / "config.toml"))
+        config = load_config(run.path / "config.toml")
         seed = run.summary["seed"]
         fed = build_federation(self.features, config, run.target, seed)
         shared, _ = read_tensors(run.path / "adapter.safetensors")

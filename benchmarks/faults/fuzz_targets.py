@@ -17,8 +17,7 @@ import torch
 
 from benchmarks.faults.fuzz_files import folder, instead, put
 from benchmarks.faults.fuzz_runs import RUN, of_run, read_finished, read_lines
-from fedclip_plugin.algorithms import Task, get_algorithm
-from fedclip_plugin.config.schema import TrainConfig
+from fedclip_plugin.algorithms import FedClip, Task, get_algorithm
 from fedclip_plugin.data.images import decode_image
 from fedclip_plugin.errors import (
     DataError,
@@ -44,7 +43,7 @@ from fedclip_plugin.wire.update import ClientUpdate
 
 Work = Callable[[bytes], object]
 STATE = {"0.weight": torch.ones(4, 4), "0.bias": torch.zeros(4)}
-TASK = Task(torch.eye(4)[:2], 100.0, TrainConfig(), seed=0)
+TASK = Task(torch.eye(4)[:2], 100.0, params=FedClip.Params())
 FED = Federation(get_algorithm("fedclip"), TASK, (), None)
 UPDATE = ClientUpdate("art", STATE, 12, {"loss": 0.5})
 

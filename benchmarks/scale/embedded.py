@@ -99,8 +99,8 @@ def one_round(fed: Federation, number: int) -> dict[str, float]:
     ``cpu`` are processor seconds of the first two, over all threads.
     """
     state = fed.algorithm.init(fed.task)
-    train = fed.task.train
-    chosen = participants(fed.clients, train.participation, fed.task.seed, number)
+    share = fed.task.server.participation
+    chosen = participants(fed.clients, share, fed.task.seed, number)
     start, used = time.perf_counter(), time.process_time()
     updates = train_clients(fed, state, chosen, number)
     trained = time.perf_counter()

@@ -1,21 +1,23 @@
 """Federated algorithms: one short file each, two hooks each (see ``base.py``).
 
-Others add theirs by ``ALGORITHMS.register(name, cls)``, or by an entry point of the
-group ``fedclip_plugin.algorithms``.
+A class with a ``name`` in a file of this folder is one.  Others add theirs by
+``ALGORITHMS.register(name, cls)``, or by an entry point of the group
+``fedclip_plugin.algorithms``.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from ..config.schema import RunConfig
 from ..errors import ConfigError
 from .base import Algorithm, Client, Samples, Task
-from .fedavg import FedAvg, FedProx
 from .fedclip import FedClip
-from .linear import Linear
-from .local import Local
-from .lora import FedAvgLora
 from .plugins import Registry
-from .promptfl import PromptFL
-from .zeroshot import ZeroShot
 
 __all__ = [
     "ALGORITHMS",
@@ -24,29 +26,58 @@ __all__ = [
     "FedClip",
     "Samples",
     "Task",
+    "algorithm_class",
     "get_algorithm",
+    "with_values",
 ]
 
 ALGORITHMS: Registry[type[Algorithm]] = Registry("alg", "fedclip_plugin.algorithms")
-for _algorithm in (
-    FedClip,
-    FedAvg,
-    FedAvgLora,
-    FedProx,
-    Linear,
-    Local,
-    PromptFL,
-    ZeroShot,
-):
-    ALGORITHMS.register(_algorithm.name, _algorithm)
+
+
+def _register_own() -> None:
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        for cls in vars(importlib.import_module(module.name)).values():
+            named = isinstance(cls, type) and issubclass(cls, Algorithm) and cls.name
+            if named and cls.__module__ == module.name:
+                ALGORITHMS.register(cls.name, cls)
+
+
+_register_own()
+
+
+def algorithm_class(name: str) -> type[Algorithm]:
+    """The class of the algorithm called ``name``; ConfigError lists the known ones."""
+    cls = ALGORITHMS.get(name)
+    if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
+        raise ConfigError(
+            f"--alg {name}: {cls!r} is not a subclass of "
+            "fedclip_plugin.algorithms.Algorithm"
+        )
+    return cls
 
 
 def get_algorithm(name: str) -> Algorithm:
     """The algorithm called ``name``; raises ConfigError listing the known ones."""
-    found = ALGORITHMS.get(name)
-    if not (isinstance(found, type) and issubclass(found, Algorithm)):
-        raise ConfigError(
-            f"--alg {name}: {found!r} is not a subclass of "
-            "fedclip_plugin.algorithms.Algorithm"
-        )
-    return found()
+    return algorithm_class(name)()
+
+
+def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """``config`` with ``values`` by field name, each in the section that has the field.
+
+    The algorithm's own ``Params`` are made where the config has none.  Raises
+    ConfigError for a name that no section has.
+    """
+    params = config.params or get_algorithm(config.algorithm).Params()
+    shared = ("train", "server", "wire", "privacy")
+    parts = {name: getattr(config, name) for name in shared} | {"params": params}
+    changes: dict[str, dict[str, Any]] = {name: {} for name in parts}
+    for key, value in values.items():
+        owner = next((n for n, part in parts.items() if _has(part, key)), None)
+        if owner is None:
+            raise ConfigError(f"--alg {config.algorithm} has no option {key!r}")
+        changes[owner][key] = value
+    return replace(config, **{n: replace(p, **changes[n]) for n, p in parts.items()})
+
+
+def _has(section: Any, key: str) -> bool:
+    return any(key == field.name for field in fields(section))

@@ -16,7 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config.schema import TrainConfig
+from ..config.fields import Section
+from ..config.schema import (
+    PrivacyConfig,
+    RunConfig,
+    ServerConfig,
+    TrainConfig,
+    WireConfig,
+)
 from ..errors import ConfigError
 from ..server.aggregation import aggregate
 from ..wire.update import ClientUpdate, State
@@ -70,13 +77,41 @@ class Task:
     """What all clients share: text features, scale, hyper-parameters and the seed.
 
     ``text`` (C, D) float32 normalised; ``logit_scale`` is the factor (100 for CLIP).
+    ``params`` is of the algorithm's ``Params``.
     """
 
     text: Tensor
     logit_scale: float
-    train: TrainConfig
-    seed: int
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seed: int = 0
     clip: WholeClip | None = None
+    server: ServerConfig = field(default_factory=ServerConfig)
+    wire: WireConfig = field(default_factory=WireConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    params: Any = None
+
+    @classmethod
+    def of(
+        cls,
+        config: RunConfig,
+        params: Any,
+        text: Tensor,
+        logit_scale: float,
+        seed: int,
+        clip: WholeClip | None = None,
+    ) -> Task:
+        """The task of a run; ``params`` stands where the config has none."""
+        return cls(
+            text,
+            logit_scale,
+            config.train,
+            seed,
+            clip,
+            config.server,
+            config.wire,
+            config.privacy,
+            params if config.params is None else config.params,
+        )
 
     @property
     def whole_clip(self) -> WholeClip:
@@ -89,17 +124,32 @@ class Task:
         return self.clip
 
     @property
+    def distance_limit(self) -> float:
+        """``max_norm_ratio``; 0 with privacy: an update's fate must be its own."""
+        return 0.0 if self.privacy.private else self.server.max_norm_ratio
+
+    @property
     def dim(self) -> int:
         """Embedding width D."""
         return self.text.shape[1]
+
+
+@dataclass(frozen=True)
+class NoParams(Section):
+    """Of an algorithm that has no hyper-parameters of its own."""
 
 
 class Algorithm(abc.ABC):
     """Base class; ``name`` is what users select by ``--alg``."""
 
     name: str = ""
+    Params: ClassVar[type] = NoParams
+    """Its own hyper-parameters: a frozen dataclass with defaults.  Every field is an
+    option (``[name]`` in TOML, ``--name-field``), see ``config.fields.option``."""
     defaults: ClassVar[Mapping[str, Any]] = {}
-    """Values of :class:`TrainConfig` where the user says nothing."""
+    """Field -> value where the user says nothing; of the shared sections or its own."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Name for ``--preset`` -> the same over ``defaults``."""
     communicates = True
     """Whether states go to and fro; bytes are counted only then."""
     needs_clip = False
@@ -131,7 +181,7 @@ class Algorithm(abc.ABC):
         Their mean, by ``weighting``, or a robust rule; compressed updates as they are.
         An override is given them decoded.
         """
-        return aggregate(updates, self.update_like(state), task.train)
+        return aggregate(updates, self.update_like(state), task.server)
 
     @abc.abstractmethod
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:

@@ -7,12 +7,14 @@ normalisation keeps the statistics of the pretraining.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..config.fields import Section, option
 from ..wire.update import ClientUpdate, State
 from .adapter import contrastive_loss
 from .base import Algorithm, Client, Samples, Task
@@ -76,12 +78,23 @@ class FedAvg(Algorithm):
         return scores
 
 
+@dataclass(frozen=True)
+class FedProxParams(Section):
+    """What FedProx has beside FedAVG."""
+
+    mu: float = option(
+        0.01, "fedprox: weight of the proximal term", name="mu",
+        within="[0, inf)")  # fmt: skip
+
+
 class FedProx(FedAvg):
     """FedAVG with ``mu / 2`` times the squared distance from the round's start."""
 
     name = "fedprox"
+    Params = FedProxParams
 
     def proximal(self, params: State, start: State, task: Task) -> Tensor | float:
         """``mu / 2 * |w - w_start|^2``."""
         squares = [(params[k] - start[k]).square().sum() for k in params]
-        return task.train.mu / 2 * torch.stack(squares).sum()
+        mu: float = task.params.mu
+        return mu / 2 * torch.stack(squares).sum()

@@ -8,12 +8,14 @@ code ``fed_at_clip.py``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from ..config.schema import TrainConfig
+from ..config.fields import Section, option
 from ..wire.update import ClientUpdate, State
 from .adapter import ATTENTION, KEYS, apply_sides, initial_state
 from .base import Algorithm, Client, Task, sample_order
@@ -22,15 +24,37 @@ from .training import client_update, train_module
 AT_ONCE = 64  # clients whose Adam moments are in memory; more would gain nothing
 
 
+@dataclass(frozen=True)
+class FedClipParams(Section):
+    """What is adapted, and on which loss; the defaults are the paper's."""
+
+    adapter: str = option(
+        ATTENTION, "attention, residual (starts as the identity), bottleneck (an "
+        "eighth of the parameters), or one that another package adds",
+        name="adapter")  # fmt: skip
+    side: str = option(
+        "image", "what the adapter adapts", name="side",
+        choices=("image", "text", "both"))  # fmt: skip
+    loss: str = option(
+        "in-batch", "class: cross-entropy over all classes", name="loss",
+        choices=("in-batch", "class"))  # fmt: skip
+    logit_scale: float | None = option(
+        None, "logit scale of the training loss", name="train-logit-scale",
+        within="[0.001, inf)", shown="the CLIP's own, 100")  # fmt: skip
+
+
 class FedClip(Algorithm):
-    """The published algorithm; hyper-parameters come from ``task.train``."""
+    """The published algorithm; hyper-parameters come from the task."""
 
     name = "fedclip"
+    Params = FedClipParams
+    # `best` was chosen as benchmarks/results/ablation.md tells.
+    presets: ClassVar = {"paper": {}, "best": {"weight_decay": 0.0, "lr": 2e-4}}
 
     def init(self, task: Task) -> State:
         """A fresh adapter, drawn from the task's seed."""
-        t = task.train
-        state = initial_state(task.dim, task.seed, t.adapter, t.side)
+        p = task.params
+        state = initial_state(task.dim, task.seed, p.adapter, p.side)
         return {key: value.to(task.text.device) for key, value in state.items()}
 
     def local_train(
@@ -43,7 +67,7 @@ class FedClip(Algorithm):
         self, state: State, clients: Sequence[Client], task: Task, round_number: int
     ) -> list[ClientUpdate]:
         """One call of ``ops.local_round`` per local epoch serves many clients."""
-        if not _has_kernel(task.train):
+        if not _has_kernel(task):
             return [train_module(state, c, task, round_number) for c in clients]
         return [
             update
@@ -55,14 +79,15 @@ class FedClip(Algorithm):
 
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Scaled cosine of the gated features and the text features."""
-        t = task.train
-        z, text = apply_sides(state, x, task.text, t.adapter, t.side)
+        p = task.params
+        z, text = apply_sides(state, x, task.text, p.adapter, p.side)
         return task.logit_scale * z @ text.t()
 
 
-def _has_kernel(t: TrainConfig) -> bool:
+def _has_kernel(task: Task) -> bool:
     """Whether local training is the published one, which ``ops.local_round`` fuses."""
-    chosen = (t.adapter, t.side, t.loss, t.optimizer, t.optimizer_state)
+    p, t = task.params, task.train
+    chosen = (p.adapter, p.side, p.loss, t.optimizer, t.optimizer_state)
     return chosen == (ATTENTION, "image", "in-batch", "adam", "reset")
 
 
@@ -77,7 +102,7 @@ def _train_fused(
         beta2=t.beta2,
         eps=t.eps,
         weight_decay=t.weight_decay,
-        logit_scale=t.logit_scale or task.logit_scale,
+        logit_scale=task.params.logit_scale or task.logit_scale,
         precision=t.precision,
     )
     states = [_fresh_state(state) for _ in clients]

@@ -60,24 +60,24 @@ def train_module(
     state: State, client: Client, task: Task, round_number: int
 ) -> ClientUpdate:
     """FedCLIP's local epochs with any adapter, side, loss and optimizer."""
-    t = task.train
-    module = TwoSides(task.dim, t.adapter, t.side).to(task.text.device)
-    module.load_state_dict(full_keys(state, t.side))
+    t, p = task.train, task.params
+    module = TwoSides(task.dim, p.adapter, p.side).to(task.text.device)
+    module.load_state_dict(full_keys(state, p.side))
     optimizer = make_optimizer(module.parameters(), t)
     if t.optimizer_state == "keep":
         _restore(optimizer, module, client)
     x, y = client.train.x, client.train.y
-    scale = t.logit_scale or task.logit_scale
+    scale = p.logit_scale or task.logit_scale
 
     def loss(rows: Tensor) -> Tensor:
         z, text = module(x[rows], task.text)
-        if t.loss == "class":
+        if p.loss == "class":
             return F.cross_entropy(scale * z @ text.t(), y[rows])
         return contrastive_loss(z, y[rows], text, scale)
 
     losses = train_local(optimizer, loss, client, task, round_number)
     copy = {key: value.clone() for key, value in module.state_dict().items()}
-    update = client_update(client, plain_keys(copy, t.side), losses)
+    update = client_update(client, plain_keys(copy, p.side), losses)
     finite = all(bool(value.isfinite().all()) for value in copy.values())
     if t.optimizer_state == "keep" and finite:  # else what was kept before is better
         update = replace(update, kept=_slots(optimizer, module))

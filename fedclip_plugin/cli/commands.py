@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config.fields import as_path
 from ..errors import ConfigError
 from ..settings.sources import read_config
 from .console import Display
@@ -32,11 +33,13 @@ def run(args: argparse.Namespace, display: Display) -> int:
     from ..runs import experiment
     from ..server.privacy import accountant
 
+    args.out = as_path(args.out) if args.out else None
+    args.resume = bool(args.resume)
     earlier = args.out / "config.toml" if args.resume and args.out else None
     config = read_config(args, earlier)
     get_algorithm(config.algorithm)  # what is unknown fails before any work
     resolve_device(config.model.device)
-    if config.train.private:
+    if config.privacy.private:
         accountant()
     if args.dry_run:
         return _dry_run(config, display)

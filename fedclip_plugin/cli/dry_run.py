@@ -108,7 +108,7 @@ def _training(
 ) -> list[Cost]:
     fed = build_federation(features, config, target, config.seeds[0])
     train = config.train
-    share, seed = train.participation, config.seeds[0]
+    share, seed = config.server.participation, config.seeds[0]
     chosen = len(participants(fed.clients, share, seed, 1))
     sizes = sorted(len(c.train) for c in fed.clients)
     run = Run(fed)
@@ -117,7 +117,9 @@ def _training(
     run_round(run)
     seconds = time.perf_counter() - start
     sent = first.bytes_up + first.bytes_down
-    private = planned(train, len(fed.clients), chosen) if train.private else None
+    private = None
+    if config.privacy.private:
+        private = planned(config.privacy, train.rounds, len(fed.clients), chosen)
     return [
         Cost(
             "clients",

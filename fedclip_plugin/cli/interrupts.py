@@ -11,6 +11,7 @@ import shlex
 import signal
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType, TracebackType
 
 from .console import print_error
@@ -70,7 +71,7 @@ def how_to_resume(args: argparse.Namespace, words: Sequence[str]) -> str:
         line += "" if args.resume else " --resume"
         return f"where fedclip_out is set, resume with: {line}"
     out = getattr(args, "out", None)
-    if args.command == "run" and out and (out / "config.toml").is_file():
+    if args.command == "run" and out and (Path(out) / "config.toml").is_file():
         line = shlex.join(["fedclip", "run", "--resume", "--out", str(out)])
         return f"nothing is lost; resume with: {line}"
     return "nothing is lost; run the same command to resume"

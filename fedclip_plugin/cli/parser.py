@@ -12,9 +12,10 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import Any
 
 from .. import __version__
+from ..config.fields import as_path
 from ..errors import FedClipError
 from ..settings import options
 from .console import Display, print_error
@@ -39,7 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"fedclip {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=_Parser
+    )
     _add_run(commands)
     _add_features(commands)
     _add_data(commands)
@@ -53,17 +56,30 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that may get its options when it is used: they can need torch."""
+
+    fill: Callable[[argparse.ArgumentParser], None] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, with all options there."""
+        if self.fill is not None:
+            fill, self.fill = self.fill, None
+            fill(self)
+        return super().parse_known_args(args, namespace)
+
+
 _Commands = argparse._SubParsersAction  # argparse names the type only privately
 _Run = Callable[[argparse.Namespace, Display], int]
 
 
 def _command(
-    commands: _Commands[argparse.ArgumentParser],
+    commands: _Commands[_Parser],
     name: str,
     run: _Run,
     text: str,
     epilog: str = "",
-) -> argparse.ArgumentParser:
+) -> _Parser:
     parser = commands.add_parser(
         name,
         help=text,
@@ -77,57 +93,61 @@ def _command(
     return parser
 
 
-def _add_run(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_run(commands: _Commands[_Parser]) -> None:
     from .commands import run
 
     parser = _command(commands, "run", run, "Run a federation and report it.", EPILOG)
-    options.add_run_options(parser)
-    options.add_model_options(parser)
-    options.add_data_options(parser)
+    add = parser.add_argument
+    add("--config", metavar="FILE.toml", type=as_path, help="options from a file")
+    add("--dry-run", action="store_true",
+        help="check data and weights, tell what the run would cost, and stop",
+        )  # fmt: skip
+    add("--tensorboard", action="store_true", help="also write TensorBoard events")
+    parser.fill = options.add_run_options
 
 
-def _add_features(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_features(commands: _Commands[_Parser]) -> None:
     from .commands import features
 
     parser = _command(
         commands, "features", features, "Encode a data set to a feature directory."
     )
-    parser.add_argument("--to", metavar="DIR", type=Path, required=True)
+    parser.add_argument("--to", metavar="DIR", type=as_path, required=True)
     options.add_model_options(parser)
     options.add_data_options(parser)
 
 
-def _add_data(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_data(commands: _Commands[_Parser]) -> None:
     from .commands import data
 
     parser = _command(
         commands, "data", data, "Write a data set as <domain>/<class>/<image> folders."
     )
     parser.add_argument("name", help="pacs, officehome, digits, ... (from the hub)")
-    parser.add_argument("--to", metavar="DIR", type=Path, required=True)
+    parser.add_argument("--to", metavar="DIR", type=as_path, required=True)
     parser.add_argument(
         "--from", dest="source", metavar="PATH", help="a local parquet file or folder"
     )
 
 
-def _add_report(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_report(commands: _Commands[_Parser]) -> None:
     from .commands import report
 
     parser = _command(
         commands, "report", report, "Show finished runs; several merge into one table."
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path)
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=as_path)
     parser.add_argument(
         "--format", choices=("table", "markdown", "latex", "csv", "html"),
         default="table",
         help="html writes report.html anew in every RUN, or with --to one page of all",
     )  # fmt: skip
     parser.add_argument(
-        "--to", metavar="FILE", type=Path, help="write there what --format says"
+        "--to", metavar="FILE", type=as_path, help="write there what --format says"
     )
 
 
-def _add_export(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_export(commands: _Commands[_Parser]) -> None:
     from .commands import export
 
     parser = _command(
@@ -136,8 +156,8 @@ def _add_export(commands: _Commands[argparse.ArgumentParser]) -> None:
         export,
         "Fold backbone and adapter of a run into one module that needs no fedclip.",
     )
-    parser.add_argument("run_directory", metavar="RUN", type=Path)
-    parser.add_argument("--to", metavar="DIR", type=Path, required=True)
+    parser.add_argument("run_directory", metavar="RUN", type=as_path)
+    parser.add_argument("--to", metavar="DIR", type=as_path, required=True)
     parser.add_argument(
         "--format", action="append", choices=("torch", "onnx"),
         help="default: both",
@@ -145,7 +165,7 @@ def _add_export(commands: _Commands[argparse.ArgumentParser]) -> None:
     options.add_model_options(parser)
 
 
-def _add_hosts(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_hosts(commands: _Commands[_Parser]) -> None:
     from .commands import hosts
 
     _command(
@@ -153,7 +173,7 @@ def _add_hosts(commands: _Commands[argparse.ArgumentParser]) -> None:
     )
 
 
-def _add_register(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_register(commands: _Commands[_Parser]) -> None:
     from .commands import register
 
     parser = _command(
@@ -164,7 +184,7 @@ def _add_register(commands: _Commands[argparse.ArgumentParser]) -> None:
         "example:\n  fedclip register personalizedfl ~/PersonalizedFL",
     )
     parser.add_argument("host", metavar="HOST", help="personalizedfl")
-    parser.add_argument("path", metavar="PATH", type=Path, nargs="?")
+    parser.add_argument("path", metavar="PATH", type=as_path, nargs="?")
     parser.add_argument("--undo", action="store_true", help="restore every byte")
 
 
@@ -175,7 +195,7 @@ FEDML_EPILOG = """examples:
 """
 
 
-def _add_fedml(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_fedml(commands: _Commands[_Parser]) -> None:
     from .commands import fedml
 
     parser = _command(
@@ -186,7 +206,7 @@ def _add_fedml(commands: _Commands[argparse.ArgumentParser]) -> None:
         FEDML_EPILOG,
     )
     parser.add_argument(
-        "--cf", metavar="FILE", type=Path, required=True, help="fedml_config.yaml"
+        "--cf", metavar="FILE", type=as_path, required=True, help="fedml_config.yaml"
     )
     parser.add_argument("--rank", type=int, metavar="N", help="cross-silo: 0 = server")
     parser.add_argument("--role", choices=("server", "client"), help="cross-silo")
@@ -204,7 +224,7 @@ def _add_fedml(commands: _Commands[argparse.ArgumentParser]) -> None:
     )  # fmt: skip
 
 
-def _add_bench(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_bench(commands: _Commands[_Parser]) -> None:
     from .commands import bench
 
     parser = _command(
@@ -217,10 +237,10 @@ def _add_bench(commands: _Commands[argparse.ArgumentParser]) -> None:
         help="as many threads, and one (default: torch's)")  # fmt: skip
     add("--rounds", metavar="N", type=int, default=60,
         help="timings of each (default: 60)")  # fmt: skip
-    add("--json", metavar="FILE", type=Path, help="write the figures to a file")
+    add("--json", metavar="FILE", type=as_path, help="write the figures to a file")
 
 
-def _add_doctor(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_doctor(commands: _Commands[_Parser]) -> None:
     from .commands import doctor
 
     parser = _command(
@@ -233,10 +253,10 @@ def _add_doctor(commands: _Commands[argparse.ArgumentParser]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = sys.argv[1:] if argv is None else argv
-    args = build_parser().parse_args(words)
     # Before torch is loaded: threads that spin while they wait make a run ten times
     # slower as soon as another process uses one of the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    args = build_parser().parse_args(words)
     with Stops(args, words) as stops:
         try:
             return _run(args)

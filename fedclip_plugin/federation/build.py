@@ -64,7 +64,7 @@ def build_federation(
     Raises ConfigError for an unknown target, algorithm or device.
     """
     algorithm = get_algorithm(config.algorithm)
-    if config.train.private and not algorithm.communicates:
+    if config.privacy.private and not algorithm.communicates:
         raise ConfigError(
             f"--alg {config.algorithm} sends nothing to a server: there is nothing "
             "that --dp-noise-multiplier could hide"
@@ -79,7 +79,8 @@ def build_federation(
         Client(c.name, c.index, *parts[3 * i : 3 * i + 3]) for i, c in enumerate(held)
     )
     text = features.class_text.to(device)
-    task = Task(text, features.logit_scale, config.train, seed, clip)
+    params, scale = algorithm.Params(), features.logit_scale
+    task = Task.of(config, params, text, scale, seed, clip)
     return Federation(algorithm, task, clients, _target(features, target, device))
 
 
@@ -110,17 +111,18 @@ def _target(
 
 def identity(features: FeatureSet, config: RunConfig, target: str | None) -> str:
     """What a checkpoint belongs to; the number of rounds may grow."""
-    train = replace(config.train, rounds=1, dp_epsilon_budget=None)
+    train = replace(config.train, rounds=1)
+    privacy = replace(config.privacy, dp_epsilon_budget=None)
     model = replace(config.model, device="auto")
-    same = replace(config, train=train, model=model)
+    same = replace(config, train=train, privacy=privacy, model=model)
     text = f"{to_toml(same)}|{features.key}|{target}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def draw_cohort(fed: Federation, round_number: int) -> list[Client]:
     """The clients of a round, drawn by the seed; none where none are known here."""
-    seed = drawing_seed(fed.task.train, fed.task.seed)
-    share = fed.task.train.participation
+    seed = drawing_seed(fed.task.privacy, fed.task.seed)
+    share = fed.task.server.participation
     return participants(fed.clients, share, seed, round_number) if fed.clients else []
 
 

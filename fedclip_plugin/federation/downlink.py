@@ -70,4 +70,4 @@ def with_unsent(fed: Federation, after: State, state: State, sent: Broadcast) ->
 
 
 def _codec(fed: Federation) -> str:
-    return fed.task.train.compress_down if fed.algorithm.communicates else PLAIN
+    return fed.task.wire.compress_down if fed.algorithm.communicates else PLAIN

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..algorithms import Client
-from ..config.schema import TrainConfig
+from ..config.schema import PrivacyConfig, TrainConfig
 from ..server import privacy
 from ..wire.update import ClientUpdate, Kept, State, remember
 from .build import Federation, draw_cohort, participants
@@ -175,7 +175,8 @@ class Run:
         evaluated = time.perf_counter() - trained
         seconds = {"train": trained - opened.started, "evaluate": evaluated}
         result = round_result(opened.number, opened.screened, scores, target, seconds)
-        progress, result = account(train, self.now.progress, result, self.drawn_from)
+        config, progress = self.fed.task.privacy, self.now.progress
+        progress, result = account(config, progress, result, self.drawn_from)
         self.now = replace(
             self.now,
             progress=progress,
@@ -192,7 +193,7 @@ class Run:
 
 
 def account(
-    train: TrainConfig,
+    config: PrivacyConfig,
     progress: Progress,
     result: RoundResult,
     drawn_from: int | None,
@@ -204,12 +205,12 @@ def account(
     noise.
     """
     releases = progress.releases
-    if train.private:
+    if config.private:
         count = len(result.participants)
         releases = privacy.add_round(releases, max(count, drawn_from or 0), count)
-        result = replace(result, epsilon=privacy.epsilon(train, releases))
+        result = replace(result, epsilon=privacy.epsilon(config, releases))
     score = -1.0 if result.mean_val is None else result.mean_val
-    best = score > progress.best_score or progress.best_score < 0 or train.private
+    best = score > progress.best_score or progress.best_score < 0 or config.private
     return Progress(
         round=result.round,
         best_round=result.round if best else progress.best_round,
@@ -255,9 +256,9 @@ def run_round(run: Run) -> RoundResult:
 
 
 def _within_budget(fed: Federation) -> Federation:
-    train, count = fed.task.train, len(fed.clients)
-    if not train.private:
+    task, count = fed.task, len(fed.clients)
+    if not task.privacy.private:
         return fed
-    asked = len(participants(fed.clients, train.participation, 0, 1))
-    train = privacy.within_budget(train, count, asked)
-    return replace(fed, task=replace(fed.task, train=train))
+    asked = len(participants(fed.clients, task.server.participation, 0, 1))
+    rounds = privacy.within_budget(task.privacy, task.train.rounds, count, asked)
+    return replace(fed, task=replace(task, train=replace(task.train, rounds=rounds)))

@@ -90,7 +90,7 @@ def as_sent(
     """What local training gave, as it travels: compressed where that is asked."""
     if not fed.algorithm.communicates:
         return list(updates)
-    return compression.compress(updates, kept, seen, fed.task.train)
+    return compression.compress(updates, kept, seen, fed.task.wire)
 
 
 # ------------------------------------------------------------------- the server's side
@@ -106,7 +106,7 @@ def screen_round(
 
     Bytes are those of safetensors; a host that counts its own wire replaces them.
     """
-    sound, bad = screen(updates, sent.seen, fed.task.train.distance_limit)
+    sound, bad = screen(updates, sent.seen, fed.task.distance_limit)
     up = sum(update_bytes(u) for u in updates)
     down = len(participants) * state_bytes(sent.payload)
     if not fed.algorithm.communicates:
@@ -118,15 +118,15 @@ def next_state(
     fed: Federation, screened: Screened, state: State, round_number: int
 ) -> State:
     """What follows on the server's ``state`` from a round's screened updates."""
-    train, sound, sent = fed.task.train, screened.sound, screened.sent
-    if not sound and not train.private:
+    config, sound, sent = fed.task.privacy, screened.sound, screened.sent
+    if not sound and not config.private:
         return dict(state)
-    if train.private or type(fed.algorithm).aggregate is not Algorithm.aggregate:
+    if config.private or type(fed.algorithm).aggregate is not Algorithm.aggregate:
         sound = compression.decoded(sound, sent.seen)
-    if train.private:
-        entropy = privacy.noise_entropy(train, fed.task.seed, round_number)
+    if config.private:
+        entropy = privacy.noise_entropy(config, fed.task.seed, round_number)
         asked = len(screened.participants)
-        sound = [privacy.private_update(sound, sent.seen, train, asked, entropy)]
+        sound = [privacy.private_update(sound, sent.seen, config, asked, entropy)]
     after = fed.algorithm.aggregate(sound, {**state, **sent.seen}, fed.task)
     return {**state, **downlink.with_unsent(fed, after, state, sent)}
 

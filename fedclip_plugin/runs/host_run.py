@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config.schema import TrainConfig
+from ..algorithms import Task
 from ..errors import ConfigError
 from ..federation.build import participants
 from ..federation.engine import Round, Run
@@ -42,7 +42,7 @@ class HostRun(Run):
         resume: bool = False,
         drawn_from: int | None = None,
     ) -> None:
-        _check_budget(setup.fed.task.train, drawn_from)
+        _check_budget(setup.fed.task, drawn_from)
         if resume and out is None:
             raise ConfigError("resume needs the output directory of the run: set out")
         self.setup = setup
@@ -82,15 +82,16 @@ def _keep_nothing(client: str, state: State) -> None:
     """There is no directory for it."""
 
 
-def _check_budget(train: TrainConfig, drawn_from: int | None) -> None:
+def _check_budget(task: Task, drawn_from: int | None) -> None:
     """A host counts the rounds itself: too many are refused before the first."""
-    if not train.private:
+    privacy, rounds = task.privacy, task.train.rounds
+    if not privacy.private:
         return
     clients = drawn_from or 1
-    asked = len(participants(range(clients), train.participation, 0, 1))
-    allowed = within_budget(train, clients, asked).rounds
-    if allowed < train.rounds:
+    asked = len(participants(range(clients), task.server.participation, 0, 1))
+    allowed = within_budget(privacy, rounds, clients, asked)
+    if allowed < rounds:
         raise ConfigError(
-            f"--dp-epsilon-budget {train.dp_epsilon_budget:g} allows {allowed} rounds, "
-            f"the host is to run {train.rounds}; set its rounds to {allowed}"
+            f"--dp-epsilon-budget {privacy.dp_epsilon_budget:g} allows {allowed} "
+            f"rounds, the host is to run {rounds}; set its rounds to {allowed}"
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from ..algorithms import Samples, get_algorithm
-from ..config.schema import RunConfig, TrainConfig
+from ..algorithms import Samples, get_algorithm, with_values
+from ..config.schema import RunConfig
 from ..federation.build import Federation
 from ..federation.engine import RunState
 from ..federation.evaluation import (
@@ -107,7 +107,7 @@ def summarise(
     trained = setup.fed.algorithm.update_like(now.best)
     spent = {}
     if progress.epsilon is not None:
-        spent = {"privacy": privacy.summary(config.train, progress.epsilon)}
+        spent = {"privacy": privacy.summary(config.privacy, progress.epsilon)}
     return {
         "algorithm": config.algorithm,
         "variant": variant(config),
@@ -139,11 +139,14 @@ def summarise(
 def variant(config: RunConfig) -> str:
     """What training was changed to from the algorithm's defaults, as options; or ""."""
     algorithm = get_algorithm(config.algorithm)
-    usual = asdict(replace(TrainConfig(), **algorithm.defaults))
+    usual = with_values(RunConfig(config.algorithm), algorithm.defaults)
+    mine = with_values(config, {})
     found = {
         key: value
-        for key, value in asdict(config.train).items()
-        if key not in ("rounds", "personalize", "eval_every") and value != usual[key]
+        for name in ("params", "train", "server", "wire", "privacy")
+        for key, value in asdict(getattr(mine, name)).items()
+        if key not in ("rounds", "personalize", "eval_every")
+        and value != getattr(getattr(usual, name), key)
     }
     if config.data.partition != "domain":
         found |= {k: getattr(config.data, k) for k in ("partition", "clients")}

@@ -50,11 +50,11 @@ def one_run(config: RunConfig) -> RunConfig:
             f"seeds {list(config.seeds)} and targets {list(config.data.targets)}; "
             "`fedclip run` runs several"
         )
-    train = config.train
-    if train.private and train.dp_seed == "auto":
-        train = replace(train, dp_seed="secret")
+    privacy = config.privacy
+    if privacy.private and privacy.dp_seed == "auto":
+        privacy = replace(privacy, dp_seed="secret")
     data = replace(config.data, targets=config.data.targets or (NO_TARGET,))
-    return replace(config, data=data, train=train)
+    return replace(config, data=data, privacy=privacy)
 
 
 @functools.lru_cache(maxsize=2)

@@ -28,19 +28,19 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..config.schema import TrainConfig
+from ..config.schema import ServerConfig
 from ..wire.compression import PLAIN, decoded
 from ..wire.compression import mean as coded_mean
 from ..wire.update import ClientUpdate, State
 
 
 def aggregate(
-    updates: Sequence[ClientUpdate], state: State, train: TrainConfig
+    updates: Sequence[ClientUpdate], state: State, server: ServerConfig
 ) -> State:
     """The next state, from updates of ``state``, in the order of the clients' names.
 
-    ``train.weighting`` is ``uniform`` (as published) or ``examples``;
-    ``train.aggregation`` the mean or a robust rule.  Clients without training rows are
+    ``server.weighting`` is ``uniform`` (as published) or ``examples``;
+    ``server.aggregation`` the mean or a robust rule.  Clients without training rows are
     left out; with none left the ``state`` that was sent out stays.  The
     order of arrival does not matter: same bits.  The mean of compressed updates is
     taken without decoding them first.
@@ -48,14 +48,14 @@ def aggregate(
     voters = sorted((u for u in updates if u.num_examples > 0), key=lambda u: u.client)
     if not voters or not state:
         return state
-    uniform = train.weighting == "uniform"
+    uniform = server.weighting == "uniform"
     weights = torch.tensor([1.0 if uniform else float(u.num_examples) for u in voters])
     coded = {u.codec for u in voters}
-    if train.aggregation == "mean" and len(coded) == 1 and PLAIN not in coded:
+    if server.aggregation == "mean" and len(coded) == 1 and PLAIN not in coded:
         return coded_mean(voters, weights, state)
     voters = decoded(voters, state)
     states = [{key: u.state[key] for key in state} for u in voters]
-    return combine(train.aggregation, states, weights, state, train.byzantine)
+    return combine(server.aggregation, states, weights, state, server.byzantine)
 
 
 COLUMNS = 1 << 16  # coordinates at a time: bounds memory

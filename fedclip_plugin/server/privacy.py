@@ -17,7 +17,6 @@ import logging
 import math
 import secrets
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from scipy.special import ndtri
 
-from ..config.schema import TrainConfig
+from ..config.schema import PrivacyConfig
 from ..errors import ConfigError
 from ..wire.update import ClientUpdate, State
 from .aggregation import mean
@@ -42,7 +41,7 @@ _log = logging.getLogger("fedclip")
 def private_mean(
     updates: Sequence[ClientUpdate],
     sent: State,
-    train: TrainConfig,
+    config: PrivacyConfig,
     cohort: int,
     entropy: Sequence[int] | None,
 ) -> State:
@@ -56,11 +55,11 @@ def private_mean(
     voters = {u.client: u for u in updates if u.num_examples > 0}  # one vote each
     chosen = [voters[name] for name in sorted(voters)]
     lengths = torch.tensor(distances(chosen, sent), dtype=torch.float64)
-    share = (train.dp_clip / lengths).clamp(max=1) / cohort  # 1 / cohort where 0 long
+    share = (config.dp_clip / lengths).clamp(max=1) / cohort  # 1 / cohort where 0 long
     rest = (1 - share.sum()).clamp_min(0)[None]
     moved = mean([*({k: u.state[k] for k in sent} for u in chosen), sent],
                  torch.cat([share, rest]))  # fmt: skip
-    scale = 2 * train.dp_noise_multiplier * train.dp_clip / cohort
+    scale = 2 * config.dp_noise_multiplier * config.dp_clip / cohort
     noise = _normal(moved, entropy)
     return {
         key: value + scale * noise[key].to(value.device, value.dtype)
@@ -87,24 +86,24 @@ def _normal(like: State, entropy: Sequence[int] | None) -> State:
 def private_update(
     updates: Sequence[ClientUpdate],
     sent: State,
-    train: TrainConfig,
+    config: PrivacyConfig,
     cohort: int,
     entropy: Sequence[int] | None,
 ) -> ClientUpdate:
     """:func:`private_mean` as the one update that an aggregation may see."""
-    return ClientUpdate("", private_mean(updates, sent, train, cohort, entropy), 1)
+    return ClientUpdate("", private_mean(updates, sent, config, cohort, entropy), 1)
 
 
 def noise_entropy(
-    train: TrainConfig, seed: int, round_number: int
+    config: PrivacyConfig, seed: int, round_number: int
 ) -> tuple[int, int] | None:
     """What the noise of a round is drawn from; None: the system's own entropy."""
-    return None if train.dp_seed == "secret" else (seed, round_number)
+    return None if config.dp_seed == "secret" else (seed, round_number)
 
 
-def drawing_seed(train: TrainConfig, seed: int) -> int:
+def drawing_seed(config: PrivacyConfig, seed: int) -> int:
     """What decides who takes part: ``seed``, unless that has to stay hidden."""
-    return _hidden_seed() if train.private and train.dp_seed == "secret" else seed
+    return _hidden_seed() if config.private and config.dp_seed == "secret" else seed
 
 
 @lru_cache(maxsize=1)
@@ -133,9 +132,9 @@ def add_round(releases: Releases, clients: int, cohort: int) -> Releases:
     return tuple((c, a, n) for (c, a), n in sorted(counts.items()))
 
 
-def epsilon(train: TrainConfig, releases: Releases) -> float:
-    """Epsilon of all ``releases`` together, at ``train.dp_delta``."""
-    return _epsilon(train.dp_noise_multiplier, train.dp_delta, releases)
+def epsilon(config: PrivacyConfig, releases: Releases) -> float:
+    """Epsilon of all ``releases`` together, at ``config.dp_delta``."""
+    return _epsilon(config.dp_noise_multiplier, config.dp_delta, releases)
 
 
 @lru_cache(maxsize=1024)
@@ -158,71 +157,71 @@ def _epsilon(multiplier: float, delta: float, releases: Releases) -> float:
     return min(whole, float(renyi.get_epsilon(delta)))  # both hold
 
 
-def rounds_within(train: TrainConfig, clients: int, cohort: int) -> int:
-    """How many of ``train.rounds`` the budget allows; all without one."""
-    budget, low, high = train.dp_epsilon_budget, 0, train.rounds
-    if not train.private or budget is None:
+def rounds_within(config: PrivacyConfig, rounds: int, clients: int, cohort: int) -> int:
+    """How many of ``rounds`` the budget allows; all without one."""
+    budget, low, high = config.dp_epsilon_budget, 0, rounds
+    if not config.private or budget is None:
         return high
     while low < high:
         middle = (low + high + 1) // 2
-        if epsilon(train, ((clients, cohort, middle),)) <= budget:
+        if epsilon(config, ((clients, cohort, middle),)) <= budget:
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def within_budget(train: TrainConfig, clients: int, cohort: int) -> TrainConfig:
-    """``train``, which is private, with as many rounds as its budget allows.
+def within_budget(config: PrivacyConfig, rounds: int, clients: int, cohort: int) -> int:
+    """As many of ``rounds`` as the budget of ``config``, which is private, allows.
 
     Raises ConfigError where one is too many, or the accountant is missing.
     """
-    if train.dp_delta > 1 / clients:
+    if config.dp_delta > 1 / clients:
         _log.warning(
             "--dp-delta %g is more than 1 / %d clients: it would allow that one of "
             "them is exposed; choose a smaller one",
-            train.dp_delta, clients,
+            config.dp_delta, clients,
         )  # fmt: skip
-    once = epsilon(train, ((clients, cohort, 1),))
-    rounds = rounds_within(train, clients, cohort)
-    if not rounds:
+    once = epsilon(config, ((clients, cohort, 1),))
+    allowed = rounds_within(config, rounds, clients, cohort)
+    if not allowed:
         raise ConfigError(
-            f"--dp-epsilon-budget {train.dp_epsilon_budget:g}: one round costs "
+            f"--dp-epsilon-budget {config.dp_epsilon_budget:g}: one round costs "
             f"{once:.3g}; add noise, or sample fewer clients a round"
         )
-    return replace(train, rounds=rounds)
+    return allowed
 
 
-def planned(train: TrainConfig, clients: int, cohort: int) -> str:
-    """What the rounds of ``train`` will cost, in words."""
-    cost = epsilon(train, ((clients, cohort, train.rounds),))
+def planned(config: PrivacyConfig, rounds: int, clients: int, cohort: int) -> str:
+    """What ``rounds`` will cost, in words."""
+    cost = epsilon(config, ((clients, cohort, rounds),))
     text = (
-        f"epsilon {cost:.3g} at delta {train.dp_delta:g} after {train.rounds} rounds "
+        f"epsilon {cost:.3g} at delta {config.dp_delta:g} after {rounds} rounds "
         f"of {cohort} out of {clients} clients"
     )
-    if train.dp_epsilon_budget is None:
+    if config.dp_epsilon_budget is None:
         return text
-    rounds = within_budget(train, clients, cohort).rounds
-    return f"{text}; the budget {train.dp_epsilon_budget:g} allows {rounds}"
+    allowed = within_budget(config, rounds, clients, cohort)
+    return f"{text}; the budget {config.dp_epsilon_budget:g} allows {allowed}"
 
 
-def summary(train: TrainConfig, spent: float) -> dict[str, Any]:
+def summary(config: PrivacyConfig, spent: float) -> dict[str, Any]:
     """The entry ``privacy`` of ``summary.json``."""
     return {
         "epsilon": spent,
-        "delta": train.dp_delta,
-        "noise_multiplier": train.dp_noise_multiplier,
-        "clip": train.dp_clip,
-        "promise": _promise(train, spent),
+        "delta": config.dp_delta,
+        "noise_multiplier": config.dp_noise_multiplier,
+        "clip": config.dp_clip,
+        "promise": _promise(config, spent),
     }
 
 
-def _promise(train: TrainConfig, spent: float) -> str:
+def _promise(config: PrivacyConfig, spent: float) -> str:
     text = (
-        f"Clients are ({spent:.3g}, {train.dp_delta:g})-differentially private: the "
+        f"Clients are ({spent:.3g}, {config.dp_delta:g})-differentially private: the "
         "adapters that were sent out, and nothing else, would hardly differ if any "
         "one client held other data"
     )
-    if train.dp_seed == "secret":
+    if config.dp_seed == "secret":
         return f"{text}."
     return f"{text}; simulated: not against those who know the run's seed."

@@ -1,110 +1,43 @@
-"""Where a binding's configuration comes from: ``fedclip.toml``, variables, the host.
+"""Where a configuration comes from: flags, variables, TOML, the keys of a host.
 
-Hosts know none of FedCLIP's own options.  Every option of ``fedclip run`` that sets a
-value can be given as a variable named after it (``--model-config DIR`` is
-``FEDCLIP_MODEL_CONFIG``), or in ``fedclip.toml``, the format of ``--config``.
+A source is option name -> value, with the option as its user wrote it for messages.
+Sources are merged once, and checked once, by the table of options.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
-import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..clip.prompts import prompt_templates
-from ..config.schema import PRESETS, RunConfig
-from ..config.toml import from_dict, load_toml
-from ..errors import ConfigError
-from . import options
+from ..config.fields import Option, as_path, options_of, parse
+from ..config.schema import SECTIONS, RunConfig
+from ..config.toml import load_toml
+from ..errors import ConfigError, did_you_mean
+from .options import PREFIX, Files, Table, words
 
-
-def read_config(args: argparse.Namespace, base: Path | None = None) -> RunConfig:
-    """The RunConfig of parsed options over ``--config``, over the file ``base``.
-
-    ``base`` is the ``config.toml`` of an earlier run, if there is one.  Raises
-    ConfigError naming the option or the file.
-    """
-    values = load_toml(base) if base and base.is_file() else {}
-    config = getattr(args, "config", None)
-    if config is not None:
-        values = _merge(values, load_toml(config))
-    given = {k: v for k, v in vars(args).items() if v is not None}
-    for key, value in given.items():
-        section, _, name = key.rpartition(".")
-        if section:
-            values.setdefault(section, {})[name] = value
-        elif name in ("algorithm", "seeds"):
-            values[name] = value
-    where = str(config) if config else "options"
-    values = _with_defaults(values, getattr(args, "preset", None))
-    return from_dict(RunConfig, _settle(values), where)
-
-
-def _with_defaults(values: dict[str, Any], preset: str | None) -> dict[str, Any]:
-    """What the algorithm, or a preset of it, wants where nothing else is said."""
-    from ..algorithms import get_algorithm
-
-    algorithm = get_algorithm(str(values.get("algorithm", RunConfig.algorithm)))
-    usual = dict(algorithm.defaults)
-    if preset is not None:
-        if preset not in PRESETS or algorithm.name != RunConfig.algorithm:
-            raise ConfigError(
-                f"--preset {preset}: expected {' or '.join(PRESETS)}, for --alg fedclip"
-            )
-        usual |= PRESETS[preset]
-    return _merge({"train": usual}, values)
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _settle(values: dict[str, Any]) -> dict[str, Any]:
-    """Paths made absolute, so that a run resumes from anywhere; names filled in."""
-    data, model = values.get("data", {}), values.get("model", {})
-    if not isinstance(data, dict) or not isinstance(model, dict):
-        return values  # from_dict says what is wrong
-    if data.get("features") and "dataset" not in data:
-        data["dataset"] = Path(str(data["features"])).resolve().name
-    for section, name in ((data, "root"), (data, "features"), (model, "config_dir")):
-        if isinstance(section.get(name), str):
-            section[name] = str(Path(section[name]).expanduser().resolve())
-    if "prompts" in data:
-        data["prompts"] = prompt_templates(data["prompts"])
-    tag = model.get("pretrained")
-    if isinstance(tag, str) and Path(tag).expanduser().is_file():
-        model["pretrained"] = str(Path(tag).expanduser().resolve())
-    return values
-
+if TYPE_CHECKING:
+    from ..algorithms import Algorithm
 
 FILE = "fedclip.toml"
-
-
-PREFIX = "FEDCLIP_"
-
-
 OF_THE_PACKAGE = {
     f"{PREFIX}{name}" for name in ("CACHE", "CUDA", "DEBUG", "ISA", "PURE_PYTHON")
 }
+_ABSOLUTE = ("root", "features", "model-config")  # so that a run resumes from anywhere
 
 
-OWN_RUN = (
-    "--config",
-    "--dry-run",
-    "--tensorboard",
-    "--preset",
-)  # of `fedclip run` alone
+class Given(NamedTuple):
+    """A value, and the option with it as the user wrote it."""
+
+    value: Any
+    written: str
 
 
-_ON, _OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+Source = Mapping[str, Given]
 
 
 class Output(NamedTuple):
@@ -114,74 +47,181 @@ class Output(NamedTuple):
     resume: bool = False
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise ConfigError(f"{PREFIX}* variables: {message}")
+def read_config(args: argparse.Namespace, base: Path | None = None) -> RunConfig:
+    """The RunConfig of parsed flags over ``--config``, over the file ``base``.
+
+    ``base`` is the ``config.toml`` of an earlier run, if there is one.  Raises
+    ConfigError naming the option or the file.
+    """
+    table = Table()
+    files = _of_file(base, table) | _of_file(getattr(args, "config", None), table, True)
+    return build({**files, **_of_flags(args, table)}, table)[0]
 
 
-def variables() -> dict[str, argparse.Action]:
-    """Variable name -> the option of ``fedclip run`` that it stands for."""
-    return {
-        PREFIX + flag.removeprefix("--").replace("-", "_").upper(): action
-        for action in _parser()._actions
-        for flag in action.option_strings[:1]
-        if flag not in OWN_RUN
-    }
+def configure(options: Mapping[str, Any], base: Path | None = None) -> RunConfig:
+    """The RunConfig of options in Python, as flags with ``_`` for ``-``; over ``base``.
+
+    None stands for an option that is not given.  Raises ConfigError naming the option.
+    """
+    table = Table()
+    named = {name.replace("-", "_"): name for name in table.options}
+    named |= {o.field: o.name for o in table.groups[""]}
+    source = {}
+    for key, value in options.items():
+        if key not in named:
+            raise ConfigError(f"unknown option {key}{did_you_mean(key, named)}")
+        if value is not None:
+            source[named[key]] = Given(value, f"{key}={value!r}")
+    return build({**_of_file(base, table), **source}, table)[0]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    options.add_run_options(parser)
-    options.add_model_options(parser)
-    options.add_data_options(parser)
-    return parser
+def _of_file(path: Path | None, table: Table, must: bool = False) -> dict[str, Given]:
+    if path is None or not (must or path.is_file()):
+        return {}
+    return of_toml(load_toml(path), str(path), table)
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """The RunConfig of a TOML file; the inverse of ``config.toml.to_toml``."""
+    return config_of(load_toml(path), str(path))
+
+
+def config_of(values: Mapping[str, Any], where: str) -> RunConfig:
+    """The RunConfig of nested values, as ``config.toml.to_dict`` gives them."""
+    table = Table()
+    return build(of_toml(values, where, table), table)[0]
 
 
 def load_settings(
-    host: Mapping[str, Any] | None = None,
+    host: Mapping[str, Given] | None = None,
     path: str | Path | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> tuple[RunConfig, Output]:
     """The configuration of a run in a host, and where its results go.
 
-    ``host`` holds what the host itself decides, as ``{"train.rounds": 3}``; variables
-    come next, then the file (``path``, or ``fedclip.toml`` in the working directory).
+    ``host`` holds what the host itself decides, by the options' names; variables come
+    next, then the file (``path``, or ``fedclip.toml`` in the working directory).
     Raises ConfigError naming the variable, key or file that is wrong.
     """
-    if path is not None and not Path(path).is_file():
+    table, file = Table(), as_path(path or FILE)
+    if path is not None and not file.is_file():
         raise ConfigError(f"{path}: no such file; it would hold fedclip's options")
-    known = variables()
-    _refuse_misspelt(environ, known)
-    words = []
-    for name, action in known.items():
-        if name not in environ or action.nargs == 0:
+    return build(
+        {**_of_file(file, table), **_of_variables(environ, table), **(host or {})},
+        table,
+    )
+
+
+def _of_flags(args: argparse.Namespace, table: Table) -> dict[str, Given]:
+    source = {}
+    for name, value in vars(args).items():
+        if name in table.options and value is not None:
+            shown = " ".join(map(str, value)) if isinstance(value, list) else value
+            source[name] = Given(value, f"--{name} {shown}")
+    return source
+
+
+def _of_variables(environ: Mapping[str, str], table: Table) -> dict[str, Given]:
+    """What ``FEDCLIP_*`` variables say; an empty one says nothing."""
+    options, source = table.variables(), {}
+    for name, value in environ.items():
+        if not name.startswith(PREFIX) or name in OF_THE_PACKAGE:
             continue
-        several = action.nargs == "+" or isinstance(action, argparse._AppendAction)
-        values = shlex.split(environ[name]) if several else [environ[name]]
-        for value in values:
-            words += [action.option_strings[0], value]
-    args = _parser().parse_args(words)
-    args.resume = environ.get(f"{PREFIX}RESUME", "")
-    file = Path(path or FILE)
-    args.config = file if file.is_file() else None
-    for key, value in (host or {}).items():
-        if value is not None:
-            setattr(args, key, value)
-    return read_config(args), Output(args.out, _switch(args.resume))
+        if name in options:
+            written = f"{name}={value}"
+            if value:
+                value = words(options[name], value, written)
+                source[options[name].name] = Given(value, written)
+        elif near := did_you_mean(name, options, cutoff=0.85):
+            raise ConfigError(f"variable {name} is unknown{near}")
+    return source
 
 
-def _switch(value: Any) -> bool:
-    word = str(value).strip().lower()
-    if word not in (*_ON, *_OFF):
-        raise ConfigError(f"resume: expected true or false, got {value!r}")
-    return word in _ON
+def of_toml(values: Mapping[str, Any], where: str, table: Table) -> dict[str, Given]:
+    """A source of nested values; ``where`` is their file, for messages."""
+    source = {}
+    for section, group in values.items():
+        if section in table.broken:
+            raise ConfigError(f"{where}: [{section}]: {table.broken[section]}")
+        if not isinstance(group, Mapping):
+            if section in table.groups:
+                raise ConfigError(f"{where}: {section}: expected a table")
+            option = table.place("", section, where)
+            source[option.name] = Given(group, f"{where}: {section} = {group!r}")
+            continue
+        if section not in table.groups:
+            near = did_you_mean(section, table.groups)
+            raise ConfigError(
+                f"{where}: unknown key {section!r}{near} "
+                f"(sections: {', '.join(filter(None, table.groups))})"
+            )
+        for key, value in group.items():
+            option = table.place(section, key, where)
+            written = f"{where}: {section}.{key} = {value!r}"
+            source[option.name] = Given(value, written)
+    return source
 
 
-def _refuse_misspelt(environ: Mapping[str, str], known: Mapping[str, object]) -> None:
-    for name in environ:
-        if name.startswith(PREFIX) and name not in known and name not in OF_THE_PACKAGE:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
-            if near:
-                raise ConfigError(
-                    f"variable {name} is unknown: did you mean {near[0]}?"
-                )
+def build(source: Source, table: Table) -> tuple[RunConfig, Output]:
+    """The configuration of merged sources, over what the algorithm wants."""
+    from ..algorithms import get_algorithm  # needs torch
+
+    name = str(source["alg"].value if "alg" in source else RunConfig.algorithm)
+    algorithm, section = get_algorithm(name), name.lower()
+    if section in table.broken:
+        raise ConfigError(table.broken[section])
+    merged = {**_usual(algorithm, section, source.get("preset"), table), **source}
+    values = {n: parse(table.options[n], *given) for n, given in merged.items()}
+    _settle(values)
+
+    def part(cls: type, options: tuple[Option, ...]) -> Any:
+        return cls(**{o.field: values[o.name] for o in options if o.name in values})
+
+    config = RunConfig(
+        **{n: part(cls, options_of(cls)) for n, cls in SECTIONS.items()},
+        params=_params(algorithm, section, part, table),
+    )
+    top = {o.field: values[o.name] for o in table.groups[""] if o.name in values}
+    files = part(Files, options_of(Files))
+    out = Output(None if files.out is None else Path(files.out), files.resume)
+    return replace(config, **top), out
+
+
+def _params(algorithm: Algorithm, section: str, part: Any, table: Table) -> Any:
+    try:
+        return part(algorithm.Params, table.groups[section])
+    except ValueError as error:  # of others
+        raise ConfigError(f"--alg {section}: {error}") from error
+
+
+def _usual(
+    algorithm: Algorithm, section: str, preset: Given | None, table: Table
+) -> dict[str, Given]:
+    """What the algorithm, or a preset of it, wants where nothing else is said."""
+    wanted = dict(algorithm.defaults)
+    if preset is not None:
+        presets = algorithm.presets
+        if preset.value not in presets:
+            some = f"one of {', '.join(presets)}" if presets else "none"
+            raise ConfigError(f"{preset.written}: expected {some} for --alg {section}")
+        wanted |= presets[preset.value]
+    where, own = f"defaults of --alg {section}", {}
+    for field, value in wanted.items():
+        mine = any(o.field == field for o in table.groups[section])
+        option = table.place(section if mine else "train", field, where)
+        own[option.name] = Given(value, f"{where}: {field} = {value!r}")
+    return own
+
+
+def _settle(values: dict[str, Any]) -> None:
+    """Paths made absolute; names filled in."""
+    if values.get("features"):
+        values.setdefault("dataset", Path(values["features"]).resolve().name)
+    for name in _ABSOLUTE:
+        if values.get(name) is not None:
+            values[name] = str(Path(values[name]).resolve())
+    if "prompt" in values:
+        values["prompt"] = prompt_templates(values["prompt"])
+    tag = values.get("pretrained")
+    if tag and Path(tag).is_file():
+        values["pretrained"] = str(Path(tag).resolve())

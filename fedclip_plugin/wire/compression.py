@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..config.schema import TrainConfig
+from ..config.schema import WireConfig
 from .codec import Codec, Parts, is_finite, misfit
 from .codecs import CODECS, TopK
 from .update import ClientUpdate, State
@@ -111,17 +111,17 @@ def compress(
     updates: Sequence[ClientUpdate],
     kept: Mapping[str, State],
     sent: State,
-    train: TrainConfig,
+    wire: WireConfig,
 ) -> list[ClientUpdate]:
-    """The updates as they travel, by ``train.compress``.
+    """The updates as they travel, by ``wire.compress``.
 
     The clients' residuals are in what they ``kept``, the new ones in the updates'.
     What is no state like ``sent`` stays as it is, for the screening to name.
     """
-    if train.compress == PLAIN:
+    if wire.compress == PLAIN:
         return list(updates)
-    share = train.topk_share
-    codec = TopK(share) if train.compress == "topk" else CODECS[train.compress]
+    share = wire.topk_share
+    codec = TopK(share) if wire.compress == "topk" else CODECS[wire.compress]
 
     def one(update: ClientUpdate) -> ClientUpdate:
         if not _alike(update.state, sent):
@@ -130,9 +130,9 @@ def compress(
         before = {k: own[RESIDUAL + k] for k in sent if RESIDUAL + k in own}
         payload, residual = encode(codec, update.state, sent, before)
         keeps = dict(update.kept)
-        if train.error_feedback == "on":
+        if wire.error_feedback == "on":
             keeps |= {RESIDUAL + key: value for key, value in residual.items()}
-        return replace(update, state=payload, kept=keeps, codec=train.compress)
+        return replace(update, state=payload, kept=keeps, codec=wire.compress)
 
     return [one(update) for update in updates]
 

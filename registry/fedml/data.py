@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ...algorithms import Client, Samples
-from ...algorithms.adapter import ADAPTERS
+from ...algorithms.adapter import ADAPTERS, ATTENTION
 from ...errors import ConfigError
 from .settings import Binding, bind
 
@@ -64,7 +64,8 @@ def create_model(args: Any) -> nn.Module:
     """The adapter alone, with the state that the first round sends out."""
     fed = bind(args).setup.fed
     state = fed.algorithm.init(fed.task)
-    model = ADAPTERS.get(fed.task.train.adapter)(fed.task.dim).to(fed.task.text.device)
+    adapter = getattr(fed.task.params, "adapter", ATTENTION)
+    model = ADAPTERS.get(adapter)(fed.task.dim).to(fed.task.text.device)
     if set(model.state_dict()) != set(state) or not fed.algorithm.communicates:
         raise ConfigError(
             f"algorithm {fed.algorithm.name} exchanges no adapter: FedML runs fedclip, "

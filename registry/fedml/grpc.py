@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...config.fields import as_path
 from ...errors import ConfigError
 from .settings import FILE, PICKLE, TLS
 
@@ -110,7 +111,7 @@ def read_tls(args: Any) -> Tls | None:
     for key, name in given.items():
         if not name:
             raise ConfigError(f"{FILE}: {key} is missing: TLS needs {', '.join(TLS)}")
-        path = Path(str(name).replace("{rank}", str(args.rank))).expanduser()
+        path = as_path(str(name).replace("{rank}", str(args.rank)))
         try:
             texts.append(path.read_bytes())
         except OSError as error:

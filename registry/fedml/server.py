@@ -22,7 +22,6 @@ from fedml.core.security.fedml_defender import FedMLDefender
 from torch import Tensor, nn
 
 from ...algorithms import FedClip
-from ...config.schema import TrainConfig
 from ...errors import ConfigError
 from ...federation import downlink
 from ...federation.engine import Round
@@ -192,10 +191,10 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         opened, fed = self.opened, self.run.fed
         state = opened.state
         voters = [(count, given) for count, given in raw if count > 0]
-        if not voters and not fed.task.train.private:
+        if not voters and not fed.task.privacy.private:
             return OrderedDict(state)
         if FedMLDefender.get_instance().is_defense_enabled():
-            if self._train.weighting == "uniform":
+            if fed.task.server.weighting == "uniform":
                 voters = [(1, given) for _, given in voters]
             with named_fedavg(self.args):
                 theirs = like(super().aggregate(voters), state)
@@ -246,12 +245,9 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         )
         read = {k: v.detach().to(device) for k, v in state.items()} if tensors else {}
         examples = int(count) if isinstance(count, (int, float)) else -1
-        codec, told = self._train.compress, self.metrics.get(name, {})
+        codec = self.run.fed.task.wire.compress
+        told = self.metrics.get(name, {})
         return ClientUpdate(name, read, examples, told, codec=codec)
-
-    @property
-    def _train(self) -> TrainConfig:
-        return self.binding.setup.config.train
 
     def _readable(self, updates: list[ClientUpdate]) -> list[ClientUpdate]:
         """Decoded where FedML or a derived class looks at them; our mean reads both."""
@@ -287,13 +283,13 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
 
     def _mean_tells(self) -> bool:
         fed = self.binding.setup.fed
-        train = fed.task.train
+        server = fed.task.server
         return (
             type(self) is FedCLIPAggregator
             and type(fed.algorithm) is FedClip
-            and train.aggregation == "mean"
-            and train.max_norm_ratio == 0
-            and not train.private
+            and server.aggregation == "mean"
+            and server.max_norm_ratio == 0
+            and not fed.task.privacy.private
             and not hooked()
         )
 

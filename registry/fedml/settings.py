@@ -7,19 +7,18 @@ of ``fedclip run`` that has no key in FedML is ``fedclip_<option>``, in any sect
 
 from __future__ import annotations
 
-import difflib
 import os
-import shlex
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...config.fields import Option, expand, parse
 from ...config.schema import EMBEDDED_DATASET, RunConfig
 from ...data.dataset import KNOWN, canonical_name
-from ...errors import ConfigError
+from ...errors import ConfigError, did_you_mean
 from ...runs.host_run import Setup, open_setup
-from ...settings.sources import PREFIX, Output, load_settings, variables
+from ...settings.options import PREFIX, Table, words
+from ...settings.sources import Given, Output, load_settings
 
 OPTIMIZER = "FedCLIP"
 FILE = "fedml_config.yaml"
@@ -27,29 +26,24 @@ TIMEOUT = "fedclip_round_timeout"  # seconds; of cross-silo alone
 TLS = ("fedclip_tls_ca", "fedclip_tls_cert", "fedclip_tls_key")  # PEM files; likewise
 PICKLE = "fedclip_allow_pickle"  # cross-silo over anything but gRPC
 _FILE_KEY = "fedclip_config"  # of a fedclip.toml elsewhere
+_PER_ROUND = "client_num_per_round"
 _PARTITIONS = {"homo": "iid", "hetero": "dirichlet"}  # FedML's words for them
 
 
-@dataclass(frozen=True)
-class _Key:
-    """A key of FedML's and what it sets here."""
-
-    setting: str
-    kind: Callable[[Any], Any]
-
-
-KEYS = {
-    "dataset": _Key("data.dataset", str),
-    "comm_round": _Key("train.rounds", int),
-    "epochs": _Key("train.local_epochs", int),
-    "batch_size": _Key("train.batch_size", int),
-    "learning_rate": _Key("train.lr", float),
-    "weight_decay": _Key("train.weight_decay", float),
-    "random_seed": _Key("seeds", int),
-    "partition_alpha": _Key("data.alpha", float),
-    "client_num_in_total": _Key("data.clients", int),
-    "client_num_per_round": _Key("train.participation", int),
+KEYS = {  # FedML's -> the option that it sets
+    "dataset": "dataset",
+    "comm_round": "rounds",
+    "epochs": "local-epochs",
+    "batch_size": "batch-size",
+    "learning_rate": "lr",
+    "weight_decay": "weight-decay",
+    "random_seed": "seed",
+    "partition_alpha": "alpha",
+    "client_num_in_total": "clients",
+    "client_num_per_round": "participation",
 }
+SECONDS = Option("", "", float, False, None, within="[0, inf)")
+_COUNT = Option("", "", int, False, None, within="[1, inf)")
 
 
 @dataclass(frozen=True)
@@ -83,78 +77,77 @@ def bind(args: Any) -> Binding:
 
 def read_settings(args: Any) -> tuple[RunConfig, Output]:
     """The configuration that ``args`` ask for, and where its results go."""
-    ours = _own_keys(args)
-    host = {key.setting: value(args, name, key.kind) for name, key in KEYS.items()}
-    seed = host.pop("seeds")
-    total, chosen = host.pop("data.clients"), host.pop("train.participation")
-    alpha = host.pop("data.alpha")
+    ours, path = _own_keys(args, Table())
+    host = {option: _given(args, key) for key, option in KEYS.items()}
+    total, chosen = (value(args, k) for k in ("client_num_in_total", _PER_ROUND))
+    host["participation"] = host["clients"] = None
     if total and chosen:
-        host["train.participation"] = min(1.0, chosen / total)
-    partition = ours.get(f"{PREFIX}PARTITION") or os.environ.get(f"{PREFIX}PARTITION")
-    if partition is not None and partition != "domain":
-        partition = _PARTITIONS.get(partition, partition)
-        host |= {"data.partition": partition, "data.clients": total}
-        host["data.alpha"] = alpha if partition == "dirichlet" else None
-        ours.pop(f"{PREFIX}PARTITION", None)
-    path = ours.pop(_FILE_KEY.upper(), None)
-    environ = {**os.environ, **_device(args), **ours}
-    settings = {**host, "seeds": None if seed is None else [seed]}
-    config, out = load_settings(settings, path, environ)
+        share = min(1.0, chosen / total)
+        host["participation"] = Given(share, f"{FILE}: {_PER_ROUND}: {chosen}")
+    alpha = host.pop("alpha")
+    partition = ours.get("partition") or _of_environ("FEDCLIP_PARTITION")
+    if partition is not None and partition.value != "domain":
+        kind = _PARTITIONS.get(str(partition.value), partition.value)
+        host["partition"] = Given(kind, partition.written)
+        host["clients"] = _given(args, "client_num_in_total")
+        host["alpha"] = alpha if kind == "dirichlet" else None
+    known = {name: given for name, given in host.items() if given is not None}
+    config, out = load_settings({**_device(args), **ours, **known}, path)
     return _with_root(args, config), out
 
 
-def value(args: Any, name: str, kind: Callable[[Any], Any]) -> Any:
-    """FedML's key as the ``kind`` that it should be; None where it is not given.
+def value(args: Any, name: str, option: Option = _COUNT) -> Any:
+    """FedML's key as the value of ``option``; None where it is not given."""
+    given = _given(args, name)
+    return None if given is None else parse(option, *given)
 
-    YAML reads ``5e-5`` as a text: here it is the number that was meant.
-    """
-    given = getattr(args, name, None)
-    if given is None or given == "":
+
+def _given(args: Any, name: str) -> Given | None:
+    """A key of the YAML file; YAML reads ``5e-5`` as a text."""
+    found = getattr(args, name, None)
+    if found is None or found == "":
         return None
-    try:
-        found = kind(given)
-        exact = kind is not int or float(given) == found
-    except (TypeError, ValueError):
-        exact = False
-    if not exact or isinstance(given, bool):
-        what = {int: "a whole number", float: "a number"}.get(kind, "a text")  # type: ignore[call-overload]
-        raise ConfigError(f"{FILE}: {name}: expected {what}, got {given!r}")
-    return found
+    return Given(found, f"{FILE}: {name}: {found}")
 
 
-def _own_keys(args: Any) -> dict[str, str]:
-    """``fedclip_*`` keys as the variables of the same names."""
-    known = variables()
-    named = {known_.dest: name for name, known_ in known.items()}
-    theirs = {named[key.setting]: name for name, key in KEYS.items()}
-    found = {}
-    for name, given in vars(args).items():
-        variable = name.upper()
+def _of_environ(variable: str) -> Given | None:
+    found = os.environ.get(variable)
+    return Given(found, f"{variable}={found}") if found else None
+
+
+def _own_keys(args: Any, table: Table) -> tuple[dict[str, Given], str | None]:
+    """What ``fedclip_*`` keys set, by the options' names; and ``fedclip_config``."""
+    options = {name.lower(): o for name, o in table.variables().items()}
+    theirs = {option: key for key, option in KEYS.items()}
+    found, path = {}, None
+    for name in vars(args):
+        given = _given(args, name)
         if not name.startswith(PREFIX.lower()) or given is None:
             continue
         if name in (TIMEOUT, PICKLE, *TLS):
             continue
-        if variable not in known and name != _FILE_KEY:
-            near = difflib.get_close_matches(variable, known, n=1)
-            hint = f"; did you mean {near[0].lower()}?" if near else ""
-            raise ConfigError(f"{FILE}: unknown key {name}{hint}")
-        if variable in theirs:
+        if name == _FILE_KEY:
+            path = str(given.value)
+            continue
+        if name not in options:
             raise ConfigError(
-                f"{FILE}: {name}: FedML has a key of its own for it, {theirs[variable]}"
+                f"{FILE}: unknown key {name}{did_you_mean(name, options)}"
             )
-        found[variable] = _as_text(given)
-    return found
+        option = options[name]
+        if option.name in theirs:
+            raise ConfigError(
+                f"{FILE}: {name}: FedML has a key of its own for it, "
+                f"{theirs[option.name]}"
+            )
+        found[option.name] = Given(words(option, *given), given.written)
+    return found, path
 
 
-def _as_text(given: Any) -> str:
-    """A list is written as the variables of several values expect it."""
-    is_list = isinstance(given, (list, tuple))
-    return shlex.join(map(str, given)) if is_list else str(given)
-
-
-def _device(args: Any) -> dict[str, str]:
+def _device(args: Any) -> dict[str, Given]:
     using = getattr(args, "using_gpu", None)
-    return {} if using is None else {f"{PREFIX}DEVICE": "auto" if using else "cpu"}
+    if using is None:
+        return {}
+    return {"device": Given("auto" if using else "cpu", f"{FILE}: using_gpu: {using}")}
 
 
 def _with_root(args: Any, config: RunConfig) -> RunConfig:
@@ -162,15 +155,15 @@ def _with_root(args: Any, config: RunConfig) -> RunConfig:
     data, cache = config.data, getattr(args, "data_cache_dir", None)
     if not cache or data.root or data.features or data.dataset == EMBEDDED_DATASET:
         return config
-    root = Path(cache).expanduser().resolve()
+    root = Path(expand(str(cache))).resolve()
     if canonical_name(data.dataset) in KNOWN or (root / data.dataset).is_dir():
         return replace(config, data=replace(data, root=str(root)))
     return config
 
 
 def _settle_clients(args: Any, names: list[str]) -> None:
-    total = value(args, "client_num_in_total", int) or len(names)
-    chosen = value(args, "client_num_per_round", int) or total
+    total = value(args, "client_num_in_total") or len(names)
+    chosen = value(args, _PER_ROUND) or total
     if total != len(names):
         shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
         raise ConfigError(

@@ -24,7 +24,7 @@ from ...wire.message import is_count
 from .data import Params, asked
 from .grpc import check_silo, refusal, undelivered
 from .server import Wire, aggregator_of, unpacked
-from .settings import FILE, TIMEOUT, bind, value
+from .settings import FILE, SECONDS, TIMEOUT, bind, value
 from .trainer import PROCESS, ROUND, trainer_of
 from .transport import OverGrpc
 
@@ -56,7 +56,7 @@ class _Server(OverGrpc, FedMLServerManager):  # type: ignore[misc]
         super().__init__(args, aggregator, *where)
         self.args.round_idx = aggregator.aggregator.run.done
         self._process = uuid.uuid4().hex
-        self.timeout = value(args, TIMEOUT, float)
+        self.timeout = value(args, TIMEOUT, SECONDS)
         self.wire = Wire()
         self._processes: dict[int, str | None] = {}
         if self.transport is not None:

@@ -54,7 +54,7 @@ def open_binding(args: Any) -> Binding:
     forward()
     binding = bind(args)
     theirs = [k for k in ("enable_dp", "enable_defense") if getattr(args, k, False)]
-    if theirs and binding.setup.fed.task.train.private:
+    if theirs and binding.setup.fed.task.privacy.private:
         raise ConfigError(
             f"{FILE}: {theirs[0]} and fedclip_dp_noise_multiplier: FedCLIP's privacy "
             "cannot account for what FedML's changes; choose one"
@@ -147,7 +147,7 @@ def trainer_of(given: Any, model: nn.Module, args: Any) -> Any:
     trainer = FedCLIPTrainer(model, args) if given is None else given
     if isinstance(trainer, FedCLIPTrainer):
         return trainer
-    codec = bind(args).setup.config.train.compress
+    codec = bind(args).setup.config.wire.compress
     if codec != "none":
         raise ConfigError(
             f"{FILE}: fedclip_compress: {codec}: a trainer of your own has to be "

@@ -17,14 +17,14 @@ _log = logging.getLogger("flwr")
 
 def describe(config: RunConfig, sampling: Sampling) -> None:
     """The configuration, in the form of Flower's own strategies."""
-    c, s = config.train, sampling
+    c, server, s = config.train, config.server, sampling
     _log.info(
         "\t├── FedCLIP: lr %g, %d local epochs, batch size %d, %s weighting, seed %d",
-        c.lr, c.local_epochs, c.batch_size, c.weighting, config.seeds[0],
+        c.lr, c.local_epochs, c.batch_size, server.weighting, config.seeds[0],
     )  # fmt: skip
     _log.info(
         "\t└── Sampling: train %g of at least %d, evaluate %g; %d nodes needed",
-        c.participation, s.min_train_nodes, s.fraction_evaluate,
+        server.participation, s.min_train_nodes, s.fraction_evaluate,
         s.min_available_nodes,
     )  # fmt: skip
 

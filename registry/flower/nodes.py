@@ -105,7 +105,7 @@ class Nodes:
         if not cards:
             return {}
         share = min(1.0, max(share, least / len(cards)))
-        seed = drawing_seed(self.config.train, self.config.seeds[0])
+        seed = drawing_seed(self.config.privacy, self.config.seeds[0])
         self.drawn_from = len(cards)
         chosen = participants(cards, share, seed, round_number)
         return {node: card.name for node, card in chosen}

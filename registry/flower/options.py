@@ -6,19 +6,18 @@ string stands for a key that is not given: Flower overrides none that is not the
 
 from __future__ import annotations
 
-import difflib
 import json
-import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ...config.fields import Section, option, options_of, parse
 from ...config.schema import RunConfig
-from ...config.toml import from_dict, to_dict
+from ...config.toml import to_dict
 from ...data.partition import NO_TARGET
-from ...errors import ConfigError
-from ...settings.sources import Output, load_settings, variables
+from ...errors import ConfigError, did_you_mean
+from ...settings.options import Table, words
+from ...settings.sources import Given, Output, config_of, load_settings
 
 ALIASES = {"num-server-rounds": "rounds", "fraction-train": "participation"}
 FILE = "config"  # the key for the path of a fedclip.toml
@@ -39,31 +38,17 @@ Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(Section):
     """Which nodes take part in a round, and how long the server waits for them."""
 
-    fraction_evaluate: float = 1.0
-    min_train_nodes: int = 1
-    min_available_nodes: int = 2
-    start_timeout: float = 3600.0  # seconds to connect, and to encode the images
-    round_timeout: float = 3600.0  # seconds for each phase of a round
-
-    def __post_init__(self) -> None:
-        for name in ("min_train_nodes", "min_available_nodes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{_key(name)} must be 1 or more")
-        if not 0 <= self.fraction_evaluate <= 1:
-            raise ConfigError("fraction-evaluate must be from 0 to 1")
-        for name in ("start_timeout", "round_timeout"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{_key(name)} must be a number of seconds above 0")
+    fraction_evaluate: float = option(1.0, within="[0, 1]")
+    min_train_nodes: int = option(1, within="[1, inf)")
+    min_available_nodes: int = option(2, within="[1, inf)")
+    start_timeout: float = option(3600.0, within="(0, inf)")  # to connect, to encode
+    round_timeout: float = option(3600.0, within="(0, inf)")  # for each phase
 
 
-def _key(name: str) -> str:
-    return name.replace("_", "-")
-
-
-_SAMPLING = {_key(field.name): field.name for field in fields(Sampling)}
+_SAMPLING = {o.name: o for o in options_of(Sampling)}
 
 
 def server_settings(run_config: Values) -> tuple[RunConfig, Output, Sampling]:
@@ -71,18 +56,24 @@ def server_settings(run_config: Values) -> tuple[RunConfig, Output, Sampling]:
 
     Raises ConfigError for an unknown key or a wrong value.
     """
-    known = [*_flags(), *ALIASES, *_SAMPLING, FILE]
+    table = Table()
+    keys = [*table.options, *ALIASES, *_SAMPLING, FILE]
     for key in run_config:
-        if key not in known:
+        if key not in keys:
             raise ConfigError(
-                f"run config: unknown key {key!r}: {_near(key, known)}keys are the "
-                "long options of `fedclip run`, "
-                f"{', '.join([*ALIASES, *_SAMPLING])} and {FILE}"
+                f"run config: unknown key {key!r}"
+                f"{did_you_mean(key, keys, cutoff=0.75)} "
+                "(keys are the long options of `fedclip run`, "
+                f"{', '.join([*ALIASES, *_SAMPLING])} and {FILE})"
             )
     given = _given(run_config)
-    chosen = {_SAMPLING[k]: v for k, v in given.items() if k in _SAMPLING}
-    config, out = load_settings(_destinations(given), given.get(FILE))
-    return config, out, from_dict(Sampling, chosen, "run config")
+    chosen = {
+        o.field: parse(o, given[name], _written("run config", name, given[name]))
+        for name, o in _SAMPLING.items()
+        if name in given
+    }
+    config, out = load_settings(_source(given, table), given.get(FILE))
+    return config, out, Sampling(**chosen)
 
 
 def client_settings(shared: str, run_config: Values, node_config: Values) -> RunConfig:
@@ -98,16 +89,16 @@ def client_settings(shared: str, run_config: Values, node_config: Values) -> Run
     if has_own_data(node):
         run = {key: value for key, value in run.items() if key not in OWN_DATA}
     path = run.get(FILE) if not shared else None
-    own, _ = load_settings(_destinations({**run, **node}), path)
+    own, _ = load_settings(_source({**run, **node}, Table()), path)
     if not shared:
-        for flag in ("compress", "compress_down"):
-            if (codec := getattr(own.train, flag)) != "none":
+        for field in ("compress", "compress_down"):
+            if (codec := getattr(own.wire, field)) != "none":
                 raise ConfigError(
-                    f"{flag.replace('_', '-')} = {codec!r}: only fedclip's own "
+                    f"{field.replace('_', '-')} = {codec!r}: only fedclip's own "
                     "strategy compresses, and this server is another"
                 )
         return own
-    config = from_dict(RunConfig, json.loads(shared), "the server's configuration")
+    config = config_of(json.loads(shared), "the server's configuration")
     data = replace(
         config.data,
         dataset=own.data.dataset if "dataset" in node else config.data.dataset,
@@ -140,55 +131,35 @@ def has_own_data(node_config: Values) -> bool:
     return any(node_config.get(key) for key in OWN_DATA)
 
 
-def _flags() -> dict[str, Any]:
-    """Long name of every option of ``fedclip run`` that sets a value -> its action."""
-    return {
-        action.option_strings[0].removeprefix("--"): action
-        for action in variables().values()
-    }
-
-
 def _given(values: Values) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value != ""}
 
 
-def _destinations(values: Values) -> dict[str, Any]:
-    """Place in RunConfig -> value; texts are split where an option takes several."""
-    flags, found = _flags(), {}
+def _written(where: str, key: str, value: Any) -> str:
+    return f"{where}: {key} = {value!r}"
+
+
+def _source(values: Values, table: Table) -> dict[str, Given]:
+    """Values by the options' names; texts are split where an option takes several."""
+    source = {}
     for key, value in values.items():
-        action = flags.get(ALIASES.get(key, key))
-        if action is None:
-            continue
-        if action.dest in ("seeds", "data.targets", "data.prompts"):
-            value = _several(key, value, action.type or str)
-        found[action.dest] = Path(value) if action.dest == "out" else value
-    return found
-
-
-def _several(key: str, value: Any, kind: type) -> list[Any]:
-    words = shlex.split(value) if isinstance(value, str) else [value]
-    try:
-        return [kind(word) for word in words]
-    except ValueError as error:
-        raise ConfigError(f"{key} = {value!r}: {error}") from error
+        found = table.options.get(ALIASES.get(key, key))
+        if found is not None:
+            written = _written("run config", key, value)
+            source[found.name] = Given(words(found, value, written), written)
+    return source
 
 
 def _check_node(node_config: Values) -> None:
     """Raise ConfigError for a key that is of the run, or that looks misspelt."""
-    known = (*LOCAL, *OF_THE_NODE)
+    known, options = (*LOCAL, *OF_THE_NODE), Table().options
     for key in node_config:
         if key in known:
             continue
-        if key in _flags() or key in ALIASES:
+        if key in options or key in ALIASES:
             raise ConfigError(
                 f"node config: {key} is the same for all clients: set it in the run "
                 f"config; a node sets {', '.join(known)}"
             )
-        near = _near(key, known)
-        if near:
-            raise ConfigError(f"node config: unknown key {key!r}: {near}".strip(": "))
-
-
-def _near(key: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    return f"did you mean {near[0]}? " if near else ""
+        if near := did_you_mean(key, known, cutoff=0.75):
+            raise ConfigError(f"node config: unknown key {key!r}{near}")

@@ -159,8 +159,9 @@ def setup_without_data(config: RunConfig, cards: Sequence[Card]) -> Setup:
         label={},
         text=text,
     )
-    task = Task(text, card.logit_scale, config.train, config.seeds[0])
-    fed = Federation(get_algorithm(config.algorithm), task, (), None)
+    algorithm, scale = get_algorithm(config.algorithm), card.logit_scale
+    task = Task.of(config, algorithm.Params(), text, scale, config.seeds[0])
+    fed = Federation(algorithm, task, (), None)
     return Setup(config, features, fed, None)
 
 

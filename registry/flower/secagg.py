@@ -80,17 +80,18 @@ class SecureFedClip(FedClip):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Runs the protocol with the clients of the round; nothing is left to send."""
-        train = self.config.train
-        plain = train.compress == train.compress_down == "none"
-        if train.aggregation != "mean" or not plain or train.private:
+        server, wire = self.config.server, self.config.wire
+        plain = wire.compress == wire.compress_down == "none"
+        private = self.config.privacy.private
+        if server.aggregation != "mean" or not plain or private:
             raise ConfigError(
                 "SecAgg+ hides the single updates: use --aggregation mean, --compress "
                 "none, --compress-down none, and no differential privacy on the server"
             )
         messages = list(super().configure_train(server_round, arrays, config, grid))
         rows = [card.rows[0] for card in self.nodes.roster.cards.values()]
-        uniform = train.weighting == "uniform"
-        talk = _Talk(self._opened.sent.seen, messages, train.weighting)
+        uniform = server.weighting == "uniform"
+        talk = _Talk(self._opened.sent.seen, messages, server.weighting)
         line = _Line(grid, self.nodes.timeout)
         workflow = SecAggPlusWorkflow(
             num_shares=_SHARES,

@@ -133,7 +133,7 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         """The adapter for the clients of this round, drawn by the seed."""
         self.initial_arrays(grid)  # no-op but in a strategy that wraps this one
         opened = self._round = self._run.open_round(self._state(arrays))
-        share, least = self.config.train.participation, self.sampling.min_train_nodes
+        share, least = self.config.server.participation, self.sampling.min_train_nodes
         chosen = self.nodes.draw(grid, share, opened.number, least)
         self._run.drawn_from = self.nodes.drawn_from
         return self._send(
@@ -146,7 +146,7 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         """The average of the sound adapters; the former one where there is none."""
         phase, sent = self._phase, self._opened.sent
         updates = [
-            records.to_update(name, content, sent.seen, self.config.train.compress)
+            records.to_update(name, content, sent.seen, self.config.wire.compress)
             for name, content in phase.sound(replies, self.nodes.timeout)
         ]
         arrays, sound = self._aggregate(updates)

@@ -77,7 +77,8 @@ class PersonalizedFedClip:
         features, device = self._images.features, self._images.y.device
         algorithm = get_algorithm(config.algorithm)
         text = features.class_text.to(device)
-        task = Task(text, features.logit_scale, config.train, config.seeds[0])
+        params, scale = algorithm.Params(), features.logit_scale
+        task = Task.of(config, params, text, scale, config.seeds[0])
         fed = Federation(algorithm, task, (), None)
         self.run = HostRun(Setup(config, features, fed, None), out)
         names = getattr(args, "domains", None)
@@ -99,9 +100,9 @@ class PersonalizedFedClip:
 
     def _adapter(self, state: State) -> nn.Module:
         task = self.run.fed.task
-        sides = TwoSides(task.dim, task.train.adapter, task.train.side)
+        sides = TwoSides(task.dim, task.params.adapter, task.params.side)
         module: nn.Module = sides
-        if task.train.side == "image" and sides.image is not None:
+        if task.params.side == "image" and sides.image is not None:
             module = sides.image  # its keys are the authors'
         module.load_state_dict(state)
         return module.to(task.text.device)

@@ -18,14 +18,14 @@ from ...config.schema import RunConfig
 from ...data.partition import NO_TARGET
 from ...errors import ConfigError, DataError, FedClipError
 from ...runs.host_run import one_run
-from ...settings.sources import load_settings
+from ...settings.sources import Given, load_settings
 from .repository import MODULE, find_repository
 
 OF_MAIN = {  # what main.py decides -> the value that leaves it alone
     "data.targets": (),
     "data.partition": "domain",
     "data.shots": None,
-    "train.participation": 1.0,
+    "server.participation": 1.0,
     "train.patience": None,
 }
 
@@ -37,18 +37,23 @@ def settings_of(args: argparse.Namespace) -> tuple[RunConfig, Path | None]:
     """
     given = any(word.partition("=")[0] == "--lr" for word in sys.argv)
     folder = data_folder(args)
+    host = {
+        "alg": "fedclip",
+        "seed": [args.seed],
+        "device": args.device,
+        "dataset": args.dataset,
+        "root": folder if Path(folder).is_dir() else None,
+        "rounds": args.iters,
+        "local-epochs": args.wk_iters,
+        "batch-size": args.batch,
+        # the default of main.py is for SGD, and looks like one that was given
+        "lr": args.lr if given else None,
+    }
     config, (out, resume) = load_settings(
         {
-            "algorithm": "fedclip",
-            "seeds": [args.seed],
-            "model.device": args.device,
-            "data.dataset": args.dataset,
-            "data.root": folder if Path(folder).is_dir() else None,
-            "train.rounds": args.iters,
-            "train.local_epochs": args.wk_iters,
-            "train.batch_size": args.batch,
-            # the default of main.py is for SGD, and looks like one that was given
-            "train.lr": args.lr if given else None,
+            name: Given(value, f"main.py: {name} = {value}")
+            for name, value in host.items()
+            if value is not None
         }
     )
     if resume:

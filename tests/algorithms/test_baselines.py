@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fedclip_plugin.algorithms import ALGORITHMS, get_algorithm
+from fedclip_plugin.algorithms import ALGORITHMS, get_algorithm, with_values
 from fedclip_plugin.algorithms.base import sample_order
-from fedclip_plugin.config.schema import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.config.schema import DataConfig, RunConfig
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.checkpoint import Checkpoint
 from fedclip_plugin.federation.engine import Run, federate, run_round
@@ -23,8 +23,8 @@ ON_FEATURES = [n for n in ALGORITHMS.names() if not get_algorithm(n).needs_clip]
 
 
 def make(name: str, **train: object) -> Federation:
-    settings = TrainConfig(**{"rounds": 4, "batch_size": 8, "lr": 1e-2, **train})
-    config = RunConfig(algorithm=name, data=DataConfig(dataset="toy"), train=settings)
+    settings = {"rounds": 4, "batch_size": 8, "lr": 1e-2, **train}
+    config = with_values(RunConfig(name, data=DataConfig(dataset="toy")), settings)
     return build_federation(toy_features(), config, "photo", seed=0)
 
 

@@ -37,7 +37,7 @@ def make_client(rows: int, dim: int, classes: int, index: int = 0) -> Client:
 def make_task(dim: int, classes: int, **train: float) -> Task:
     generator = torch.Generator().manual_seed(7)
     text = F.normalize(torch.randn(classes, dim, generator=generator), dim=1)
-    return Task(text, 100.0, TrainConfig(**train), seed=3)  # type: ignore[arg-type]
+    return Task(text, 100.0, TrainConfig(**train), seed=3, params=FedClip.Params())  # type: ignore[arg-type]
 
 
 def literal_history(

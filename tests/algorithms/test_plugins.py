@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fedclip_plugin.algorithms import ALGORITHMS, FedClip, get_algorithm
+from fedclip_plugin.algorithms import ALGORITHMS, FedClip, get_algorithm, with_values
 from fedclip_plugin.algorithms.adapter import ADAPTERS, AttentionAdapter, initial_state
 from fedclip_plugin.algorithms.plugins import Registry
-from fedclip_plugin.config.schema import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.config.schema import DataConfig, RunConfig
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.federation.build import build_federation
 from fedclip_plugin.federation.engine import federate
+from tests.algorithms.installed import install, write_plugin
 from tests.federation.toy import toy_features
 
 THIRD_PARTY = """
@@ -32,20 +31,13 @@ not_an_algorithm = "a string"
 @pytest.fixture
 def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An installed distribution with entry points, as pip would leave it."""
-    (tmp_path / "third_party.py").write_text(THIRD_PARTY)
-    info = tmp_path / "third_party-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: third_party\n")
-    (info / "entry_points.txt").write_text(
-        "[fedclip_plugin.algorithms]\n"
+    entries = (
         "mine = third_party:Mine\n"
         "odd = third_party:not_an_algorithm\n"
         "gone = third_party:missing\n"
     )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(ALGORITHMS, "_items", dict(ALGORITHMS._items))
-    monkeypatch.delitem(sys.modules, "third_party", raising=False)
-    importlib.invalidate_caches()
+    write_plugin(tmp_path, "third_party", THIRD_PARTY, entries)
+    install(monkeypatch, tmp_path, "third_party")
 
 
 @pytest.mark.usefixtures("third_party")
@@ -96,8 +88,8 @@ def more_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def last_state(adapter: str, **train: object) -> dict[str, Tensor]:
-    settings = TrainConfig(rounds=3, adapter=adapter, batch_size=8, **train)
-    config = RunConfig(data=DataConfig(dataset="toy"), train=settings)
+    settings = {"rounds": 3, "adapter": adapter, "batch_size": 8, **train}
+    config = with_values(RunConfig(data=DataConfig(dataset="toy")), settings)
     fed = build_federation(toy_features(), config, "photo", seed=0)
     *_, last = federate(fed)
     return last.state

@@ -13,7 +13,12 @@ import torch
 
 from benchmarks.accuracy.attack_models import LIES, Attacked, attackers
 from benchmarks.accuracy.attacks import heat_map
-from fedclip_plugin.config.schema import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.config.schema import (
+    DataConfig,
+    RunConfig,
+    ServerConfig,
+    TrainConfig,
+)
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.engine import RunState, federate
 from fedclip_plugin.server.aggregation import RULES
@@ -22,12 +27,10 @@ from tests.federation.toy import toy_features
 
 def build(rule: str = "mean", share: float = 0.3, rounds: int = 15) -> Federation:
     """Twenty iid clients of two toy domains; the third is held out."""
-    train = TrainConfig(
-        rounds=rounds, lr=1e-2, weight_decay=0.0, eval_every=rounds,
-        aggregation=rule, byzantine=min(0.45, max(0.3, share)),
-    )  # fmt: skip
+    train = TrainConfig(rounds=rounds, lr=1e-2, weight_decay=0.0, eval_every=rounds)
+    server = ServerConfig(aggregation=rule, byzantine=min(0.45, max(0.3, share)))
     data = DataConfig(dataset="toy", partition="iid", clients=20)
-    config = RunConfig(data=data, train=train)
+    config = RunConfig(data=data, train=train, server=server)
     return build_federation(toy_features(rows=400), config, "photo", seed=0)
 
 

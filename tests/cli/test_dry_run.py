@@ -9,10 +9,10 @@ import pytest
 from fedclip_plugin.cli import main
 from fedclip_plugin.cli.dry_run import estimate
 from fedclip_plugin.config.schema import DataConfig, RunConfig, TrainConfig
-from fedclip_plugin.config.toml import from_dict, load_toml
 from fedclip_plugin.features.feature_set import load_features
 from fedclip_plugin.federation.build import build_federation
 from fedclip_plugin.federation.engine import federate
+from fedclip_plugin.settings.sources import load_config
 from tests.federation.toy import write_toy
 
 RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.toml"))
@@ -59,7 +59,7 @@ def test_what_is_missing_fails_before_any_cost(tmp_path, capsys):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
 def test_a_recipe_is_the_published_run(recipe):
-    config = from_dict(RunConfig, load_toml(recipe))
+    config = load_config(recipe)
     assert config.data.dataset == recipe.stem
     assert config.train == TrainConfig()
     assert config.seeds == (0, 1, 2)

@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fedclip_plugin.algorithms import get_algorithm
+from fedclip_plugin.algorithms import get_algorithm, with_values
 from fedclip_plugin.algorithms.base import sample_order
 from fedclip_plugin.cli import main
 from fedclip_plugin.clip.whole import WholeClip, open_whole_clip
-from fedclip_plugin.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
+from fedclip_plugin.config.schema import DataConfig, ModelConfig, RunConfig
 from fedclip_plugin.data.folders import load_dataset
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.features.obtain import encode_dataset
@@ -60,12 +60,8 @@ def make(
     model = ModelConfig("whole-tiny", str(weights), str(weights.parent), "fp32", "cpu")
     data = data or DataConfig()
     settings = {"rounds": 2, "batch_size": 8, "lr": 1e-3, "weight_decay": 0.0, **train}
-    config = RunConfig(
-        algorithm=name,
-        model=model,
-        data=replace(data, dataset="mine", root=str(images)),
-        train=TrainConfig(**settings),
-    )
+    data = replace(data, dataset="mine", root=str(images))
+    config = with_values(RunConfig(name, model=model, data=data), settings)
     dataset = load_dataset("mine", str(images))
     features, _ = encode_dataset(dataset, config)
     clip = open_whole_clip(config, dataset, features.classes, features.skipped)

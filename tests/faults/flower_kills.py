@@ -15,12 +15,12 @@ from types import ModuleType
 from typing import Any
 
 from fedclip_plugin.config.schema import RunConfig
-from fedclip_plugin.config.toml import from_dict, load_toml
 from fedclip_plugin.features.encode import EncodeStats
 from fedclip_plugin.features.feature_set import FeatureSet, save_features
 from fedclip_plugin.registry import flower_host
 from fedclip_plugin.runs.directory import prepare_out
 from fedclip_plugin.runs.experiment import run_experiment
+from fedclip_plugin.settings.sources import load_config
 from fedclip_plugin.storage.tensors import read_tensors
 from tests.faults.kills import (
     SECONDS,
@@ -218,7 +218,7 @@ def _compare(fleet: Fleet, toll: Toll) -> None:
 
 
 def config_of(out: Path) -> RunConfig:
-    return from_dict(RunConfig, load_toml(out / "config.toml"))
+    return load_config(out / "config.toml")
 
 
 def break_nodes(folder: Path, toll: Toll, kills: int) -> None:

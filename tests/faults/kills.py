@@ -24,11 +24,11 @@ from pathlib import Path
 
 from fedclip_plugin.cli import main
 from fedclip_plugin.config.schema import RunConfig
-from fedclip_plugin.config.toml import from_dict, load_toml
 from fedclip_plugin.data.dataset import ImageDataset, ImageDomain
 from fedclip_plugin.data.digits import digits_dataset
 from fedclip_plugin.features.encode import EncodeStats, EncodingJob, encode_once
 from fedclip_plugin.features.feature_set import FeatureSet
+from fedclip_plugin.settings.sources import load_config
 from fedclip_plugin.storage.tensors import digest_tensors, read_tensors
 
 SECONDS = 300.0  # after which something hangs
@@ -174,7 +174,7 @@ def check_files(out: Path) -> None:
         if not path.name.startswith("."):
             json.loads(path.read_text())
     for path in out.rglob("config.toml"):
-        from_dict(RunConfig, load_toml(path))
+        load_config(path)
     for path in out.rglob("checkpoint/last.safetensors"):
         _, meta = read_tensors(path)
         reached = json.loads(meta["progress"])["round"]

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedclip_plugin.config.schema import DOWN_COMPRESSIONS, RunConfig, TrainConfig
+from fedclip_plugin.algorithms import with_values
+from fedclip_plugin.config.schema import DOWN_COMPRESSIONS, RunConfig, WireConfig
 from fedclip_plugin.errors import ConfigError, UpdateError
 from fedclip_plugin.federation import downlink
 from fedclip_plugin.federation.build import Federation, build_federation
@@ -23,7 +24,7 @@ DOWN = [name for name in DOWN_COMPRESSIONS if name != "none"]
 
 def make(algorithm: str = "fedclip", dim: int = 64, **train: Any) -> Federation:
     train = {"rounds": 6, "lr": 1e-3, **train}
-    config = RunConfig(algorithm=algorithm, train=TrainConfig(**train))
+    config = with_values(RunConfig(algorithm), train)
     return build_federation(toy_features(dim=dim), config, "photo", seed=0)
 
 
@@ -158,7 +159,7 @@ def test_another_algorithms_state_goes_down_compressed_too() -> None:
 
 def test_topk_does_not_go_down() -> None:
     with pytest.raises(ConfigError, match="compress_down"):
-        TrainConfig(compress_down="topk")
+        WireConfig(compress_down="topk")
 
 
 def test_privacy_is_of_what_clients_did_to_what_they_saw() -> None:

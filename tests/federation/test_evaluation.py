@@ -7,8 +7,15 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import f1_score
 
-from fedclip_plugin.algorithms import Client, FedClip, Samples, Task, get_algorithm
-from fedclip_plugin.config.schema import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.algorithms import (
+    Client,
+    FedClip,
+    Samples,
+    Task,
+    get_algorithm,
+    with_values,
+)
+from fedclip_plugin.config.schema import DataConfig, RunConfig
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.engine import federate
 from fedclip_plugin.federation.evaluation import (
@@ -33,7 +40,7 @@ from tests.federation.toy import toy_features
 def make_task(classes: int = 3, dim: int = 8) -> Task:
     torch.manual_seed(0)
     text = F.normalize(torch.randn(classes, dim), dim=1)
-    return Task(text, 100.0, TrainConfig(), seed=0)
+    return Task(text, 100.0, params=FedClip.Params())
 
 
 def test_zero_shot_is_cosine_and_ignores_length():
@@ -54,12 +61,9 @@ def test_predictions_do_not_depend_on_the_chunk(monkeypatch):
 def many_clients(name: str, **train: object) -> tuple[Federation, State]:
     """Clients of 4 or 5 rows, some parts empty, after two rounds."""
     algorithm = get_algorithm(name)
-    settings = {"lr": 1e-2, **algorithm.defaults, "rounds": 2, **train}
-    config = RunConfig(
-        algorithm=name,
-        data=DataConfig(partition="dirichlet", clients=26),
-        train=TrainConfig(participation=0.5, **settings),
-    )
+    settings = {"lr": 1e-2, **algorithm.defaults, "rounds": 2, "participation": 0.5}
+    data = DataConfig(partition="dirichlet", clients=26)
+    config = with_values(RunConfig(name, data=data), settings | train)
     fed = build_federation(toy_features(), config, "photo", seed=0)
     *_, last = federate(fed)
     return fed.with_kept(last.kept), last.state

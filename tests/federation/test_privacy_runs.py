@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedclip_plugin.algorithms import FedClip
+from fedclip_plugin.algorithms import FedClip, with_values
 from fedclip_plugin.cli import main
-from fedclip_plugin.config.schema import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.config.schema import DataConfig, RunConfig
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.checkpoint import Checkpoint
@@ -22,7 +22,7 @@ from fedclip_plugin.federation.rounds import Screened, next_state
 from fedclip_plugin.runs.host_run import HostRun, Setup, open_setup
 from fedclip_plugin.server import privacy
 from fedclip_plugin.wire.update import ClientUpdate, State
-from tests.federation.private import PRIVATE, flat, train_of
+from tests.federation.private import PRIVATE, flat, privacy_of
 from tests.federation.toy import checkpointed, toy_features, write_toy
 
 # -- in a federation ------------------------------------------------------------------
@@ -31,7 +31,7 @@ from tests.federation.toy import checkpointed, toy_features, write_toy
 def config_of(**train: object) -> RunConfig:
     data = DataConfig(dataset="toy", partition="iid", clients=8)
     values = {"rounds": 4, "lr": 1e-3, "participation": 0.5, **PRIVATE, **train}
-    return RunConfig(data=data, train=TrainConfig(**values))
+    return with_values(RunConfig(data=data), values)
 
 
 def make(**train: object) -> Federation:
@@ -45,8 +45,8 @@ def same(a: State, b: State) -> bool:
 def test_a_run_accounts_every_round_and_keeps_the_last():
     standings = list(federate(make()))[1:]
     spent = [s.result.epsilon for s in standings]
-    train = make().task.train
-    assert spent == [privacy.epsilon(train, ((8, 4, n),)) for n in range(1, 5)]
+    config = make().task.privacy
+    assert spent == [privacy.epsilon(config, ((8, 4, n),)) for n in range(1, 5)]
     assert standings[-1].progress.epsilon == spent[-1]
     assert [s.progress.best_round for s in standings] == [1, 2, 3, 4]
     assert same(standings[-1].best, standings[-1].state)
@@ -72,8 +72,8 @@ def test_a_resumed_run_ends_in_the_same_bits_and_the_same_epsilon(tmp_path):
 
 
 def test_the_budget_ends_the_run_with_the_last_round_within_it():
-    train = make().task.train
-    budget = 1.0001 * privacy.epsilon(train, ((8, 4, 2),))
+    config = make().task.privacy
+    budget = 1.0001 * privacy.epsilon(config, ((8, 4, 2),))
     *_, last = federate(make(dp_epsilon_budget=budget))
     assert (last.progress.round, last.last) == (2, True)
     assert last.progress.epsilon <= budget
@@ -158,7 +158,7 @@ def test_what_sends_nothing_is_refused(algorithm):
 )
 def test_settings_that_do_not_go_together_are_named(train, message):
     with pytest.raises(ConfigError, match=message):
-        TrainConfig(**{**PRIVATE, **train})
+        with_values(RunConfig(), {**PRIVATE, **train})
 
 
 # -- on the command line and in hosts -------------------------------------------------
@@ -192,11 +192,11 @@ def test_the_run_tells_what_it_promises(tmp_path, capsys):
 
 
 def test_a_dry_run_tells_what_the_rounds_will_cost(tmp_path, capsys):
-    budget = 1.001 * privacy.epsilon(train_of(1.0), ((8, 4, 2),))
+    budget = 1.001 * privacy.epsilon(privacy_of(1.0), ((8, 4, 2),))
     words = words_of(tmp_path, dp_epsilon_budget=budget)
     assert main([*words, "--dry-run"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    cost = privacy.epsilon(train_of(1.0), ((8, 4, 3),))
+    cost = privacy.epsilon(privacy_of(1.0), ((8, 4, 3),))
     assert f"epsilon {cost:.3g} at delta 1e-05 after 3 rounds of 4 out of 8" in printed
     assert f"the budget {budget:g} allows 2" in printed
 
@@ -232,7 +232,7 @@ def test_a_host_gives_the_same_adapter_and_the_same_epsilon(tmp_path):
 
 def test_in_a_host_the_noise_is_secret_by_default(tmp_path):
     setup = host_setup(tmp_path)
-    assert setup.config.train.dp_seed == "secret"
+    assert setup.config.privacy.dp_seed == "secret"
     summary = run_as_a_host(HostRun(setup))
     assert "seed" not in summary["privacy"]["promise"]
 
@@ -249,12 +249,12 @@ def test_a_sample_costs_less_only_where_it_is_unseen(tmp_path, drawn_from, clien
     opened = run.open_round()
     run.aggregate(opened, updates, [c.name for c in some])
     result = run.close_round(opened)
-    assert result.epsilon == privacy.epsilon(fed.task.train, ((clients, 4, 1),))
+    assert result.epsilon == privacy.epsilon(fed.task.privacy, ((clients, 4, 1),))
 
 
 def test_a_host_that_would_overspend_is_told_how_many_rounds_are_left(tmp_path):
     def cost(rounds: int) -> float:
-        return privacy.epsilon(train_of(1.0), ((8, 8, rounds),))
+        return privacy.epsilon(privacy_of(1.0), ((8, 8, rounds),))
 
     setup = host_setup(tmp_path, dp_epsilon_budget=1.001 * cost(3))
     with pytest.raises(ConfigError, match="set its rounds to 3"):

@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from fedclip_plugin.algorithms import with_values
 from fedclip_plugin.cli import main
-from fedclip_plugin.config.schema import DataConfig, RunConfig, TrainConfig
-from fedclip_plugin.config.toml import from_dict, load_toml
+from fedclip_plugin.config.schema import DataConfig, RunConfig
 from fedclip_plugin.errors import RunError
 from fedclip_plugin.features.obtain import obtain_features
 from fedclip_plugin.runs.directory import drop_if_empty, hold, prepare_out
 from fedclip_plugin.runs.experiment import run_experiment
 from fedclip_plugin.runs.files import MetricsFile
+from fedclip_plugin.settings.sources import load_config
 from tests.federation.toy import write_toy
 
 
@@ -31,7 +32,7 @@ def make_config(features: Path, **changes: object) -> RunConfig:
         targets=changes.pop("targets", ("photo",)),  # type: ignore[arg-type]
     )
     train = {"rounds": 3, "lr": 1e-3, **changes.pop("train", {})}  # type: ignore[dict-item]
-    return RunConfig(data=data, train=TrainConfig(**train), **changes)  # type: ignore[arg-type]
+    return with_values(RunConfig(data=data, **changes), train)  # type: ignore[arg-type]
 
 
 def run(config: RunConfig, out: Path, resume: bool = False) -> dict:
@@ -64,7 +65,7 @@ def test_leaf_leaves_the_documented_files(tmp_path):
         n: c["test"] for n, c in best["clients"].items()
     }
     assert summary["communication"]["bytes_up"] == sum(x["bytes_up"] for x in lines)
-    assert from_dict(RunConfig, load_toml(tmp_path / "out" / "config.toml")) == config
+    assert load_config(tmp_path / "out" / "config.toml") == config
     with safe_open(tmp_path / "out" / "adapter.safetensors", "pt") as file:
         assert set(file.keys()) == {"0.weight", "0.bias", "2.weight", "2.bias"}
         assert json.loads(file.metadata()["fedclip"])["target"] == "photo"

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedclip_plugin.config.schema import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.algorithms import with_values
+from fedclip_plugin.config.schema import DataConfig, RunConfig
 from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.features.feature_set import load_features
 from fedclip_plugin.federation.downlink import broadcast
@@ -18,7 +19,8 @@ from fedclip_plugin.federation.rounds import Scores, screen_round
 from fedclip_plugin.runs.directory import prepare_out
 from fedclip_plugin.runs.experiment import run_experiment
 from fedclip_plugin.runs.host_run import HostRun, Setup, open_setup
-from fedclip_plugin.settings.sources import load_settings, variables
+from fedclip_plugin.settings.options import Table
+from fedclip_plugin.settings.sources import Given, load_settings
 from fedclip_plugin.wire.update import ClientUpdate
 from tests.federation.toy import write_toy
 
@@ -26,7 +28,7 @@ from tests.federation.toy import write_toy
 def make_setup(tmp_path: Path, **train: object) -> Setup:
     features = write_toy(tmp_path / "features")
     data = DataConfig(dataset="toy", features=str(features), targets=("photo",))
-    return open_setup(RunConfig(data=data, train=TrainConfig(rounds=3, **train)))
+    return open_setup(with_values(RunConfig(data=data), {"rounds": 3, **train}))
 
 
 def run_as_a_host(run: HostRun) -> dict:
@@ -217,7 +219,7 @@ def test_host_over_variables_over_file(tmp_path):
         "FEDCLIP_OUT": str(tmp_path / "out"),
         "PATH": "/bin",
     }
-    config, out = load_settings({"train.rounds": 2}, file, environ)
+    config, out = load_settings({"rounds": Given(2, "comm_round: 2")}, file, environ)
     assert (config.train.lr, config.train.rounds, config.train.batch_size) == (
         0.25,
         2,
@@ -233,9 +235,9 @@ def test_host_over_variables_over_file(tmp_path):
 
 def test_a_file_in_the_working_directory_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert load_settings(environ={})[0] == RunConfig()
+    assert load_settings(environ={})[0] == with_values(RunConfig(), {})
     (tmp_path / "fedclip.toml").write_text('[train]\nweighting = "examples"\n')
-    assert load_settings(environ={})[0].train.weighting == "examples"
+    assert load_settings(environ={})[0].server.weighting == "examples"
 
 
 @pytest.mark.parametrize(
@@ -243,8 +245,8 @@ def test_a_file_in_the_working_directory_is_found(tmp_path, monkeypatch):
     [
         ({"FEDCLIP_ROUNDS": "many"}, "ROUNDS|--rounds"),
         ({"FEDCLIP_PRETRAIND": "x"}, "did you mean FEDCLIP_PRETRAINED"),
-        ({"FEDCLIP_PARTITION": "odd"}, "data.partition"),
-        ({"FEDCLIP_RESUME": "odd"}, "resume: expected true or false, got 'odd'"),
+        ({"FEDCLIP_PARTITION": "odd"}, "FEDCLIP_PARTITION=odd: expected one of domain"),
+        ({"FEDCLIP_RESUME": "odd"}, "FEDCLIP_RESUME=odd: expected true or false"),
     ],
 )
 def test_a_wrong_variable_is_named(environ, message, tmp_path, monkeypatch):
@@ -259,6 +261,6 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_variables_are_named_after_options():
-    names = set(variables())
+    names = set(Table().variables())
     assert {"FEDCLIP_MODEL", "FEDCLIP_MODEL_CONFIG", "FEDCLIP_PRETRAINED"} <= names
     assert not {"FEDCLIP_CONFIG", "FEDCLIP_DRY_RUN"} & names

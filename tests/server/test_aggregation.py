@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import optimize
 
-from fedclip_plugin.config.schema import AGGREGATIONS, TrainConfig
+from fedclip_plugin.config.schema import AGGREGATIONS, ServerConfig
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.server import aggregation as robust
 from fedclip_plugin.server.aggregation import RULES, aggregate, combine
@@ -168,7 +168,7 @@ def test_weights_count_where_the_rule_knows_them():
 @pytest.mark.parametrize("rule", AGGREGATIONS)
 def test_any_order_of_arrival_gives_the_same_bits(rule):
     updates = [ClientUpdate(f"c{i}", s, i + 1) for i, s in enumerate(honest(5))]
-    train = TrainConfig(aggregation=rule)
+    train = ServerConfig(aggregation=rule)
     first = aggregate(updates, SENT, train)
     for order in itertools.islice(itertools.permutations(updates), 0, 120, 17):
         again = aggregate(order, SENT, train)
@@ -193,10 +193,10 @@ def test_identical_updates_stay_as_they_are():
 
 
 def test_settings_out_of_range_are_named():
-    with pytest.raises(ConfigError, match=r"train\.aggregation"):
-        TrainConfig(aggregation="vote")
-    with pytest.raises(ConfigError, match=r"train\.byzantine"):
-        TrainConfig(byzantine=0.5)
-    with pytest.raises(ConfigError, match=r"train\.max_norm_ratio"):
-        TrainConfig(max_norm_ratio=-1.0)
+    with pytest.raises(ConfigError, match=r"aggregation"):
+        ServerConfig(aggregation="vote")
+    with pytest.raises(ConfigError, match=r"byzantine"):
+        ServerConfig(byzantine=0.5)
+    with pytest.raises(ConfigError, match=r"max_norm_ratio"):
+        ServerConfig(max_norm_ratio=-1.0)
     assert set(AGGREGATIONS) == {"mean", *RULES}

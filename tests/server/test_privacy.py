@@ -13,10 +13,10 @@ import torch
 from scipy import optimize, stats
 
 from fedclip_plugin.cli import main
-from fedclip_plugin.config.schema import TrainConfig
+from fedclip_plugin.config.schema import PrivacyConfig
 from fedclip_plugin.server import privacy
 from fedclip_plugin.wire.update import ClientUpdate
-from tests.federation.private import flat, train_of
+from tests.federation.private import flat, privacy_of
 
 SENT = {"w": torch.linspace(-1, 1, 12).reshape(3, 4), "b": torch.ones(5)}
 
@@ -32,7 +32,7 @@ def update(name: str, length: float, count: int = 3, seed: int = 0) -> ClientUpd
 
 def mean_of(updates: list[ClientUpdate], asked: int, clip: float) -> np.ndarray:
     """The private mean, with noise too small to see."""
-    train = TrainConfig(dp_noise_multiplier=1e-12, dp_clip=clip)
+    train = PrivacyConfig(dp_noise_multiplier=1e-12, dp_clip=clip)
     return flat(privacy.private_mean(updates, SENT, train, asked, (0, 1)))
 
 
@@ -58,7 +58,7 @@ def test_no_client_moves_the_mean_by_more_than_twice_the_clip(length):
 
 
 def draw(asked: int, entropy: tuple[int, int] | None, count: int = 200_000):
-    train = TrainConfig(dp_noise_multiplier=1.5, dp_clip=0.2)
+    train = PrivacyConfig(dp_noise_multiplier=1.5, dp_clip=0.2)
     sent = {"w": torch.zeros(count // 2, 2)}
     noise = privacy.private_mean([], sent, train, asked, entropy)["w"]
     return noise.double().numpy().reshape(-1) * asked / (2 * 1.5 * 0.2)
@@ -94,7 +94,7 @@ def test_with_all_clients_epsilon_is_the_closed_form(multiplier, rounds):
         return above - math.exp(eps) * stats.norm.cdf(-mu / 2 - eps / mu)
 
     want = optimize.brentq(lambda eps: delta(eps) - 1e-5, 1e-9, 60)
-    found = privacy.epsilon(train_of(multiplier), ((8, 8, rounds),))
+    found = privacy.epsilon(privacy_of(multiplier), ((8, 8, rounds),))
     assert found == pytest.approx(want, rel=1e-6)
     rho = mu * mu / 2
     assert found <= rho + 2 * math.sqrt(rho * math.log(1e5))
@@ -133,16 +133,16 @@ def sampled(multiplier: float, share: mpmath.mpf, rounds: int, delta: float) -> 
 def test_a_sample_without_replacement_costs_what_its_theorem_says(multiplier):
     with mpmath.workdps(60):
         want = sampled(multiplier, mpmath.mpf(1) / 20, 30, 1e-5)
-    found = privacy.epsilon(train_of(multiplier), ((200, 10, 30),))
+    found = privacy.epsilon(privacy_of(multiplier), ((200, 10, 30),))
     assert found == pytest.approx(want, rel=1e-3)
-    assert found < privacy.epsilon(train_of(multiplier), ((10, 10, 30),))
+    assert found < privacy.epsilon(privacy_of(multiplier), ((10, 10, 30),))
 
 
 def test_epsilon_grows_with_rounds_and_shrinks_with_noise_and_with_more_clients():
     def cost(multiplier: float, *releases: tuple[int, int, int]) -> float:
-        return privacy.epsilon(train_of(multiplier), releases)
+        return privacy.epsilon(privacy_of(multiplier), releases)
 
-    assert privacy.epsilon(train_of(1.0), ()) == 0
+    assert privacy.epsilon(privacy_of(1.0), ()) == 0
     assert cost(2, (100, 10, 5)) < cost(2, (100, 10, 6)) < cost(1.5, (100, 10, 6))
     assert cost(2, (1000, 10, 5)) < cost(2, (100, 10, 5))
     both = cost(2, (100, 10, 5), (50, 10, 5))
@@ -160,7 +160,7 @@ def test_rounds_are_counted_by_kind():
 @pytest.mark.parametrize(("clients", "asked"), [(2, 2), (8, 2)])
 def test_an_attacker_who_knows_all_but_one_client_does_no_better(clients, asked):
     """The Monte-Carlo side: the best test keeps to epsilon, and comes near it."""
-    train = replace(train_of(1.0), dp_delta=0.05)
+    train = replace(privacy_of(1.0), dp_delta=0.05)
     spent = privacy.epsilon(train, ((clients, asked, 1),))
     sent, draws = {"w": torch.zeros(1)}, 6000
     rng = np.random.default_rng(5)

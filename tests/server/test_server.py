@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from fedclip_plugin.config.schema import TrainConfig
+from fedclip_plugin.config.schema import ServerConfig
 from fedclip_plugin.server.aggregation import aggregate
 from fedclip_plugin.server.screening import screen
 from fedclip_plugin.wire.update import ClientUpdate
@@ -16,7 +16,7 @@ def update(name: str, value: float, count: int = 10) -> ClientUpdate:
     return ClientUpdate(name, {"w": torch.full((2, 3), value)}, count)
 
 
-UNIFORM, EXAMPLES = TrainConfig(), TrainConfig(weighting="examples")
+UNIFORM, EXAMPLES = ServerConfig(), ServerConfig(weighting="examples")
 SENT = {"w": torch.zeros(2, 3)}
 
 

@@ -2,34 +2,45 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import runpy
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedclip_plugin.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
-from fedclip_plugin.config.toml import from_dict, load_toml, to_toml
-from fedclip_plugin.errors import ConfigError
-from fedclip_plugin.settings.options import (
-    add_data_options,
-    add_model_options,
-    add_run_options,
+from fedclip_plugin.algorithms import with_values
+from fedclip_plugin.config.schema import (
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    ServerConfig,
+    TrainConfig,
 )
-from fedclip_plugin.settings.sources import read_config
+from fedclip_plugin.config.toml import load_toml, to_toml
+from fedclip_plugin.errors import ConfigError
+from fedclip_plugin.settings.options import Table, add_run_options
+from fedclip_plugin.settings.sources import (
+    Given,
+    configure,
+    load_config,
+    load_settings,
+    read_config,
+)
 
 
 def parse(*argv: str) -> RunConfig:
     parser = argparse.ArgumentParser()
-    for add in (add_run_options, add_model_options, add_data_options):
-        add(parser)
+    parser.add_argument("--config")
+    add_run_options(parser)
     return read_config(parser.parse_args(argv))
 
 
 def test_defaults_are_the_papers():
-    t = TrainConfig()
+    t, s = TrainConfig(), ServerConfig()
     assert (t.rounds, t.local_epochs, t.batch_size, t.lr) == (200, 1, 32, 5e-5)
     assert (t.beta1, t.beta2, t.eps, t.weight_decay) == (0.9, 0.98, 1e-6, 0.2)
-    assert (t.weighting, t.participation) == ("uniform", 1.0)
+    assert (s.weighting, s.participation) == ("uniform", 1.0)
     assert t.precision == "fp32"
 
 
@@ -47,17 +58,20 @@ def test_toml_round_trip(tmp_path_factory, seeds, lr, targets, shots):
     )
     path = tmp_path_factory.mktemp("toml") / "c.toml"
     path.write_text(to_toml(config))
-    assert from_dict(RunConfig, load_toml(path)) == config
+    assert load_config(path) == with_values(config, {})
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[train]\nrounds = 'many'", r"train\.rounds: expected int"),
+        (
+            "[train]\nrounds = 'many'",
+            r"c\.toml: train\.rounds = 'many': expected a whole number >= 1",
+        ),
         ("[train]\nroundz = 3", "unknown key 'roundz'"),
         ("[trian]\nrounds = 3", "unknown key 'trian'"),
         ("train = 3", "expected a table"),
-        ("[train]\nlr = true", r"train\.lr: expected float"),
+        ("[train]\nlr = true", r"train\.lr = True: expected a number"),
         ("[train]\nlr = -1", r"train\.lr = -1"),
         ("[train]\nlr = nan", r"train\.lr = nan"),
         ("[train]\nbatch_size = 1", "batch_size"),
@@ -138,3 +152,90 @@ def test_relative_paths_are_made_absolute(tmp_path, monkeypatch):
 def test_configs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         ModelConfig().name = "x"  # type: ignore[misc]
+
+
+def test_options_md_is_up_to_date():
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    made = runpy.run_path(str(docs / "options.py"))["as_markdown"](Table().groups)
+    remedy = "python docs/options.py > docs/options.md"
+    assert (docs / "options.md").read_text() == made, remedy
+
+
+def test_a_flat_file_of_before_the_sections_is_read(tmp_path):
+    """What `fedclip run` of version 0.1.0 wrote to config.toml."""
+    path = tmp_path / "config.toml"
+    path.write_text(
+        'algorithm = "fedclip"\nseeds = [0]\n[train]\nadapter = "residual"\n'
+        'side = "both"\nlogit_scale = 10.0\nrounds = 3\nweighting = "examples"\n'
+        'compress = "int8"\nmu = 0.5\nprecision = "bf16"\ndp_noise_multiplier = 0.0\n'
+        'error_feedback = "off"\n'
+    )
+    config = load_config(path)
+    params = (config.params.adapter, config.params.side, config.params.logit_scale)
+    assert params == ("residual", "both", 10.0)
+    assert (config.train.rounds, config.train.precision) == (3, "bf16")
+    assert (config.server.weighting, config.wire.compress) == ("examples", "int8")
+    assert config.wire.error_feedback == "off"
+    path.write_text(path.read_text().replace("fedclip", "fedprox"))
+    assert load_config(path).params.mu == 0.5
+
+
+def test_no_blank_in_a_value_separates_but_where_there_are_several(monkeypatch):
+    monkeypatch.setenv("DATA", "/my data")
+    environ = {
+        "FEDCLIP_ROOT": "$DATA/of mine",
+        "FEDCLIP_OUT": "~/my runs",
+        "FEDCLIP_TARGET": "'Real World' Art",
+    }
+    config, out = load_settings(environ=environ)
+    assert config.data.root == "/my data/of mine"
+    assert out.directory == Path("~/my runs").expanduser()
+    assert config.data.targets == ("Real World", "Art")
+    with pytest.raises(ConfigError, match="FEDCLIP_PROMPT='a: No closing quotation"):
+        load_settings(environ={"FEDCLIP_PROMPT": "'a"})
+
+
+@pytest.mark.parametrize(
+    ("yaml", "word"), [(True, "on"), (False, "off"), ("No", "off")]
+)
+def test_a_switch_of_yaml_is_what_the_field_says(yaml, word):
+    given = {"error-feedback": Given(yaml, "x.yaml: fedclip_error_feedback: ...")}
+    assert load_settings(given, environ={})[0].wire.error_feedback == word
+
+
+def test_a_preset_is_an_option_of_every_source(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text('preset = "best"\n[train]\nlr = 1e-3\n')
+    train = parse("--config", str(path)).train
+    assert (train.lr, train.weight_decay) == (1e-3, 0.0)
+    train = load_settings(environ={"FEDCLIP_PRESET": "best"})[0].train
+    assert (train.lr, train.weight_decay) == (2e-4, 0.0)
+    with pytest.raises(ConfigError, match="--preset best: expected none for --alg lin"):
+        parse("--alg", "linear", "--preset", "best")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--rounds", "many"], "--rounds many: expected a whole number >= 1"),
+        (["--rounds", "1.5"], "--rounds 1.5: expected a whole number >= 1"),
+        (["--seed", "0", "x"], "--seed 0 x: expected a whole number >= 0"),
+        (["--participation", "1.1"], r"--participation 1.1: expected .* in \(0, 1\]"),
+        (["--compress", "gzip"], "--compress gzip: expected one of none, fp16"),
+        (["--device", "cuda:x"], "--device cuda:x: expected one of auto, cpu, cuda"),
+    ],
+)
+def test_a_wrong_value_is_named_as_it_was_written(argv, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(*argv)
+
+
+def test_options_in_python_are_those_of_the_command_line():
+    config = configure({"algorithm": "linear", "train_precision": "bf16", "seed": 3})
+    assert (config.algorithm, config.train.precision) == ("linear", "bf16")
+    assert config.seeds == (3,)
+    assert configure({"rounds": None}) == parse()
+    with pytest.raises(ConfigError, match="unknown option round; did you mean rounds"):
+        configure({"round": 3})
+    with pytest.raises(ConfigError, match="rounds=0: expected a whole number >= 1"):
+        configure({"rounds": 0})

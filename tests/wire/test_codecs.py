@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedclip_plugin.algorithms.adapter import initial_state
-from fedclip_plugin.config.schema import TrainConfig
+from fedclip_plugin.config.schema import ServerConfig, WireConfig
 from fedclip_plugin.server.aggregation import aggregate
 from fedclip_plugin.wire import codec
 from fedclip_plugin.wire import codecs as quantization
@@ -149,7 +149,7 @@ def test_what_is_lost_in_a_round_comes_in_a_later_one(name):
 
 def test_without_error_feedback_nothing_is_kept():
     sent, state = states((5, 70))
-    train = TrainConfig(compress="int4", error_feedback="off")
+    train = WireConfig(compress="int4", error_feedback="off")
     (update,) = compress([ClientUpdate("a", state, 3)], sent, sent, train)
     assert update.kept == {}
     assert update.codec == "int4"
@@ -159,7 +159,7 @@ def test_other_tensors_travel_whole():
     sent, state = states((5, 70))
     sent["steps"], state["steps"] = torch.tensor([3]), torch.tensor([4])
     update = ClientUpdate("a", state, 1)
-    (coded,) = compress([update], sent, sent, TrainConfig(compress="topk"))
+    (coded,) = compress([update], sent, sent, WireConfig(compress="topk"))
     assert fault("topk", coded.state, sent) is None
     (back,) = decoded([coded], sent)
     assert torch.equal(back.state["steps"], state["steps"])
@@ -185,14 +185,14 @@ def coded_updates(name: str, count: int = 5) -> tuple[State, list[ClientUpdate]]
     for i in range(count):
         step = states((33, 65), seed=i + 1)[1]["w"]
         updates.append(ClientUpdate(f"c{i}", {"w": sent["w"] + 1e-2 * step}, i + 1))
-    return sent, compress(updates, sent, sent, TrainConfig(compress=name))
+    return sent, compress(updates, sent, sent, WireConfig(compress=name))
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "examples"])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_mean_is_that_of_the_decoded_updates(name, weighting):
     sent, updates = coded_updates(name)
-    train = TrainConfig(weighting=weighting)
+    train = ServerConfig(weighting=weighting)
     weights = [1 if weighting == "uniform" else u.num_examples for u in updates]
     exact = sum(
         w * u.state["w"].double() for w, u in zip(weights, decoded(updates, sent))
@@ -203,15 +203,15 @@ def test_the_mean_is_that_of_the_decoded_updates(name, weighting):
 
 def test_int8_is_averaged_without_decoding(monkeypatch):
     sent, updates = coded_updates("int8")
-    want = aggregate(updates, sent, TrainConfig())["w"]
+    want = aggregate(updates, sent, ServerConfig())["w"]
     monkeypatch.setattr(quantization.Int8, "unpack", None)
-    assert torch.equal(aggregate(updates, sent, TrainConfig())["w"], want)
+    assert torch.equal(aggregate(updates, sent, ServerConfig())["w"], want)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_order_of_arrival_changes_no_bit(name):
     sent, updates = coded_updates(name, 4)
-    train = TrainConfig(weighting="examples")
+    train = ServerConfig(weighting="examples")
     means = [aggregate(p, sent, train)["w"] for p in itertools.permutations(updates)]
     assert all(torch.equal(means[0], m) for m in means)
 
@@ -219,7 +219,7 @@ def test_order_of_arrival_changes_no_bit(name):
 @pytest.mark.parametrize("rule", ["median", "krum", "clipped-mean"])
 def test_robust_rules_decode(rule):
     sent, updates = coded_updates("int4")
-    train = TrainConfig(aggregation=rule)
+    train = ServerConfig(aggregation=rule)
     want = aggregate(decoded(updates, sent), sent, train)["w"]
     assert torch.equal(aggregate(updates, sent, train)["w"], want)
 
@@ -243,7 +243,7 @@ def test_the_bytes_are_those_documented(name, size):
         k: v + 1e-3 * torch.randn(v.shape, generator=generator) for k, v in sent.items()
     }
     plain = ClientUpdate("art", state, 1000, {"loss": 0.5})
-    (update,) = compress([plain], sent, sent, TrainConfig(compress=name))
+    (update,) = compress([plain], sent, sent, WireConfig(compress=name))
     data = encode_update(update)
     assert update_bytes(update) == len(data)
     assert size <= len(data) <= size + (15_000 if name == "int4" else 1400)

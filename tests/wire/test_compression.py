@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedclip_plugin.algorithms import FedClip
-from fedclip_plugin.config.schema import RunConfig, TrainConfig
+from fedclip_plugin.algorithms import FedClip, with_values
+from fedclip_plugin.config.schema import RunConfig, WireConfig
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.checkpoint import Checkpoint
@@ -32,7 +32,7 @@ from tests.wire.coded import NAMES
 
 def make(algorithm: str = "fedclip", **train: object) -> Federation:
     given = {"rounds": 6, "lr": 1e-2, "weight_decay": 0.0, **train}
-    config = RunConfig(algorithm=algorithm, train=TrainConfig(**given))
+    config = with_values(RunConfig(algorithm), given)
     return build_federation(toy_features(), config, "photo", seed=0)
 
 
@@ -172,9 +172,9 @@ def test_privacy_clips_what_is_aggregated():
     names = [c.name for c in fed.clients]
     screened = screen_round(fed, broadcast(fed, state), updates, names)
     after = next_state(fed, screened, state, 1)
-    entropy = privacy.noise_entropy(fed.task.train, fed.task.seed, 1)
+    entropy = privacy.noise_entropy(fed.task.privacy, fed.task.seed, 1)
     want = privacy.private_mean(
-        decoded(updates, state), state, fed.task.train, len(names), entropy
+        decoded(updates, state), state, fed.task.privacy, len(names), entropy
     )
     assert all(torch.equal(after[k], v) for k, v in want.items())
 
@@ -182,7 +182,7 @@ def test_privacy_clips_what_is_aggregated():
 @pytest.mark.parametrize(
     ("train", "named"),
     [
-        ({"compress": "gzip"}, "train.compress = 'gzip': expected one of none, fp16"),
+        ({"compress": "gzip"}, "compress='gzip'.: expected one of none, fp16"),
         ({"topk_share": 0.0}, "topk_share"),
         ({"topk_share": 1.5}, "topk_share"),
         ({"error_feedback": "maybe"}, "error_feedback"),
@@ -190,10 +190,10 @@ def test_privacy_clips_what_is_aggregated():
 )
 def test_a_wrong_setting_is_named(train, named):
     with pytest.raises(ConfigError, match=named):
-        TrainConfig(**train)
+        WireConfig(**train)
 
 
 def test_the_codec_is_told_in_the_report():
-    train = TrainConfig(compress="topk", topk_share=0.1, error_feedback="off")
-    told = variant(RunConfig(train=train))
+    wire = WireConfig(compress="topk", topk_share=0.1, error_feedback="off")
+    told = variant(RunConfig(wire=wire))
     assert told == "compress topk, topk-share 0.1, error-feedback off"

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedclip_plugin.config.schema import TrainConfig
+from fedclip_plugin.config.schema import WireConfig
 from fedclip_plugin.server.aggregation import aggregate
 from fedclip_plugin.server.screening import distances, screen
 from fedclip_plugin.wire.codecs import CODECS
@@ -82,7 +82,7 @@ BAD = [
 @pytest.mark.parametrize(("name", "change", "reason"), BAD)
 def test_a_malformed_payload_is_left_out_with_the_reason(name, change, reason):
     sent, state = states((4, 80))
-    train = TrainConfig(compress=name)
+    train = WireConfig(compress=name)
     honest = [ClientUpdate(c, state, 5) for c in ("a", "b")]
     good, bad = compress(honest, sent, sent, train)
     payload = dict(bad.state)
@@ -122,14 +122,14 @@ def test_the_distance_comes_from_the_payload(name):
         sent, state = states((33, 65))
         moved = {"w": sent["w"] + (i + 1) * (state["w"] - sent["w"])}
         updates.append(ClientUpdate(f"c{i}", moved, 5))
-    coded = compress(updates, sent, sent, TrainConfig(compress=name))
+    coded = compress(updates, sent, sent, WireConfig(compress=name))
     want = distances(decoded(coded, sent), sent)
     assert distances(coded, sent) == pytest.approx(want, rel=1e-4)
     mixed = distances([coded[0], updates[1], coded[2]], sent)
     assert mixed[1] == pytest.approx(distances(updates, sent)[1])
     far = {"w": sent["w"] + 1e4 * (state["w"] - sent["w"])}
-    (absurd,) = compress([ClientUpdate("x", far, 5)], sent, sent, TrainConfig())
-    (absurd,) = compress([absurd], sent, sent, TrainConfig(compress=name))
+    (absurd,) = compress([ClientUpdate("x", far, 5)], sent, sent, WireConfig())
+    (absurd,) = compress([absurd], sent, sent, WireConfig(compress=name))
     _, (found,) = screen([*coded, absurd], sent)
     assert found.client == "x"
     assert found.norm > 100 * found.median_norm

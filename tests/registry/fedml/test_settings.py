@@ -51,24 +51,24 @@ def test_own_keys_over_variables_over_file(args, tmp_path, monkeypatch):
     config, out = read_settings(args)
     assert config.data.targets == ("photo",)
     assert config.data.prompts == ("a {}", "the {} of it")
-    assert (config.train.weighting, config.train.beta1) == ("examples", 0.5)
+    assert (config.server.weighting, config.train.beta1) == ("examples", 0.5)
     assert str(out.directory) == "out"
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("comm_round", "many", "comm_round: expected a whole number, got 'many'"),
-        ("comm_round", 2.5, "comm_round: expected a whole number"),
-        ("epochs", True, "epochs: expected a whole number"),
-        ("learning_rate", "fast", "learning_rate: expected a number"),
+        ("comm_round", "many", "comm_round: many: expected a whole number >= 1"),
+        ("comm_round", 2.5, "comm_round: 2.5: expected a whole number"),
+        ("epochs", True, "epochs: True: expected a whole number"),
+        ("learning_rate", "fast", "learning_rate: fast: expected a number"),
         ("batch_size", 1, "batch_size"),
         ("fedclip_featurs", "x", "fedclip_featurs; did you mean fedclip_features"),
         ("fedclip_rounds", 3, "FedML has a key of its own for it, comm_round"),
         ("client_num_in_total", 5, r"but this run has 3 clients \(art, cartoon"),
         ("client_num_per_round", 4, "client_num_per_round: 4: expected 1 to 3"),
         ("fedclip_target", "nowhere", "nowhere: no such domain"),
-        ("fedclip_partition", "odd", "data.partition"),
+        ("fedclip_partition", "odd", "fedclip_partition: odd: expected one of"),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(args, key, value, message):

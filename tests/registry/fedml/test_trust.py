@@ -79,7 +79,7 @@ def test_privacy_gives_the_embedded_adapter_and_is_accounted(features, tmp_path)
     assert distance(dict(flow.model.state_dict()), last.state) <= 1e-6
     lines = lines_of(tmp_path / "out" / "metrics.jsonl")
     assert [line["epsilon"] for line in lines] == [
-        privacy.epsilon(bind(flow.args).setup.fed.task.train, ((3, 3, n),))
+        privacy.epsilon(bind(flow.args).setup.fed.task.privacy, ((3, 3, n),))
         for n in (1, 2, 3)
     ]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -89,9 +89,9 @@ def test_privacy_gives_the_embedded_adapter_and_is_accounted(features, tmp_path)
 def test_fedmls_sampling_is_public_and_saves_nothing(features):
     values = {**PRIVATE, "client_num_per_round": 2, "comm_round": 2}
     flow = simulate(namespace(features, **values))
-    train = bind(flow.args).setup.fed.task.train
+    config = bind(flow.args).setup.fed.task.privacy
     found = flow.server_aggregator.run.now.progress.epsilon
-    assert found == privacy.epsilon(train, ((2, 2, 2),))
+    assert found == privacy.epsilon(config, ((2, 2, 2),))
 
 
 def test_noise_comes_even_if_nobody_is_sound(features):

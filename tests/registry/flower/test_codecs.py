@@ -130,8 +130,8 @@ def test_a_state_that_cannot_be_read_is_named(toy: Path) -> None:
     grid = grid_of(run_config)
     strategy = flower_host.FedClip(run_config)
     arrays = strategy.initial_arrays(grid)
-    plain = replace(strategy.config.train, compress_down="none")
-    strategy.config = replace(strategy.config, train=plain)
+    plain = replace(strategy.config.wire, compress_down="none")
+    strategy.config = replace(strategy.config, wire=plain)
     messages = strategy.configure_train(1, arrays, _config(), grid)
     for reply in grid.send_and_receive(list(messages)):
         assert "what the server sent cannot be read: " in reply.error.reason

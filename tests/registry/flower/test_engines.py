@@ -24,12 +24,12 @@ from flwr.serverapp import ServerApp
 from flwr.simulation import run_simulation
 
 from fedclip_plugin.config.schema import RunConfig
-from fedclip_plugin.config.toml import from_dict, load_toml
 from fedclip_plugin.features.feature_set import FeatureSet
 from fedclip_plugin.federation.build import build_federation
 from fedclip_plugin.federation.engine import federate
 from fedclip_plugin.registry import flower_host
 from fedclip_plugin.registry.flower.records import to_state
+from fedclip_plugin.settings.sources import load_config
 from fedclip_plugin.storage.tensors import read_tensors
 from fedclip_plugin.wire.update import State
 from tests.faults.flower_kills import EXAMPLE, load_example, two_domains
@@ -70,7 +70,7 @@ def check_run(out: Path, features: FeatureSet) -> None:
 
 
 def config_of(out: Path) -> RunConfig:
-    return from_dict(RunConfig, load_toml(out / "config.toml"))
+    return load_config(out / "config.toml")
 
 
 def adapter(out: Path) -> State:

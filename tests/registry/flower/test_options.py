@@ -82,7 +82,7 @@ def test_every_option_is_a_key_by_its_long_name() -> None:
             "round-timeout": 30,
         }
     )
-    assert (config.train.rounds, config.train.participation) == (7, 0.5)
+    assert (config.train.rounds, config.server.participation) == (7, 0.5)
     assert (config.train.local_epochs, config.train.lr) == (2, 1.0)
     assert config.train.precision == "bf16"
     assert config.seeds == (3,)
@@ -110,12 +110,18 @@ def test_the_run_config_is_over_variables_and_file(
     [
         ({"learning-rate": 1.0}, "run config: unknown key 'learning-rate'"),
         ({"num-server-round": 1}, "did you mean num-server-rounds"),
-        ({"lr": "fast"}, "lr: expected float, got 'fast'"),
-        ({"seed": "one"}, "seed = 'one'"),
-        ({"round-timeout": 0}, "round-timeout must be a number of seconds above 0"),
-        ({"min-available-nodes": 0}, "min-available-nodes must be 1 or more"),
-        ({"fraction-evaluate": 2.0}, "fraction-evaluate must be from 0 to 1"),
-        ({"fraction-train": 0.0}, "train.participation = 0.0"),
+        ({"lr": "fast"}, "run config: lr = 'fast': expected a number >= 0"),
+        ({"seed": "one"}, "seed = 'one': expected a whole number"),
+        ({"round-timeout": 0}, "run config: round-timeout = 0: expected a number > 0"),
+        (
+            {"min-available-nodes": 0},
+            "min-available-nodes = 0: expected a whole number >= 1",
+        ),
+        (
+            {"fraction-evaluate": 2.0},
+            "fraction-evaluate = 2.0: expected a number in [0, 1]",
+        ),
+        ({"fraction-train": 0.0}, "fraction-train = 0.0: expected a number in (0, 1]"),
     ],
 )
 def test_a_wrong_key_or_value_is_told(run_config: dict[str, Any], told: str) -> None:
@@ -164,7 +170,7 @@ def test_a_client_of_another_server_reads_the_run_config() -> None:
 @pytest.mark.parametrize(
     ("node", "told"),
     [
-        ({"feature": "x"}, "unknown key 'feature': did you mean features?"),
+        ({"feature": "x"}, "unknown key 'feature'; did you mean features?"),
         ({"partition_id": 0}, "did you mean partition-id?"),
         ({"lr": 0.1}, "lr is the same for all clients: set it in the run config"),
     ],

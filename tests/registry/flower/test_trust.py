@@ -62,7 +62,7 @@ def test_privacy_gives_the_embedded_adapter_and_is_accounted(
     last = embedded(strategy, toy)
     assert equal(to_state(result.arrays), last.state)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    spent = privacy.epsilon(strategy.config.train, ((3, round(3 * share), 2),))
+    spent = privacy.epsilon(strategy.config.privacy, ((3, round(3 * share), 2),))
     assert summary["privacy"]["epsilon"] == spent == last.progress.epsilon
     assert summary["best_round"] == 2
 
@@ -71,13 +71,13 @@ def test_noise_and_draw_are_secret_by_default(toy: Path) -> None:
     run_config = options(toy, **PRIVATE)
     runs = [flower_host.FedClip(run_config) for _ in range(2)]
     states = [to_state(r.start(grid_of(run_config)).arrays) for r in runs]
-    assert runs[0].config.train.dp_seed == "secret"
+    assert runs[0].config.privacy.dp_seed == "secret"
     assert not equal(*states)
 
 
 def test_a_budget_that_is_too_small_is_told_before_the_first_round(toy: Path) -> None:
-    train = flower_host.FedClip(options(toy, **PRIVATE)).config.train
-    budget = 1.001 * privacy.epsilon(train, ((3, 3, 1),))
+    config = flower_host.FedClip(options(toy, **PRIVATE)).config.privacy
+    budget = 1.001 * privacy.epsilon(config, ((3, 3, 1),))
     run_config = options(toy, dp_epsilon_budget=budget, **PRIVATE)
     with pytest.raises(ConfigError, match="set its rounds to 1"):
         flower_host.FedClip(run_config).start(grid_of(run_config))

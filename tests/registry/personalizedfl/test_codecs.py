@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from fedclip_plugin.algorithms.adapter import KEYS
-from fedclip_plugin.config.schema import TrainConfig
 from fedclip_plugin.federation.downlink import broadcast
 from fedclip_plugin.federation.engine import federate
 from fedclip_plugin.registry.personalizedfl.algorithm import PersonalizedFedClip
@@ -32,9 +31,7 @@ def test_the_adapter_is_that_of_the_embedded_engine(
     algorithm = PersonalizedFedClip(world.args(wk_iters=wk_iters))
     play(algorithm, make_loaders(world), 4, wk_iters)
     algorithm.finish()
-    train = TrainConfig(
-        rounds=4, local_epochs=wk_iters, batch_size=8, lr=0.01, **change
-    )
+    train = dict(rounds=4, local_epochs=wk_iters, batch_size=8, lr=0.01, **change)
     fed = embedded(world.features, train, seed=3)
     *_, last = federate(fed)
     ours, seen = algorithm.server_model.state_dict(), broadcast(fed, last.state).seen

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Subset
 
 from fedclip_plugin.algorithms import FedClip
 from fedclip_plugin.algorithms.adapter import KEYS
-from fedclip_plugin.config.schema import TrainConfig
 from fedclip_plugin.federation.engine import federate
 from fedclip_plugin.federation.evaluation import score_clients
 from fedclip_plugin.registry.personalizedfl.algorithm import (
@@ -60,7 +59,7 @@ def start(world):
 def test_the_adapter_is_that_of_the_embedded_engine(world, start, wk_iters):
     algorithm, loaders = start(wk_iters=wk_iters), make_loaders(world)
     play(algorithm, loaders, 4, wk_iters)
-    train = TrainConfig(rounds=4, local_epochs=wk_iters, batch_size=8, lr=0.01)
+    train = {"rounds": 4, "local_epochs": wk_iters, "batch_size": 8, "lr": 0.01}
     fed = embedded(world.features, train, seed=3)
     *_, last = federate(fed)
     ours = algorithm.server_model.state_dict()
@@ -78,7 +77,7 @@ def test_every_call_of_a_round_is_one_more_local_epoch(world, start):
     algorithm, loaders = start(wk_iters=2), make_loaders(world)
     client = clients_of(world.features, 3, 0.4)[1]
     for epochs in (1, 2):
-        train = TrainConfig(local_epochs=epochs, batch_size=8, lr=0.01)
+        train = {"local_epochs": epochs, "batch_size": 8, "lr": 0.01}
         task = embedded(world.features, train, seed=3).task
         loss, right = algorithm.client_train(1, loaders[0][1], 0)
         update = FedClip().local_train(FedClip().init(task), client, task, 1)
@@ -98,7 +97,7 @@ def test_results_are_written_as_those_of_fedclip_run(world, start, monkeypatch, 
     assert "zero-shot" in told.out
     assert str(out) in told.err
     summary = json.loads((out / "summary.json").read_text())
-    train = TrainConfig(rounds=4, batch_size=8, lr=0.01)
+    train = {"rounds": 4, "batch_size": 8, "lr": 0.01}
     fed = embedded(world.features, train, seed=3)
     *_, last = federate(fed)
     scores = score_clients(fed.algorithm, last.best, fed.clients, fed.task)
@@ -126,7 +125,7 @@ def test_an_adapter_of_both_sides_fits_too(world, start, monkeypatch):
     monkeypatch.setenv("FEDCLIP_SIDE", "both")
     algorithm, loaders = start(), make_loaders(world)
     play(algorithm, loaders, 2)
-    train = TrainConfig(rounds=2, batch_size=8, lr=0.01, side="both")
+    train = {"rounds": 2, "batch_size": 8, "lr": 0.01, "side": "both"}
     *_, last = federate(embedded(world.features, train, seed=3))
     ours = algorithm.server_model.state_dict()
     assert set(ours) == set(last.state)
@@ -156,7 +155,7 @@ def test_before_training_every_loader_can_be_evaluated(world, start, capsys):
     assert "art_painting 0." in capsys.readouterr().out  # zero-shot, at the start
     loaders = make_loaders(world)
     loss, right = algorithm.client_eval(2, loaders[1][2])
-    fed = embedded(world.features, TrainConfig(), seed=3)
+    fed = embedded(world.features, {}, seed=3)
     part = fed.clients[2].val
     scores = fed.algorithm.predict(algorithm.run.state, part.x, fed.task)
     assert loss == pytest.approx(
@@ -249,10 +248,10 @@ def test_features_of_other_images_are_refused(world, capsys):
         ({"dataset": "pamap"}, {}, "pamap"),
         ({"dataset": "cats", "domains": None}, {}, "cats"),
         ({"device": "cuda:99"}, {}, "cuda:99"),
-        ({"iters": 0}, {}, "rounds"),
+        ({"iters": 0}, {}, "rounds = 0: expected a whole number >= 1"),
         ({}, {"FEDCLIP_TARGET": "photo"}, "data.targets"),
         ({}, {"FEDCLIP_PARTITION": "iid", "FEDCLIP_CLIENTS": "3"}, "data.partition"),
-        ({}, {"FEDCLIP_PARTICIPATION": "0.5"}, "train.participation"),
+        ({}, {"FEDCLIP_PARTICIPATION": "0.5"}, "server.participation"),
         ({}, {"FEDCLIP_LRR": "0.5"}, "FEDCLIP_LR"),
     ],
 )

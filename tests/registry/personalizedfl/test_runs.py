@@ -19,7 +19,6 @@ import torch
 
 from fedclip_plugin import registry
 from fedclip_plugin.algorithms.adapter import KEYS
-from fedclip_plugin.config.schema import TrainConfig
 from fedclip_plugin.features.feature_set import load_features, save_features
 from fedclip_plugin.federation.engine import federate
 from fedclip_plugin.federation.evaluation import score_clients
@@ -82,7 +81,7 @@ def test_main_runs_to_the_adapter_of_the_embedded_engine(
     options = options_of(world)
     done = python(*how, main, *options, cwd=tmp_path, FEDCLIP_OUT=str(out))
     assert done.returncode == 0, done.stderr
-    train = TrainConfig(rounds=3, local_epochs=2, batch_size=8, lr=0.01)
+    train = {"rounds": 3, "local_epochs": 2, "batch_size": 8, "lr": 0.01}
     fed = embedded(load_features(world.root / "features"), train, seed=3)
     *_, last = federate(fed)
     (path,) = tmp_path.glob("cks/fed_pacs_fedclip*/fedclip")

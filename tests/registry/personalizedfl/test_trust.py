@@ -7,7 +7,6 @@ import json
 import torch
 
 from fedclip_plugin.algorithms.adapter import KEYS
-from fedclip_plugin.config.schema import TrainConfig
 from fedclip_plugin.federation.engine import federate
 from fedclip_plugin.registry.personalizedfl.algorithm import PersonalizedFedClip
 from fedclip_plugin.server import privacy
@@ -42,9 +41,10 @@ def test_privacy_gives_the_embedded_adapter_and_is_accounted(tmp_path, monkeypat
     algorithm = PersonalizedFedClip(world.args())
     play(algorithm, make_loaders(world), 4)
     algorithm.finish()
-    train = TrainConfig(rounds=4, batch_size=8, lr=0.01, **change)
+    train = dict(rounds=4, batch_size=8, lr=0.01, **change)
     *_, last = federate(embedded(world.features, train, seed=3))
     ours = algorithm.server_model.state_dict()
     assert all(torch.equal(ours[key], last.state[key]) for key in KEYS)
+    config = algorithm.run.fed.task.privacy
     spent = algorithm.run.now.progress.epsilon
-    assert spent == last.progress.epsilon == privacy.epsilon(train, ((4, 4, 4),))
+    assert spent == last.progress.epsilon == privacy.epsilon(config, ((4, 4, 4),))

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from fedclip_plugin.algorithms import Client, FedClip, Samples, Task
-from fedclip_plugin.config.schema import TrainConfig
+from fedclip_plugin.algorithms import Client, FedClip, Samples, Task, with_values
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.features.feature_set import FeatureSet, save_features
 from fedclip_plugin.federation.build import Federation
 from tests.federation.toy import toy_features
@@ -133,10 +135,12 @@ def clients_of(features: FeatureSet, seed: int, share: float) -> tuple[Client, .
 
 
 def embedded(
-    features: FeatureSet, train: TrainConfig, seed: int, share: float = 0.4
+    features: FeatureSet, settings: Mapping[str, Any], seed: int, share: float = 0.4
 ) -> Federation:
     """The embedded engine's federation of the very clients of the host."""
-    task = Task(features.class_text, features.logit_scale, train, seed)
+    config = with_values(RunConfig(), settings)
+    text, scale = features.class_text, features.logit_scale
+    task = Task.of(config, None, text, scale, seed)
     return Federation(FedClip(), task, clients_of(features, seed, share), None)
 
 

@@ -1,0 +1,210 @@
+"""An option is a field of a frozen config class; its metadata say the rest.
+
+:func:`option` declares one, and that is all: its flag, its variable, the keys of the
+hosts, its checks, its help and its place in docs/options.md follow from the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+_NUMBERS = {int: "a whole number", float: "a number"}
+
+
+@dataclass(frozen=True)
+class Option:
+    """A field as users meet it; ``name`` is its flag without the dashes.
+
+    ``kind`` is the type of one value, ``several`` whether there may be more.
+    """
+
+    name: str
+    field: str
+    kind: type
+    several: bool
+    default: Any
+    help: str = ""
+    aliases: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    within: str = ""
+    path: bool = False
+    metavar: str = ""
+    shown: str = ""
+
+    @property
+    def flag(self) -> str:
+        """The long flag of ``fedclip run``."""
+        return f"--{self.name}"
+
+    @property
+    def expected(self) -> str:
+        """What a value has to be, in words."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        if self.kind is bool:
+            return "true or false"
+        what = _NUMBERS.get(self.kind, "a text")
+        if not self.within:
+            return what
+        low, high = self.within[1:-1].split(", ")
+        if high != "inf":
+            return f"{what} in {self.within}"
+        return f"{what} {'>=' if self.within[0] == '[' else '>'} {low}"
+
+    @property
+    def default_text(self) -> str:
+        """The default for help and docs; "" where there is none to tell."""
+        if self.shown or self.default is None or self.default == ():
+            return self.shown
+        if isinstance(self.default, tuple):
+            return " ".join(map(str, self.default))
+        if isinstance(self.default, float):
+            return f"{self.default:g}"
+        return str(self.default)
+
+
+def option(default: Any, help: str = "", **more: Any) -> Any:
+    """A field of a config class, or of an algorithm's ``Params``.
+
+    ``more`` are fields of :class:`Option`: ``name`` where the flag is not named after
+    the field (of an algorithm: ``<algorithm>-<field>``), ``aliases`` (further flags),
+    ``choices``, ``within`` (an interval such as ``"(0, 1]"``), ``path`` (``~`` and
+    ``$VARIABLES`` are replaced), ``metavar``, and ``shown``, the default in words.
+    A field without this is an option as well.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, **more})
+
+
+def options_of(cls: type, prefix: str = "") -> tuple[Option, ...]:
+    """The options of a config class, in the order of its fields.
+
+    ``prefix`` begins the names of fields that have no name of their own.  Raises
+    TypeError for a field whose type no option can have.
+    """
+    return _cached(cls, prefix)
+
+
+@lru_cache(maxsize=256)
+def _cached(cls: Any, prefix: str) -> tuple[Option, ...]:
+    return tuple(_options(cls, prefix))
+
+
+def _options(cls: Any, prefix: str) -> Iterator[Option]:
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        meta = dict(f.metadata)
+        hint = hints[f.name]
+        if hint is Any or dataclasses.is_dataclass(hint):  # a section of its own
+            continue
+        if f.default is dataclasses.MISSING:
+            raise TypeError(f"{cls.__qualname__}.{f.name} needs a default")
+        kind, several = _kind(hint, f"{cls.__qualname__}.{f.name}")
+        name = meta.pop("name", "") or prefix + f.name.replace("_", "-")
+        yield Option(name, f.name, kind, several, f.default, **meta)
+
+
+def _kind(hint: Any, where: str) -> tuple[type, bool]:
+    """(type of one value, whether several) of ``int | None``, ``tuple[int, ...]``."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (hint,) = (arm for arm in typing.get_args(hint) if arm is not type(None))
+    several = typing.get_origin(hint) is tuple
+    kind = typing.get_args(hint)[0] if several else hint
+    if kind not in (int, float, str, bool):
+        raise TypeError(f"{where}: no option can be of type {hint}")
+    return kind, several
+
+
+def parse(option: Option, value: Any, written: str) -> Any:
+    """``value``, a text or what a file had, as the field's type.
+
+    ``written`` is the option with its value as the user wrote it; ConfigError begins
+    with it.
+    """
+    if value is None and option.default is None:
+        return None
+    if not option.several:
+        return _one(option, value, written)
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(_one(option, each, written) for each in values)
+
+
+def _one(option: Option, value: Any, written: str) -> Any:
+    found = _convert(option, value)
+    if found is None or not _allowed(option, found):
+        raise ConfigError(f"{written}: expected {option.expected}")
+    return expand(found) if option.path else found
+
+
+def _convert(option: Option, value: Any) -> Any:
+    """``value`` as ``option.kind``; None where it cannot be one."""
+    if option.kind is bool or "on" in option.choices:
+        word = str(value).strip().lower()
+        known = word in _TRUE or word in _FALSE
+        switch = word in _TRUE if known else None
+        if option.kind is bool or switch is None:
+            return switch
+        return "on" if switch else "off"
+    if option.kind is str and isinstance(value, Path):
+        return str(value)
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    if option.kind is str:
+        return str(value)
+    try:
+        number = float(value)
+        if option.kind is float:
+            return number
+        return int(value) if isinstance(value, str) or number == int(number) else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _allowed(option: Option, value: Any) -> bool:
+    if option.choices:
+        numbered = re.sub(r":\d+$", ":N", str(value))  # cuda:0 is of cuda:N
+        return value in option.choices or numbered in option.choices
+    if option.kind not in _NUMBERS:
+        return True
+    if not math.isfinite(value):
+        return False
+    if not option.within:
+        return True
+    low, high = map(float, option.within[1:-1].split(", "))
+    inside = low < value < high
+    at_low = option.within[0] == "[" and value == low
+    at_high = option.within[-1] == "]" and value == high
+    return bool(inside or at_low or at_high)
+
+
+def expand(path: str) -> str:
+    """``path`` with ``~`` and ``$VARIABLES`` in it replaced, as a shell would."""
+    return os.path.expanduser(os.path.expandvars(path))
+
+
+def as_path(text: str | Path) -> Path:
+    """``text`` as a path, expanded: for options that are no fields of a section."""
+    return Path(expand(str(text)))
+
+
+class Section:
+    """A config class that checks its fields, however it is made."""
+
+    def __post_init__(self) -> None:
+        cls = type(self)
+        for o in options_of(cls):
+            value = getattr(self, o.field)
+            written = f"{cls.__qualname__}({o.field}={value!r})"
+            object.__setattr__(self, o.field, parse(o, value, written))
