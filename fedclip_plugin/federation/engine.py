@@ -89,7 +89,7 @@ def usable(fed: Federation, state: State, kept: Kept) -> tuple[State, Kept]:
 class Round:
     """A round under way; ``state`` and ``kept`` are those after it, once aggregated.
 
-    A host may put another ``state`` in, and bytes of its own wire into ``screened``.
+    A host may put another ``state`` in.
     """
 
     number: int
@@ -99,6 +99,10 @@ class Round:
     kept: Kept
     screened: Screened
     started: float
+
+    def count_bytes(self, up: int, down: int) -> None:
+        """Bytes of the host's own wire, in the place of those of safetensors."""
+        self.screened = replace(self.screened, bytes_up=up, bytes_down=down)
 
 
 class Run:

@@ -209,10 +209,9 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         screened = replace(opened.screened, sound=updates)
         after = next_state(fed, screened, state, opened.number)
         if self._unread and not finite(after):  # once more, without what spoiled it
-            again = screen_round(fed, opened.sent, self._unread, screened.participants)
-            opened.screened = replace(
-                again, bytes_up=screened.bytes_up, bytes_down=screened.bytes_down
-            )
+            names = screened.participants
+            opened.screened = screen_round(fed, opened.sent, self._unread, names)
+            opened.count_bytes(screened.bytes_up, screened.bytes_down)
             after = next_state(fed, opened.screened, state, opened.number)
         return OrderedDict(after)
 
@@ -269,17 +268,14 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         if self._mean_tells() and all(fits(u, opened.state) for u in updates):
             self._unread = updates
             size = sum(map(update_bytes, updates))
-            screened = screen_round(fed, opened.sent, [], names)
-            screened = replace(screened, sound=updates, bytes_up=size)
+            nobody = screen_round(fed, opened.sent, [], names)
+            opened.screened = replace(nobody, sound=updates, bytes_up=size)
         else:
-            screened = screen_round(fed, opened.sent, updates, names)
+            opened.screened = screen_round(fed, opened.sent, updates, names)
         if self.wire is not None:
-            screened = replace(
-                screened, bytes_up=self.wire.up, bytes_down=self.wire.down
-            )
+            opened.count_bytes(self.wire.up, self.wire.down)
             self.wire.up = self.wire.down = 0
-        opened.screened = screened
-        return screened.sound
+        return opened.screened.sound
 
     def _mean_tells(self) -> bool:
         fed = self.binding.setup.fed

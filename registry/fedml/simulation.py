@@ -95,11 +95,11 @@ class FedCLIPAPI(FedAvgAPI):  # type: ignore[misc]
         clients = [client_of(loader) for loader in loaders]
         privacy = FedMLDifferentialPrivacy.get_instance()
         if type(trainer) is FedCLIPTrainer and not privacy.is_local_dp_enabled():
-            clients = [client.with_kept(trainer.kept) for client in clients]
+            clients = [client.with_kept(opened.kept) for client in clients]
             updates = train_clients(
                 trainer.binding.setup.fed, opened.sent.seen, clients, opened.number
             )
-            trainer.kept = remember(trainer.kept, updates)
+            opened.kept = remember(opened.kept, updates)
             return updates
         whole, binding = parameters(self.model), self.server_aggregator.binding
         sent = unpacked(binding, self.server_aggregator.payload())

@@ -55,8 +55,7 @@ class Transport(BaseCommunicationManager):  # type: ignore[misc]
         self._senders = set(json.loads(args.client_id_list)) if rank == 0 else {0}
         self._addresses = read_addresses(args)
         self._tls = read_tls(args)
-        fed = bind(args).setup.fed
-        self._limit = size_limit(fed.algorithm.init(fed.task))
+        self._limit = size_limit(bind(args).setup.fed.first)
         self._options = [
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", self._limit + MARGIN),

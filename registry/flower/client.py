@@ -71,9 +71,8 @@ def train(party: Party, message: Message) -> RecordDict:
     What the client keeps for its next round never leaves the node.
     """
     fed = party.setup.fed
-    like = fed.algorithm.init(fed.task)
-    state = downlink.received(fed, records.to_state(message.content, like))
-    own = records.to_state(party.kept.array_records.get(records.KEPT), like)
+    state = downlink.received(fed, records.to_state(message.content, fed.first))
+    own = records.to_state(party.kept.array_records.get(records.KEPT), fed.first)
     client = replace(party.client, kept=own)
     (update,) = train_clients(fed, state, [client], party.round)
     if kept := {**own, **update.kept}:
@@ -87,8 +86,7 @@ def train(party: Party, message: Message) -> RecordDict:
 def evaluate(party: Party, message: Message) -> RecordDict:
     """Accuracy of the adapter in the message on the client's rows."""
     fed, client = party.setup.fed, party.client
-    sent = records.to_state(message.content, fed.algorithm.init(fed.task))
-    state = downlink.received(fed, sent)
+    state = downlink.received(fed, records.to_state(message.content, fed.first))
     scores = score_clients(fed.algorithm, state, [client], fed.task)[client.name]
     metrics = MetricRecord({records.ROWS: len(client.test)})
     for split, key in records.SPLITS.items():

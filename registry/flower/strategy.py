@@ -165,9 +165,7 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         """The server's next state as arrays, and the updates that made it."""
         opened, phase = self._opened, self._phase
         state = self._run.aggregate(opened, updates, phase.clients)
-        opened.screened = replace(
-            opened.screened, bytes_up=phase.bytes_up, bytes_down=phase.bytes_down
-        )
+        opened.count_bytes(phase.bytes_up, phase.bytes_down)
         return records.to_arrays(state), opened.screened.sound
 
     def configure_evaluate(
@@ -193,10 +191,9 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         if self._round is None:
             return None
         opened, self._round = self._round, None
-        opened.screened = replace(
-            opened.screened,
-            bytes_up=opened.screened.bytes_up + phase.bytes_up,
-            bytes_down=opened.screened.bytes_down + phase.bytes_down,
+        before = opened.screened  # with the bytes of training
+        opened.count_bytes(
+            before.bytes_up + phase.bytes_up, before.bytes_down + phase.bytes_down
         )
         result = self._run.close_round(opened, None if self._scores_here else scores)
         tell(result, self.nodes.roster.cards.values(), self._run.setup.target)

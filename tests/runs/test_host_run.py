@@ -14,7 +14,7 @@ from fedclip_plugin.config.schema import DataConfig, RunConfig
 from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.features.feature_set import load_features
 from fedclip_plugin.federation.downlink import broadcast
-from fedclip_plugin.federation.engine import federate
+from fedclip_plugin.federation.engine import federate, run_round
 from fedclip_plugin.federation.rounds import Scores, screen_round
 from fedclip_plugin.runs.directory import prepare_out
 from fedclip_plugin.runs.experiment import run_experiment
@@ -57,19 +57,32 @@ def close_round(run: HostRun, updates: list[ClientUpdate], scores: Scores) -> No
     run.close_round(opened, scores)
 
 
-def test_a_run_through_the_core_is_the_embedded_run(tmp_path):
-    setup = make_setup(tmp_path, lr=1e-2)
+@pytest.mark.parametrize("method", ["none", "finetune", "mix"])
+def test_a_run_in_a_host_is_the_embedded_run(tmp_path, method):
+    setup = make_setup(tmp_path, lr=1e-2, personalize=method)
     ours = run_as_a_host(HostRun(setup, tmp_path / "host"))
     features = load_features(Path(setup.config.data.features))
     out = prepare_out(tmp_path / "embedded", "", resume=False)
     theirs = run_experiment(setup.config, features, _stats(), out)
-    same = ["result", "zero_shot", "best_round", "communication", "rounds", "target"]
-    assert {k: ours[k] for k in same} == {k: theirs[k] for k in same}
-    for name in ("adapter.safetensors", "config.toml", "evaluation.json"):
-        assert (tmp_path / "host" / name).read_bytes() == (out / name).read_bytes()
-    assert (tmp_path / "host" / "report.html").is_file()
+    assert timeless(ours) == timeless(theirs)
+    assert set(ours["metrics"]) == {"fedclip", "zero_shot"}
+    assert ("personalization" in ours) == (method != "none")
+    files, theirs = (
+        {p.relative_to(d): p.read_bytes() for p in d.rglob("*") if p.is_file()}
+        for d in (tmp_path / "host", out)
+    )
+    assert files.keys() - theirs.keys() == {Path(".lock")}
+    timed = {"summary.json", "metrics.jsonl", "report.html", "last.safetensors"}
+    for path in theirs:
+        assert path.name in timed or files[path] == theirs[path], path
+    personal = {path.stem for path in files if path.parts[0] == "personal"}
+    assert personal == (set() if method == "none" else {"art", "cartoon", "target"})
     lines = (tmp_path / "host" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["round"] for line in lines] == [1, 2, 3]
+
+
+def timeless(summary: dict) -> dict:
+    return {key: value for key, value in summary.items() if key != "seconds"}
 
 
 def _stats():
@@ -82,7 +95,9 @@ def test_without_out_nothing_is_written(tmp_path, monkeypatch):
     setup = make_setup(tmp_path)
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    assert run_as_a_host(HostRun(setup))["rounds"] == 3
+    summary = run_as_a_host(HostRun(setup))
+    assert summary["rounds"] == 3
+    assert set(summary["metrics"]) == {"fedclip", "zero_shot"}
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -97,6 +112,20 @@ def test_a_server_without_data_keeps_what_the_clients_measured(tmp_path):
     assert summary["best_round"] == 2
     assert summary["result"] == {"target": None, "clients": {"a": 0.7}, "mean": 0.7}
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("train", [{"compress": "topk"}, {"optimizer_state": "keep"}])
+def test_what_clients_keep_here_is_in_the_checkpoint(tmp_path, train):
+    setup = make_setup(tmp_path, lr=1e-2, **train)
+    run = HostRun(setup, tmp_path / "out")
+    for _ in range(2):
+        run_round(run)
+    assert run.now.kept.keys() == {"art", "cartoon"}
+    del run  # the server is gone
+    run = HostRun(setup, tmp_path / "out", resume=True)
+    run_round(run)
+    *_, last = federate(setup.fed)
+    assert all(torch.equal(value, run.state[key]) for key, value in last.state.items())
 
 
 def test_a_host_scores_every_so_many_rounds(tmp_path):

@@ -85,6 +85,7 @@ def test_sp_gives_the_embedded_adapter(features, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     values = options(features, fedclip_out="out", fedclip_target="photo")
     values |= {"client_num_in_total": 2, "client_num_per_round": 2}
+    values |= {"fedclip_personalize": "mix"}
     last = embedded(values)
     api = simulate(namespace(features, **values))
     assert distance(state_of(api), last.state) == 0
@@ -96,6 +97,11 @@ def test_sp_gives_the_embedded_adapter(features, tmp_path, caplog):
     assert lines[-1]["loss"] == last.result.loss
     assert [line["bytes_up"] for line in lines] == [last.result.bytes_up] * 3
     assert (out / "report.html").is_file()
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary["metrics"]) == {"fedclip", "zero_shot"}
+    assert set(summary["personalization"]["clients"]) == {"art", "cartoon"}
+    names = {path.stem for path in (out / "personal").iterdir()}
+    assert names == {"art", "cartoon", "target"}
     text = caplog.text
     assert "FedCLIP round 3/3; test accuracy in %: art " in text
     assert "zero-shot  FedCLIP" in text

@@ -130,8 +130,9 @@ def test_a_state_that_cannot_be_read_is_named(toy: Path) -> None:
     grid = grid_of(run_config)
     strategy = flower_host.FedClip(run_config)
     arrays = strategy.initial_arrays(grid)
-    plain = replace(strategy.config.wire, compress_down="none")
-    strategy.config = replace(strategy.config, wire=plain)
+    fed = strategy.host_run.fed
+    plain = replace(fed.task.wire, compress_down="none")
+    strategy.host_run.fed = replace(fed, task=replace(fed.task, wire=plain))
     messages = strategy.configure_train(1, arrays, _config(), grid)
     for reply in grid.send_and_receive(list(messages)):
         assert "what the server sent cannot be read: " in reply.error.reason

@@ -103,7 +103,9 @@ def test_at_least_min_train_nodes_train(toy: Path) -> None:
 
 
 def test_a_held_out_domain_is_scored_on_the_server(toy: Path, tmp_path: Path) -> None:
-    run_config = options(toy, target="photo", out=str(tmp_path / "out"))
+    run_config = options(
+        toy, target="photo", out=str(tmp_path / "out"), personalize="mix"
+    )
     grid = LocalGrid(partitions(2), run_config)
     strategy = flower_host.FedClip(run_config)
     result = strategy.start(grid)
@@ -112,6 +114,8 @@ def test_a_held_out_domain_is_scored_on_the_server(toy: Path, tmp_path: Path) ->
     assert result.evaluate_metrics_clientapp[2]["target-accuracy"] == last.result.target
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["target"] == "photo"
+    assert set(summary["metrics"]) == {"fedclip", "zero_shot"}
+    assert set(summary["personalization"]["clients"]) == {"art", "cartoon"}
     assert "evaluate" not in {kind for kind, _, _ in grid.traffic}
     other = LocalGrid(
         partitions(2), {"features": str(write_toy(tmp_path / "b", seed=1))}

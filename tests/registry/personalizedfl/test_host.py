@@ -11,12 +11,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Subset
 
 from fedclip_plugin.algorithms import FedClip
 from fedclip_plugin.algorithms.adapter import KEYS
 from fedclip_plugin.federation.engine import federate
 from fedclip_plugin.federation.evaluation import score_clients
+from fedclip_plugin.federation.personalization import personalize
 from fedclip_plugin.registry.personalizedfl.algorithm import (
     PersonalizedFedClip,
     state_of,
@@ -71,6 +73,27 @@ def test_the_adapter_is_that_of_the_embedded_engine(world, start, wk_iters):
     for split, part in (("val", loaders[1]), ("test", loaders[2])):
         got = [algorithm.client_eval(i, part[i])[1] for i in range(4)]
         assert got == [scores[domain][split] for domain in DOMAINS]
+
+
+def test_class_metrics_and_personal_adapters_as_in_fedclip_run(
+    world, start, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("FEDCLIP_PERSONALIZE", "finetune")
+    monkeypatch.setenv("FEDCLIP_OUT", str(tmp_path / "out"))
+    algorithm, loaders = start(), make_loaders(world)
+    play(algorithm, loaders, 4)
+    algorithm.finish()
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    train = TrainConfig(rounds=4, batch_size=8, lr=0.01)
+    fed = embedded(world.features, train, seed=3)
+    *_, last = federate(fed)
+    keep = {}
+    want = personalize(fed, last.best, "finetune", keep.__setitem__)
+    assert summary["personalization"] == json.loads(json.dumps(want))
+    assert summary["metrics"]["fedclip"]["macro_f1"] > 0
+    for name, state in keep.items():
+        file = load_file(tmp_path / "out" / "personal" / f"{name}.safetensors")
+        assert all(torch.equal(file[key], state[key]) for key in KEYS)
 
 
 def test_every_call_of_a_round_is_one_more_local_epoch(world, start):
