@@ -67,8 +67,8 @@ def _joined(parts: Sequence[Samples]) -> Samples:
 
 def all_scores(algorithm: Algorithm, parts: Iterable[Part], task: Task) -> Tensor:
     """Class scores (N, C) float32 of the rows of many parts, before the softmax."""
-    found = list(predict_parts(algorithm, parts, task))
-    return torch.cat(found) if found else task.text.new_zeros(0, task.text.shape[0])
+    scores = list(predict_parts(algorithm, parts, task))
+    return torch.cat(scores) if scores else task.text.new_zeros(0, task.text.shape[0])
 
 
 def predict_scores(
@@ -153,8 +153,8 @@ def score_parts(
     sizes = torch.tensor([len(part) for _, part in parts])
     hits = F.pad(right.cumsum(dim=0), (1, 0)).cpu()  # (N + 1,)
     ends = sizes.cumsum(dim=0)
-    found = zip((hits[ends] - hits[ends - sizes]).tolist(), sizes.tolist())
-    return [hit / size if size else None for hit, size in found]
+    pairs = zip((hits[ends] - hits[ends - sizes]).tolist(), sizes.tolist())
+    return [hit / size if size else None for hit, size in pairs]
 
 
 def score_clients(
@@ -165,10 +165,10 @@ def score_clients(
     for c in clients:
         own = algorithm.client_state(state, c)
         parts += [(own, c.val), (own, c.test)]
-    found = score_parts(algorithm, parts, task)
+    scores = score_parts(algorithm, parts, task)
     return {
         c.name: {"val": val, "test": test}
-        for c, val, test in zip(clients, found[::2], found[1::2])
+        for c, val, test in zip(clients, scores[::2], scores[1::2])
     }
 
 

@@ -49,17 +49,17 @@ def personalize(
     name and the state of client after client, so that one of them is in memory.
     """
     clients = [*fed.clients, *new_clients(fed)]
-    found = []
+    results = []
     for client in clients:
         personal, state = _choose(fed.algorithm, shared, client, fed.task, method)
         keep(client.name, state)
-        found.append(personal)
-    known = len(fed.clients)
+        results.append(personal)
+    count = len(fed.clients)
     return {
         "method": method,
-        "clients": {p.client: _plain(p) for p in found[:known]},
-        "new_clients": {p.client: _plain(p) for p in found[known:]},
-        **_gains(found[:known]),
+        "clients": {p.client: _plain(p) for p in results[:count]},
+        "new_clients": {p.client: _plain(p) for p in results[count:]},
+        **_gains(results[:count]),
     }
 
 
@@ -85,12 +85,12 @@ def _plain(personal: Personal) -> dict[str, Any]:
     return {k: v for k, v in asdict(personal).items() if k != "client"}
 
 
-def _gains(found: list[Personal]) -> dict[str, Any]:
+def _gains(results: list[Personal]) -> dict[str, Any]:
     gains: dict[str, Any] = {}
     for base in ("shared", "zero_shot"):
         each = [
             p.personal - start
-            for p in found
+            for p in results
             if p.personal is not None and (start := getattr(p, base)) is not None
         ]
         gains[f"gain_over_{base}"] = {"mean": mean(each), "ci95": ci95(each)}
@@ -108,9 +108,9 @@ def _choose(
     best, choice, best_score = shared, 0.0, score(shared, client.val)
     if best_score is not None and len(client.train):
         for value, state in _candidates(algorithm, shared, client, task, method):
-            found = score(state, client.val)
-            if found is not None and found > best_score:
-                best, choice, best_score = state, value, found
+            reached = score(state, client.val)
+            if reached is not None and reached > best_score:
+                best, choice, best_score = state, value, reached
     test = client.test
     zero_shot = accuracy(zero_shot_labels(test, task), test.y)
     return (

@@ -149,11 +149,11 @@ class MetricsFile:
         A line holds every client's accuracies: one at a time is in memory.
         """
         self._file.close()
-        found = _cut(self.path, rounds, wanted)
+        line = _cut(self.path, rounds, wanted)
         self._file = _append_to(self.path)
         if self.quarantined.is_file():
             _cut(self.quarantined, rounds)
-        return found
+        return line
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Append one round; in the file before its checkpoint is written."""
@@ -162,8 +162,9 @@ class MetricsFile:
             self._file.flush()
             if line.get("left_out"):
                 with self.quarantined.open("a", encoding="utf-8") as file:
-                    for found in line["left_out"]:
-                        file.write(json.dumps({"round": line["round"], **found}) + "\n")
+                    for update in line["left_out"]:
+                        file.write(json.dumps({"round": line["round"], **update}))
+                        file.write("\n")
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
@@ -176,7 +177,7 @@ def _append_to(path: Path) -> TextIO:
 
 
 def _cut(path: Path, rounds: int, wanted: int = 0) -> dict[str, Any] | None:
-    found: list[dict[str, Any]] = []
+    chosen: list[dict[str, Any]] = []
 
     def kept(lines: Iterable[bytes]) -> Iterator[bytes]:
         for line in lines:
@@ -185,9 +186,9 @@ def _cut(path: Path, rounds: int, wanted: int = 0) -> dict[str, Any] | None:
             except (ValueError, RecursionError):
                 continue  # torn by a kill or a full disk: its round is run again
             if ROUND(entry) is None and entry["round"] <= rounds:
-                found[:] = [entry] if entry["round"] == wanted else found
+                chosen[:] = [entry] if entry["round"] == wanted else chosen
                 yield line
 
     with path.open("rb") as lines:
         write_parts(path, kept(lines), durable=False)
-    return found[0] if found else None
+    return chosen[0] if chosen else None

@@ -33,9 +33,9 @@ class Setup:
         for number, client in enumerate(self.fed.clients):
             if place in (number, client.name):
                 return client
-        known = ", ".join(c.name for c in self.fed.clients[:8])
+        names = ", ".join(c.name for c in self.fed.clients[:8])
         raise ConfigError(
-            f"client {place!r}: this run has {len(self.fed.clients)} ({known})"
+            f"client {place!r}: this run has {len(self.fed.clients)} ({names})"
         )
 
 
