@@ -84,8 +84,8 @@ def test_class_metrics_and_personal_adapters_as_in_fedclip_run(
     play(algorithm, loaders, 4)
     algorithm.finish()
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    train = TrainConfig(rounds=4, batch_size=8, lr=0.01)
-    fed = embedded(world.features, train, seed=3)
+    settings = {"rounds": 4, "batch_size": 8, "lr": 0.01}
+    fed = embedded(world.features, settings, seed=3)
     *_, last = federate(fed)
     keep = {}
     want = personalize(fed, last.best, "finetune", keep.__setitem__)
