@@ -16,7 +16,7 @@ PACKAGE = "fedclip_plugin"
 LAYERS = [
     *("errors", "config", "stats", "storage", "ops", "data", "clip", "wire"),
     *("features", "server", "algorithms", "federation", "report", "runs", "export"),
-    *("settings", "registry", "bench", "cli"),
+    *("settings", "registry", "api", "bench", "cli"),
 ]
 RANK = {name: rank for rank, name in enumerate(LAYERS)}
 # Top-level modules of the host frameworks, and the folder of registry/ that may import

@@ -1,4 +1,4 @@
-"""The commands about host frameworks: ``hosts``, ``register`` and ``fedml``."""
+"""What the commands do; heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
@@ -16,21 +16,17 @@ from .console import Display
 if TYPE_CHECKING:
     from ..config.schema import RunConfig
     from ..federation.engine import RunState
+    from ..registry import Host
     from ..runs.files import RunPlan
     from .doctor import Check
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ..registry import Host
 
 
 def run(args: argparse.Namespace, display: Display) -> int:
     """``fedclip run``."""
     from ..algorithms import get_algorithm
-    from ..features.obtain import obtain_features
     from ..ops.kernels import resolve_device
-    from ..runs import directory as directories
-    from ..runs import experiment
+    from ..runs.directory import prepare_out
+    from ..runs.experiment import run_in
     from ..server.privacy import accountant
 
     args.out = as_path(args.out) if args.out else None
@@ -44,17 +40,15 @@ def run(args: argparse.Namespace, display: Display) -> int:
     if args.dry_run:
         return _dry_run(config, display)
     name = f"{config.algorithm}-{config.data.dataset}"
-    args.out = directories.prepare_out(args.out, name, args.resume)
-    with directories.hold(args.out):
-        try:
-            features, stats = obtain_features(config, display.images)
-            display.say(_features_line(config, stats))
-            record = _recorder(args, display)
-            summary = experiment.run_experiment(
-                config, features, stats, args.out, args.resume, record
-            )
-        finally:
-            directories.drop_if_empty(args.out)
+    args.out = prepare_out(args.out, name, args.resume)
+    summary = run_in(
+        args.out,
+        config,
+        args.resume,
+        on_features=lambda stats: display.say(_features_line(config, stats)),
+        on_round=_recorder(args, display),
+        progress=display.images,
+    )
     _print_results(display, summary, args.out)
     return 0
 

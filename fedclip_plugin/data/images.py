@@ -44,7 +44,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
             if pixels > _FREE_PIXELS + _PIXELS_A_BYTE * len(data):
                 raise _bad(name, f"{pixels} pixels in {len(data)} bytes: a bomb")
             image.load()
-            return _to_rgb(_upright(image))
+            return rgb_image(image)
     except (DataError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -53,6 +53,11 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         raise _bad(name, "not an image of a known format") from error
     except Exception as error:  # Pillow's readers raise anything on malformed data
         raise _bad(name, one_line(error)) from error
+
+
+def rgb_image(image: Image.Image) -> Image.Image:
+    """An image as it should be seen, in mode RGB: upright, on white, 8 bits."""
+    return _to_rgb(_upright(image))
 
 
 def _bad(name: str, reason: str) -> DataError:

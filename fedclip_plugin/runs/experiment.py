@@ -18,15 +18,19 @@ from ..config.schema import RunConfig, TrainConfig
 from ..config.toml import to_toml
 from ..data.folders import load_dataset
 from ..data.partition import resolve_targets
+from ..data.progress import Progress as OnImages
+from ..data.progress import silent
 from ..errors import ConfigError
 from ..features.encode import EncodeStats
 from ..features.feature_set import FeatureSet
+from ..features.obtain import obtain_features
 from ..federation.build import build_federation
 from ..federation.engine import Progress, RunState, federate, finished
 from ..report.averages import aggregate
 from ..report.records import SUMMARY
 from ..report.write import write_html
 from ..storage.files import write_bytes, write_json
+from .directory import drop_if_empty, hold
 from .files import RunFiles, RunPlan
 from .results import results
 from .setup import Setup
@@ -42,6 +46,29 @@ def plan(config: RunConfig, features: FeatureSet, out: Path) -> list[RunPlan]:
     if len(pairs) == 1:
         return [RunPlan(out, *pairs[0], rounds)]
     return [RunPlan(out / (t or "none") / f"seed-{s}", t, s, rounds) for t, s in pairs]
+
+
+def run_in(
+    out: Path,
+    config: RunConfig,
+    resume: bool = False,
+    *,
+    on_features: Callable[[EncodeStats], None] | None = None,
+    on_round: OnRound | None = None,
+    progress: OnImages = silent,
+) -> dict[str, Any]:
+    """Encode what is not encoded yet, then :func:`run_experiment`, in ``out`` alone.
+
+    ``out`` is one that ``prepare_out`` has made; it is removed if nothing comes of it.
+    """
+    with hold(out):
+        try:
+            features, stats = obtain_features(config, progress)
+            if on_features is not None:
+                on_features(stats)
+            return run_experiment(config, features, stats, out, resume, on_round)
+        finally:
+            drop_if_empty(out)
 
 
 def run_experiment(

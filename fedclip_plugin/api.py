@@ -1,0 +1,100 @@
+"""The functions of ``import fedclip_plugin as fc``: run, encode, and what they leave.
+
+Options are those of ``fedclip run`` (docs/options.md), with ``_`` for ``-``:
+``fc.run(target="sketch", local_epochs=2)``.  A misspelt one is a ConfigError.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .config.fields import as_path
+from .config.schema import RunConfig
+from .errors import ConfigError
+from .export.predict import Classifier
+from .export.trained import read_trained
+from .features.feature_set import FeatureSet
+from .features.obtain import obtain_features
+from .report.records import load_run as load_record
+from .runs.directory import prepare_out
+from .runs.experiment import OnRound, run_in
+from .settings.sources import configure
+from .wire.update import State
+
+
+def run(
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    on_round: OnRound | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Run a federation, as ``fedclip run`` does; returns what summary.json holds.
+
+    ``out`` is the directory of the results, which a former run there makes way for;
+    without it nothing is kept.  ``resume`` goes on with a broken run in ``out``.
+    ``on_round`` is called after every round.  Raises FedClipError, as the command line
+    exits with code 2.
+    """
+    if resume and out is None:
+        raise ConfigError("resume=True needs out=DIR, the directory of the broken run")
+    base = as_path(out) / "config.toml" if resume and out is not None else None
+    config = configure(options, base)
+    if out is not None:
+        directory = prepare_out(as_path(out), "", resume)
+        return run_in(directory, config, resume, on_round=on_round)
+    with tempfile.TemporaryDirectory(prefix="fedclip-") as folder:
+        return run_in(Path(folder) / "run", config, on_round=on_round)
+
+
+def encode(**options: Any) -> FeatureSet:
+    """The features of a data set; every image is encoded once, and cached.
+
+    Options are those of ``fedclip features``: ``dataset``, ``root``, ``model``,
+    ``pretrained``, ``prompt``, ...  Raises FedClipError.
+    """
+    features, _ = obtain_features(configure(options))
+    return features
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: ``summary`` is summary.json, ``metrics`` holds a dict a round."""
+
+    path: Path
+    summary: dict[str, Any]
+    metrics: tuple[dict[str, Any], ...]
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The configuration that it ran with."""
+        return configure({}, self.path / "config.toml")
+
+    @cached_property
+    def state(self) -> State:
+        """The shared state of the best round: name -> tensor, on the CPU."""
+        return read_trained(self.path).state
+
+
+def load_run(directory: str | Path) -> Run:
+    """Read a finished run; RunError where it is missing, unfinished or damaged."""
+    record = load_record(as_path(directory))
+    return Run(record.path, record.summary, record.metrics)
+
+
+def load_classifier(
+    directory: str | Path, client: str | None = None, **options: Any
+) -> Classifier:
+    """The classifier that a run has trained: ``load_classifier(RUN).predict([...])``.
+
+    ``client`` takes what that client personalized.  ``options`` go over the run's own:
+    a run from a feature directory does not know its backbone, so name ``model`` and
+    ``pretrained``.  Raises FedClipError.
+    """
+    path = as_path(directory)
+    load_record(path)  # a run, and a finished one
+    return Classifier.load(path, configure(options, path / "config.toml"), client)

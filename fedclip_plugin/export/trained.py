@@ -1,0 +1,97 @@
+"""What a finished run has trained, read back with what it belongs to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..clip.encoder import EncoderSpec, FrozenClip
+from ..clip.prompts import captions
+from ..config.schema import RunConfig
+from ..errors import RunError, WeightsError
+from ..features.encode import encode_captions
+from ..storage.shapes import several, text
+from ..storage.tensors import DamagedFileError, read_tensors
+from ..wire.update import State
+
+ADAPTER = "adapter.safetensors"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The best round's state of a run, its classes and prompts, and the CLIP's name."""
+
+    path: Path
+    state: State
+    classes: tuple[str, ...]
+    prompts: tuple[str, ...]
+    model: str
+
+    @property
+    def width(self) -> int | None:
+        """D of the features that the state takes; None for a state that tells none."""
+        matrices = (v.shape[-1] for v in self.state.values() if v.dim() == 2)
+        return next(matrices, None)
+
+
+def read_trained(directory: Path, client: str | None = None) -> Trained:
+    """The shared state of the run in ``directory``, or what ``client`` made of it.
+
+    Raises RunError where there is none, or where the file is not one of a run.
+    """
+    path = directory / ADAPTER
+    if client is not None:
+        path = directory / "personal" / f"{client}.safetensors"
+    try:
+        state, meta = read_tensors(path)
+        classes = _names(meta["classes"])
+        prompts = _names(meta["prompts"])
+        return Trained(path, state, classes, prompts, meta["model"])
+    except FileNotFoundError as error:
+        raise RunError(_absent(directory, client)) from error
+    except (DamagedFileError, KeyError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} is not an adapter of a fedclip run: {error}") from error
+
+
+def _names(value: str) -> tuple[str, ...]:
+    names = json.loads(value)
+    if wrong := several(text)(names):
+        raise ValueError(wrong)
+    return tuple(names)
+
+
+def _absent(directory: Path, client: str | None) -> str:
+    if client is not None:
+        names = sorted(p.stem for p in (directory / "personal").glob("*.safetensors"))
+        return (
+            f"{directory} has no adapter of a client {client!r}: it has "
+            f"{', '.join(names) or 'none; run with --personalize finetune'}"
+        )
+    leaves = sorted(p.parent for p in directory.glob(f"*/seed-*/{ADAPTER}"))
+    hint = f"name one of its runs, e.g. {leaves[0]}" if leaves else "no run is there"
+    return f"{directory} has no {ADAPTER}: {hint}"
+
+
+def load_backbone(trained: Trained, config: RunConfig) -> FrozenClip:
+    """The CLIP of ``config`` in fp32; WeightsError if its features do not fit."""
+    spec = replace(EncoderSpec.from_config(config), precision="fp32")
+    encoder = FrozenClip.load(spec)
+    if trained.width not in (None, encoder.embed_dim):
+        raise WeightsError(
+            f"{trained.path} was trained on {trained.model} (width {trained.width}), "
+            f"but --model {spec.model} has width {encoder.embed_dim}; name that model "
+            "and its weights"
+        )
+    return encoder
+
+
+def class_texts(
+    encoder: FrozenClip, classes: tuple[str, ...], prompts: tuple[str, ...]
+) -> Tensor:
+    """Normalised text features (C, D) of ``classes`` under ``prompts``, as in a run."""
+    sets = [captions(classes, prompt) for prompt in prompts]
+    return F.normalize(encode_captions(encoder, sets), dim=1)
