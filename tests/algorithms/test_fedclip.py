@@ -128,8 +128,8 @@ def test_training_in_bfloat16_is_near_but_not_the_same():
     exact = FedClip().local_train(state, client, task, 1).state
     near = FedClip().local_train(state, client, rounded, 1).state
     for k in KEYS:
-        assert not torch.equal(near[k], exact[k])
-        assert (near[k] - exact[k]).norm() < 0.3 * (exact[k] - state[k]).norm()
+        share = (near[k] - exact[k]).norm() / (exact[k] - state[k]).norm()
+        assert 1e-4 < share < 0.3
 
 
 def test_state_that_was_sent_is_not_touched():

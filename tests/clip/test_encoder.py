@@ -138,7 +138,7 @@ def test_low_precision_runs_the_image_tower_only(fixture, precision, request):
     got, want = clip.encode_images(pixels), exact.encode_images(pixels)
     assert got.dtype == torch.float32
     assert F.cosine_similarity(got, want).min() > 0.999
-    assert not torch.equal(got, want)
+    assert float((got - want).norm()) > 1e-5 * float(want.norm())  # no rounding of fp32
     captions = ["a picture of a dog"]
     assert torch.equal(clip.encode_text(captions), exact.encode_text(captions))
     assert clip.resolve_precision(pixels) == precision

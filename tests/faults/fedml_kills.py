@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -11,7 +12,9 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import pytest
 
+from fedclip_plugin.registry import fedml_host
 from tests.faults.kills import (
     Toll,
     check_files,
@@ -22,9 +25,13 @@ from tests.faults.kills import (
 )
 from tests.federation.toy import DOMAINS
 from tests.registry.fedml.runs import (
+    FEDCLIP,
     environment,
+    finish,
+    mpirun,
     namespace,
     options,
+    processes,
     replay,
     silo_commands,
     write_addresses,
@@ -142,4 +149,50 @@ def check_silo(silo: Silo, folder: Path, toll: Toll) -> None:
     for key in ("clients", "target", "participants", "quarantined"):
         assert [line[key] for line in found] == [line[key] for line in want]
     assert not list(silo.out.rglob("*.tmp"))
+    toll.compared += 1
+
+
+def end_simulation(folder: Path, features: Path, toll: Toll) -> None:
+    """SIGTERM in one process: it says how to go on, and then has nothing left to do."""
+    out = folder / "out"
+    values = options(features, comm_round=200, fedclip_out=str(out))
+    cf = write_yaml(folder / "fedml_config.yaml", values)
+    command = [*FEDCLIP, "fedml", "--cf", str(cf), "--offline", "--resume"]
+    with processes(folder, [command]) as (process,):
+        wait_until(lambda: rounds_in(out / "metrics.jsonl") > 3)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait() == 143
+    last = (folder / "0.log").read_text().splitlines()[-1]
+    assert last.endswith(f"resume with: {shlex.join(['fedclip', *command[3:]])}")
+    done = rounds_in(out / "metrics.jsonl")
+    assert 3 < done < 200
+    whole = undisturbed(values, folder / "whole")
+    for line in ("going on after round", "going on after round 200 of 200"):
+        ((code, log),) = finish(folder, [command])
+        assert code == 0, log
+        assert line in log
+        assert rounds_in(out / "metrics.jsonl") == 200
+        name = "adapter.safetensors"
+        assert sha256(out / name) == sha256(whole / name)
+    toll.compared += 1
+
+
+def hand_over_to_mpi(folder: Path, features: Path, toll: Toll) -> None:
+    """Two rounds in one process, two more under MPI, and then nothing is left."""
+    if mpirun() is None:
+        pytest.skip("needs Open MPI")
+    out = folder / "out"
+    values = options(features, client_num_per_round=1, fedclip_out=str(out))
+    short = write_yaml(folder / "sp.yaml", values | {"comm_round": 2})
+    fedml_host.run(short, offline=True)
+    values |= {"backend": "MPI", "comm_round": 4}
+    cf = write_yaml(folder / "mpi.yaml", values)
+    command = [*FEDCLIP, "fedml", "--cf", str(cf), "--offline", "--resume"]
+    whole = undisturbed(values, folder / "whole")
+    for _ in range(2):
+        ((code, log),) = finish(folder, [[str(mpirun()), "-np", "2", *command]])
+        assert code == 0, log
+        assert rounds_in(out / "metrics.jsonl") == 4
+        name = "adapter.safetensors"
+        assert sha256(out / name) == sha256(whole / name)
     toll.compared += 1

@@ -10,6 +10,8 @@ import shlex
 import shutil
 import signal
 import time
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -33,20 +35,68 @@ from tests.federation.toy import write_toy
 pytestmark = pytest.mark.slow
 
 
-def test_killed_runs_end_in_the_same_bits(tmp_path: Path) -> None:
+def the(host: str, work: str) -> Callable[..., None]:
+    """A function of a host's module, which can be imported beside that host alone."""
+
+    def call(*args: object) -> None:
+        getattr(import_module(f"tests.faults.{host}_kills"), work)(*args)
+
+    return call
+
+
+RANKS = [0, 2, 0]  # of FedML's processes: the server, a client, the server again
+# host, moment -> what is done there, and how many of whom are killed
+TABLE: dict[tuple[str, str], tuple[Callable[[Path, Toll], None], dict[str, int]]] = {
+    ("embedded", "a run"): (
+        lambda p, toll: break_runs(p, write_toy(p / "f"), toll, kills=6),
+        {"embedded run": 6},
+    ),
+    ("embedded", "encoding"): (
+        lambda p, toll: break_encoder(p, 48, toll, kills=3),
+        {"feature encoder": 3},
+    ),
+    ("embedded", "two of four at a cache"): (
+        lambda p, toll: share_cache(p, 48, toll, kills=2),
+        {"one of four at a cache": 2},
+    ),
+    ("fedml", "server, client, server"): (
+        lambda p, toll: the("fedml", "break_silo")(p, write_toy(p / "f"), toll, RANKS),
+        {"FedML server": 2, "FedML client": 1},
+    ),
+    ("fedml", "a simulation is ended"): (
+        lambda p, toll: the("fedml", "end_simulation")(p, write_toy(p / "f"), toll),
+        {},
+    ),
+    ("fedml", "MPI goes on"): (
+        lambda p, toll: the("fedml", "hand_over_to_mpi")(p, write_toy(p / "f"), toll),
+        {},
+    ),
+    ("flower", "the strategy"): (
+        lambda p, toll: the("flower", "break_strategy")(p, write_toy(p / "f"), toll, 3),
+        {"Flower strategy": 3},
+    ),
+    ("flower", "the ServerApp"): (
+        lambda p, toll: the("flower", "break_deployment")(p, toll, ["ServerApp"]),
+        {"ServerApp": 1},
+    ),
+}
+NEEDS = {"fedml": "fedml", "flower": "flwr"}
+
+
+@pytest.mark.parametrize(("host", "moment"), TABLE)
+def test_ended_at_any_moment_it_goes_on_to_the_same_bits(
+    host: str, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "0")  # read when Flower is imported
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    if host in NEEDS:
+        pytest.importorskip(NEEDS[host])
+    work, kills = TABLE[host, moment]
     toll = Toll(seed=1)
-    break_runs(tmp_path, write_toy(tmp_path / "f"), toll, kills=6)
-    assert toll.kills == {"embedded run": 6}
-
-
-def test_a_killed_encoder_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    toll = Toll(seed=2)
-    break_encoder(tmp_path, 48, toll, kills=3)
-    assert toll.kills == {"feature encoder": 3}
-
-
-def test_four_processes_share_a_cache_and_two_are_killed(tmp_path: Path) -> None:
-    share_cache(tmp_path, 48, Toll(seed=3), kills=2)
+    work(tmp_path, toll)
+    assert toll.kills == kills
+    assert toll.compared
 
 
 @pytest.mark.parametrize(

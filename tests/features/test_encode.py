@@ -167,16 +167,28 @@ def test_digests_are_remembered_by_stamp(tmp_path):
     assert reads == [0, 1, 2, 1]
 
 
-def slow_encode(cache: str, seconds: float) -> None:
+class StuckEncoder(FakeEncoder):
+    """It never comes back from its seventh batch."""
+
+    calls = 0
+
+    def encode_images(self, pixels):
+        self.calls += 1
+        while self.calls > 6:
+            time.sleep(1)
+        return super().encode_images(pixels)
+
+
+def encode_until_stuck(cache: str) -> None:
     store_module.SHARD_ROWS = 4
     cache_module.SAMPLE = cache_module.CPU_BATCH = 4
     dataset, _ = make_dataset(rows=40)
-    encode_once(make_job(dataset, lambda: FakeEncoder(seconds)), Path(cache))
+    encode_once(make_job(dataset, StuckEncoder), Path(cache))
 
 
 def test_killed_encoder_goes_on_where_it_was(tmp_path):
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=slow_encode, args=(str(tmp_path), 0.02))
+    process = context.Process(target=encode_until_stuck, args=(str(tmp_path),))
     process.start()
     while len(shards(tmp_path)) < 5:
         assert process.is_alive()
@@ -206,7 +218,7 @@ def test_two_processes_encode_every_image_once(tmp_path):
     ]
     for process in processes:
         process.start()
-    counts = [queue.get(timeout=60) for _ in processes]
+    counts = [queue.get(timeout=300) for _ in processes]
     for process in processes:
         process.join()
     assert sorted(counts) == [0, 80]

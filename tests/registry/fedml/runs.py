@@ -23,6 +23,7 @@ from fedclip_plugin.federation.engine import RunState, federate
 from fedclip_plugin.registry.fedml.settings import bind, read_settings
 from fedclip_plugin.runs.host_run import HostRun, open_setup
 from fedclip_plugin.wire.update import State
+from tests.registry.contract import distance
 
 FEDCLIP = [sys.executable, "-m", "fedclip_plugin.cli"]
 SECONDS = 150.0  # after which a run that hangs is ended
@@ -73,11 +74,6 @@ def embedded(values: dict[str, Any]) -> RunState:
 
 def adapter(out: Path) -> State:
     return safetensors.torch.load_file(out / "adapter.safetensors")
-
-
-def distance(a: State, b: State) -> float:
-    assert a.keys() == b.keys()
-    return max(float((a[key].cpu() - b[key].cpu()).abs().max()) for key in a)
 
 
 def free_ports(count: int) -> list[int]:

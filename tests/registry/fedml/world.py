@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,8 +13,14 @@ import torch
 pytest.importorskip("fedml", reason="needs FedML: pip install 'fedclip-plugin[fedml]'")
 
 from fedclip_plugin import registry
+from fedclip_plugin.errors import FedClipError
+from fedclip_plugin.federation.build import Federation
+from fedclip_plugin.registry import fedml_host
+from fedclip_plugin.registry.fedml.settings import read_settings
+from fedclip_plugin.runs.host_run import open_setup
 from fedclip_plugin.wire.update import State
-from tests.registry.fedml.runs import namespace
+from tests.registry.contract import FAULTS, Ended, World, spoilt
+from tests.registry.fedml.runs import namespace, options
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +59,54 @@ def secured(features: Path, **keys: Any) -> Any:
     for key, value in keys.items():
         setattr(args, key, value)
     return args
+
+
+NAMES = {"rounds": "comm_round", "local_epochs": "epochs", "lr": "learning_rate"}
+NAMES |= {"seed": "random_seed"}
+
+
+class Spoiling(fedml_host.FedCLIPTrainer):  # type: ignore[misc]
+    """A trainer of the user's own whose updates arrive spoilt, by (client, round)."""
+
+    faults: ClassVar[Mapping[tuple[str, int], str]] = {}
+
+    def train(self, train_data: Any, device: Any, args: Any) -> None:
+        super().train(train_data, device, args)
+        self.fault = self.faults.get((train_data.client.name, args.round_idx + 1))
+
+    def get_model_params(self) -> Any:
+        params = super().get_model_params()
+        if self.fault is None:
+            return params
+        return spoilt(self.fault, params)
+
+
+class SingleProcess(World):
+    """FedML's sp simulation: all three clients, in this process."""
+
+    faults: ClassVar[Collection[str]] = tuple(FAULTS.keys() - {"nothing"})
+
+    def __init__(self, features: Path) -> None:
+        self.features = features
+
+    def values(self, **chosen: Any) -> dict[str, Any]:
+        """The same options as FedML's keys."""
+        keys = {NAMES.get(k, f"fedclip_{k}"): v for k, v in chosen.items()}
+        return options(self.features, **keys)
+
+    def run(
+        self, faults: Mapping[tuple[str, int], str] | None = None, **chosen: Any
+    ) -> Ended:
+        args = namespace(self.features, **self.values(**chosen))
+        trainer = type("Trainer", (Spoiling,), {"faults": faults or {}})
+        api = simulate(args, **({"client_trainer": trainer} if faults else {}))
+        return Ended(state_of(api), api.server_aggregator.run)
+
+    def federation(self, **chosen: Any) -> Federation:
+        config, _ = read_settings(SimpleNamespace(**self.values(**chosen)))
+        return open_setup(config).fed
+
+    def refusal(self, **chosen: Any) -> str:
+        with pytest.raises(FedClipError) as caught:
+            self.run(**chosen)
+        return str(caught.value)

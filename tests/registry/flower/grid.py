@@ -26,6 +26,7 @@ from fedclip_plugin.federation.engine import federate
 from fedclip_plugin.registry import flower_host
 from fedclip_plugin.wire.update import State
 from tests.federation.toy import toy_features
+from tests.registry import contract
 
 Answer = Callable[[Message, Context], Message]
 Fault = Callable[[Message, Context, Answer], Message | None]
@@ -127,18 +128,6 @@ def with_arrays(change: Callable[[dict[str, np.ndarray]], Any]) -> Any:
     return changed
 
 
-def nan(arrays: dict[str, np.ndarray]) -> None:
-    arrays["0.bias"][0] = np.nan
-
-
-def wrong_shape(arrays: dict[str, np.ndarray]) -> None:
-    arrays["0.bias"] = arrays["0.bias"][:-1]
-
-
-def missing_array(arrays: dict[str, np.ndarray]) -> None:
-    del arrays["2.weight"]
-
-
 def no_arrays(reply: Message) -> Message:
     del reply.content["arrays"]
     return reply
@@ -217,12 +206,4 @@ def with_absences(
 ) -> State:
     """The same where the updates of (client, round) are lost."""
     fed = build_federation(features, config, None, config.seeds[0])
-    state = fed.algorithm.init(fed.task)
-    for number in range(1, config.train.rounds + 1):
-        updates = [
-            fed.algorithm.local_train(state, client, fed.task, number)
-            for client in fed.clients
-            if (client.name, number) not in absences
-        ]
-        state = fed.algorithm.aggregate(updates, state, fed.task)
-    return state
+    return contract.with_absences(fed, absences)

@@ -26,26 +26,13 @@ from tests.registry.flower.grid import (
     with_arrays,
 )
 
-VARIANTS = [
-    {"compress": "fp16"},
-    {"compress": "int8"},
-    {"compress": "int4", "fraction_train": 0.67},
-    {"compress": "topk", "topk_share": 0.1},
-    {"compress_down": "fp16"},
-    {"compress": "int4", "compress_down": "int4", "fraction_train": 0.67},
-    {"optimizer_state": "keep"},
-    {"compress": "topk", "optimizer_state": "keep", "fraction_train": 0.67},
-]
 
-
-@pytest.mark.parametrize("change", VARIANTS)
-def test_the_adapter_is_that_of_the_embedded_engine(toy: Path, change: Any) -> None:
-    run_config = options(toy, num_server_rounds=4, **change)
-    grid = grid_of(run_config, reverse=True)
-    strategy = flower_host.FedClip(run_config)
-    result = strategy.start(grid)
+def test_what_is_kept_is_that_of_the_embedded_engine(toy: Path) -> None:
+    more = {"compress": "topk", "optimizer_state": "keep", "fraction_train": 0.67}
+    run_config = options(toy, num_server_rounds=4, **more)
+    grid, strategy = grid_of(run_config, reverse=True), flower_host.FedClip(run_config)
+    strategy.start(grid)
     last = embedded(strategy, toy)
-    assert equal(to_state(result.arrays), last.state)
     for node, state in grid.states.items():
         name = strategy.nodes.roster.cards[node].name
         kept = to_state(state.array_records.get(KEPT))

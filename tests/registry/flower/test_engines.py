@@ -34,6 +34,7 @@ from fedclip_plugin.storage.tensors import read_tensors
 from fedclip_plugin.wire.update import State
 from tests.faults.flower_kills import EXAMPLE, load_example, two_domains
 from tests.federation.toy import toy_features, write_toy
+from tests.registry.contract import distance
 from tests.registry.flower.grid import options, own_directories, without
 
 pytestmark = pytest.mark.slow
@@ -59,7 +60,7 @@ def check_run(out: Path, features: FeatureSet) -> None:
         assert standing.result is not None
         assert line["clients"] == standing.result.clients
         assert line["quarantined"] == 0
-    assert difference(adapter(out), standings[-1].best) < 1e-6
+    assert distance(adapter(out), standings[-1].best) < 1e-6
     summary = json.loads((out / "summary.json").read_text())
     assert summary["best_round"] == 2
     assert set(summary["zero_shot"]["clients"]) == set(features.domains)
@@ -75,11 +76,6 @@ def config_of(out: Path) -> RunConfig:
 
 def adapter(out: Path) -> State:
     return read_tensors(out / "adapter.safetensors")[0]
-
-
-def difference(a: State, b: State) -> float:
-    assert set(a) == set(b)
-    return max(float((a[k] - b[k]).abs().max()) for k in a)
 
 
 # --------------------------------------------------------------------------- simulation
@@ -226,5 +222,5 @@ def test_a_deployment_with_tls_and_a_client_that_dies(
     log = "".join(lines)
     assert "client cartoon left out of round 1: no answer within 45 s" in log
     expected = without(config_of(less), features, "cartoon", 1)
-    assert difference(adapter(less), expected) < 1e-6
+    assert distance(adapter(less), expected) < 1e-6
     assert all(process.poll() is not None for process in deployment.nodes)

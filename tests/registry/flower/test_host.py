@@ -50,19 +50,6 @@ def test_flower_finds_the_paths_without_importing_them() -> None:
 # ----------------------------------------------------------------------------- equality
 
 
-def test_the_adapter_is_that_of_the_embedded_engine(toy: Path) -> None:
-    run_config = options(toy, local_epochs=2)
-    grid = grid_of(run_config, reverse=True)
-    strategy = flower_host.FedClip(run_config)
-    result = strategy.start(grid)
-    last = embedded(strategy, toy)
-    assert equal(to_state(result.arrays), last.state)
-    metrics = result.evaluate_metrics_clientapp[2]
-    for name, scores in last.result.clients.items():
-        assert metrics[f"{name}/val-accuracy"] == scores["val"]
-        assert metrics[f"{name}/test-accuracy"] == scores["test"]
-
-
 def test_clients_with_data_of_their_own_train_the_same(
     toy: Path, tmp_path: Path
 ) -> None:
@@ -137,25 +124,6 @@ def test_a_strategy_of_flower_gets_on_with_the_client(toy: Path) -> None:
 
 
 # -------------------------------------------------------------------------------- files
-
-
-def test_the_run_directory_is_that_of_a_run(toy: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    run_config = options(toy, out=str(out), num_server_rounds=3)
-    strategy = flower_host.FedClip(run_config)
-    strategy.start(grid_of(run_config))
-    last = embedded(strategy, toy)
-    summary = json.loads((out / "summary.json").read_text())
-    best = {n: s["test"] for n, s in last.result.clients.items()}
-    assert set(summary["result"]["clients"]) == set(best)
-    assert set(summary["zero_shot"]["clients"]) == set(best)
-    assert summary["best_round"] == last.progress.best_round
-    assert summary["model"] == "toy"
-    assert (out / "report.html").is_file()
-    assert (out / "adapter.safetensors").is_file()
-    lines = [json.loads(s) for s in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["round"] for line in lines] == [1, 2, 3]
-    assert lines[2]["clients"] == last.result.clients
 
 
 def test_only_the_adapter_travels(tmp_path: Path) -> None:

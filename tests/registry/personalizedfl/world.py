@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,7 +19,12 @@ from fedclip_plugin.algorithms import Client, FedClip, Samples, Task, with_value
 from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.features.feature_set import FeatureSet, save_features
 from fedclip_plugin.federation.build import Federation
+from fedclip_plugin.federation.downlink import broadcast
+from fedclip_plugin.federation.engine import RunState
+from fedclip_plugin.registry.personalizedfl.algorithm import PersonalizedFedClip
+from fedclip_plugin.wire.update import State
 from tests.federation.toy import toy_features
+from tests.registry import contract
 
 DOUBLE = Path(__file__).parent / "personalizedfl_double"
 HOME = os.environ.get("PERSONALIZEDFL_HOME")
@@ -144,14 +149,85 @@ def embedded(
     return Federation(FedClip(), task, clients_of(features, seed, share), None)
 
 
+def train(algorithm, loaders, number: int, wk_iters: int) -> None:
+    """The training of one round."""
+    for _ in range(wk_iters):
+        for i, loader in enumerate(loaders):
+            algorithm.client_train(i, loader, number)
+
+
+def evaluate(algorithm, parts) -> None:
+    """The evaluations after a round."""
+    for part in parts:
+        for i, loader in enumerate(part):
+            algorithm.client_eval(i, loader)
+
+
 def play(algorithm, loaders, rounds: int, wk_iters: int = 1) -> None:
     """main.py's loop, with its evaluations."""
-    clients = range(len(loaders[0]))
     for number in range(rounds):
-        for _ in range(wk_iters):
-            for i in clients:
-                algorithm.client_train(i, loaders[0][i], number)
+        train(algorithm, loaders[0], number, wk_iters)
         algorithm.server_aggre()
-        for part in loaders:
-            for i in clients:
-                algorithm.client_eval(i, part[i])
+        evaluate(algorithm, loaders)
+
+
+class Spoilt(torch.nn.Module):
+    """What a client left in its model's place."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__()
+        self.state = state
+
+    def state_dict(self) -> State:  # type: ignore[override]
+        return self.state
+
+
+NAMES = {"rounds": "iters", "local_epochs": "wk_iters"}
+
+
+class Loop(contract.World):
+    """The host's loop, as ``main.py`` has it, over the adapters of four clients."""
+
+    resumes: ClassVar[bool] = False
+    faults: ClassVar[Collection[str]] = tuple(contract.FAULTS.keys() - {"nothing"})
+
+    def __init__(self, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+        self.world, self.capsys = world, capsys
+
+    def run(
+        self, faults: Mapping[tuple[str, int], str] | None = None, **chosen: Any
+    ) -> contract.Ended:
+        args = self.world.args(
+            **{v: chosen.pop(k) for k, v in NAMES.items() if k in chosen}
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in chosen.items():
+                patch.setenv(f"FEDCLIP_{name.upper()}", str(value))
+            algorithm = PersonalizedFedClip(args)
+            parts = make_loaders(self.world)
+            for number in range(args.iters):
+                train(algorithm, parts[0], number, args.wk_iters)
+                for place, name in enumerate(DOMAINS):
+                    if kind := (faults or {}).get((name, number + 1)):
+                        state = algorithm.client_model[place].state_dict()
+                        spoilt = Spoilt(contract.spoilt(kind, state))
+                        algorithm.client_model[place] = spoilt
+                algorithm.server_aggre()
+                evaluate(algorithm, parts)
+            algorithm.finish()
+        return contract.Ended(dict(algorithm.server_model.state_dict()), algorithm.run)
+
+    def federation(self, **chosen: Any) -> Federation:
+        settings = {"batch_size": 8, "lr": 0.01, **chosen}
+        return embedded(self.world.features, settings, seed=3)
+
+    def shown(self, last: RunState, **chosen: Any) -> State:
+        return broadcast(self.federation(**chosen), last.state).seen
+
+    def refusal(self, **chosen: Any) -> str:
+        with pytest.raises(SystemExit) as stop:
+            self.run(**chosen)
+        assert stop.value.code == 2
+        *_, line = self.capsys.readouterr().err.splitlines()
+        assert line.startswith("fedclip: error: ")
+        return line

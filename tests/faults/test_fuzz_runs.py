@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from benchmarks.faults import fuzz_runs as fuzz
 from fedclip_plugin.errors import FedClipError
 from fedclip_plugin.report.write import write_html
-from tests.wire.fuzzing import few, quiet  # noqa: F401
+from tests.faults.fuzzing import few, quiet  # noqa: F401
 
 # ------------------------------------------------------------- a stranger's run, shown
 

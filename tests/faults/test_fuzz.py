@@ -32,7 +32,7 @@ from fedclip_plugin.wire.message import (
     update_bytes,
 )
 from fedclip_plugin.wire.update import ClientUpdate, State
-from tests.wire.fuzzing import few, quiet  # noqa: F401
+from tests.faults.fuzzing import few, quiet  # noqa: F401
 
 # ----------------------------------------------------------------------- whole states
 

@@ -1,0 +1,285 @@
+"""What every host must do: written once, over a :class:`World` that a host supplies.
+
+A host's ``test_contract.py`` derives a class from :class:`Contract` whose ``world``
+plays whole runs in the host: the oracle is the embedded engine on the same clients.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from fedclip_plugin.federation.build import Federation
+from fedclip_plugin.federation.engine import RunState, federate
+from fedclip_plugin.runs.host_run import HostRun
+from fedclip_plugin.server import privacy
+from fedclip_plugin.storage.tensors import read_tensors
+from fedclip_plugin.wire.update import State
+
+PRIVATE = {"dp_noise_multiplier": 2.0, "dp_clip": 0.1, "dp_seed": "run"}
+LIAR = "cartoon"  # the client whose update is spoilt; every world has it
+# What becomes of an update on its way, and what the log says of it.
+FAULTS: dict[str, tuple[Callable[[State], object], str]] = {
+    "nan": (lambda s: s["0.bias"].__setitem__(1, math.nan), "0.bias holds NaN"),
+    "inf": (lambda s: s["2.weight"][0].__setitem__(0, math.inf), "2.weight holds NaN"),
+    "far": (lambda s: [v.mul_(1e6) for v in s.values()], "times the round's median"),
+    "shape": (lambda s: s.update({"0.bias": s["0.bias"][:-1]}), "0.bias is (15,)"),
+    "keys": (lambda s: s.pop("2.bias"), "keys"),
+    "nothing": (lambda s: s.clear(), ""),
+}
+PART = "a part of the clients"  # takes part in a round, where the host can say so
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"local_epochs": 3},
+    {"compress": "fp16"},
+    {"compress": "int8"},
+    {"compress": "topk", "topk_share": 0.1},
+    {"compress_down": "fp16"},
+    {"compress": "int4", "compress_down": "int4", PART: True},
+    {"optimizer_state": "keep", "local_epochs": 2},
+    {"compress": "topk", "optimizer_state": "keep", "local_epochs": 2, PART: True},
+)
+Absences = Collection[tuple[str, int]]  # (client, round from 1)
+
+
+def spoilt(kind: str, state: State) -> State:
+    """A copy of an update with the fault ``kind``."""
+    copy = {key: value.clone() for key, value in state.items()}
+    FAULTS[kind][0](copy)
+    return copy
+
+
+def distance(a: State, b: State) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[key].cpu() - b[key].cpu()).abs().max()) for key in a)
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def with_absences(fed: Federation, absences: Absences) -> State:
+    """The last state of the embedded engine where these updates are lost."""
+    state = fed.algorithm.init(fed.task)
+    for number in range(1, fed.task.train.rounds + 1):
+        updates = [
+            fed.algorithm.local_train(state, client, fed.task, number)
+            for client in fed.clients
+            if (client.name, number) not in absences
+        ]
+        state = fed.algorithm.aggregate(updates, state, fed.task)
+    return state
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that came to its end: the host's own model, and the server's side."""
+
+    state: State
+    run: HostRun
+
+
+class World(ABC):
+    """A host with clients; options are those of ``fedclip run``, with ``_`` for ``-``.
+
+    Every client takes part in every round unless told by ``part``; none is held out.
+    """
+
+    part: ClassVar[Mapping[str, Any]] = {}  # options for a part of the clients a round
+
+    slack: ClassVar[int] = 0  # bytes that the host's messages add to an update
+    faults: ClassVar[Collection[str]] = tuple(FAULTS)
+    resumes: ClassVar[bool] = True
+
+    @abstractmethod
+    def run(
+        self, faults: Mapping[tuple[str, int], str] | None = None, **options: Any
+    ) -> Ended:
+        """A whole run; ``faults`` spoil the updates of (client, round from 1)."""
+
+    @abstractmethod
+    def federation(self, **options: Any) -> Federation:
+        """The embedded engine's federation of the same clients and options."""
+
+    @abstractmethod
+    def refusal(self, **options: Any) -> str:
+        """What the user is told of a run that cannot begin."""
+
+    def embedded(self, **options: Any) -> RunState:
+        """What the embedded engine makes of the same options."""
+        *_, last = federate(self.federation(**options))
+        return last
+
+    def shown(self, last: RunState, **options: Any) -> State:
+        """What the host's own model holds at the end of the same run."""
+        return last.state
+
+
+class Contract:
+    """The tests; a host's class gives its world by a fixture of this name."""
+
+    @pytest.fixture
+    def world(self) -> World:
+        raise NotImplementedError
+
+    @pytest.mark.parametrize("change", VARIANTS, ids=str)
+    def test_the_adapter_is_that_of_the_embedded_engine(
+        self, world: World, change: dict[str, Any]
+    ) -> None:
+        more = {key: value for key, value in change.items() if key != PART}
+        more |= {"rounds": 4, **(world.part if PART in change else {})}
+        ended, last = world.run(**more), world.embedded(**more)
+        found = ended.run.now
+        assert distance(ended.state, world.shown(last, **more)) == 0
+        assert distance(ended.run.state, last.state) == 0
+        assert distance(found.best, last.best) == 0
+        assert found.progress.quarantined == 0
+        assert found.progress.best_round == last.progress.best_round
+        assert found.result is not None
+        assert last.result is not None
+        assert found.result.participants == last.result.participants
+        assert found.result.clients == last.result.clients
+        for way in ("bytes_up", "bytes_down"):
+            more = getattr(found.result, way) - getattr(last.result, way)
+            assert 0 <= more <= world.slack * len(last.result.clients)
+
+    def test_the_directory_is_that_of_a_run(self, world: World, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        world.run(rounds=3, out=str(out))
+        last = world.embedded(rounds=3)
+        assert last.result is not None
+        assert distance(read_tensors(out / "adapter.safetensors")[0], last.best) == 0
+        summary = json.loads((out / "summary.json").read_text())
+        tests = {name: s["test"] for name, s in last.result.clients.items()}
+        assert summary["rounds"] == 3
+        assert summary["best_round"] == last.progress.best_round
+        assert set(summary["result"]["clients"]) == set(tests)
+        assert set(summary["zero_shot"]["clients"]) == set(tests)
+        lines = lines_of(out / "metrics.jsonl")
+        assert [line["round"] for line in lines] == [1, 2, 3]
+        for key in ("bytes_up", "bytes_down"):
+            assert summary["communication"][key] == sum(line[key] for line in lines)
+        assert lines[-1]["participants"] == last.result.participants
+        assert lines[-1]["loss"] == pytest.approx(last.result.loss)
+        for name in ("config.toml", "report.html", "checkpoint/last.safetensors"):
+            assert (out / name).is_file()
+
+    @pytest.mark.parametrize("kind", FAULTS)
+    def test_a_bad_update_is_left_out_named_and_counted(
+        self, world: World, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        if kind not in world.faults:
+            pytest.skip("cannot happen in this host")
+        out = tmp_path / "out"
+        ended = world.run({(LIAR, 2): kind}, rounds=3, out=str(out))
+        want = with_absences(world.federation(rounds=3), {(LIAR, 2)})
+        assert distance(ended.state, want) <= 1e-6
+        counts = [line["quarantined"] for line in lines_of(out / "metrics.jsonl")]
+        if kind == "nothing":
+            assert any(f"client {LIAR}" in line for line in caplog.messages)
+            return
+        assert counts == [0, 1, 0]
+        (line,) = lines_of(out / "quarantined.jsonl")
+        assert (line["round"], line["client"]) == (2, LIAR)
+        assert FAULTS[kind][1] in line["reason"]
+        if kind == "far":
+            assert line["norm"] > 100 * line["median_norm"]
+        said = [m for m in caplog.messages if f"client {LIAR} left out" in m]
+        assert len(said) == 1
+        assert line["reason"] in said[0]
+        assert "\n" not in said[0]
+
+    @pytest.mark.parametrize("codec", ["int8", "topk"])
+    def test_a_bad_payload_is_left_out(
+        self, world: World, codec: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ended = world.run({(LIAR, 1): "keys"}, rounds=2, compress=codec)
+        assert ended.run.now.progress.quarantined == 1
+        assert f"client {LIAR} left out: keys" in caplog.text
+
+    def test_with_nothing_sound_the_model_stays(self, world: World) -> None:
+        fed = world.federation(rounds=1)
+        faults = {(client.name, 1): "nan" for client in fed.clients}
+        ended = world.run(faults, rounds=1)
+        assert distance(ended.state, fed.algorithm.init(fed.task)) == 0
+        ended = world.run(faults, rounds=1, **PRIVATE)  # noise comes all the same
+        assert distance(ended.state, fed.algorithm.init(fed.task)) > 0
+
+    def test_privacy_is_that_of_the_embedded_engine_and_accounted(
+        self, world: World, tmp_path: Path
+    ) -> None:
+        out, more = tmp_path / "out", {"rounds": 3, **PRIVATE, **world.part}
+        ended, last = world.run(out=str(out), **more), world.embedded(**more)
+        assert distance(ended.state, last.state) <= 1e-6
+        fed, lines = world.federation(**more), lines_of(out / "metrics.jsonl")
+        drawn = (len(fed.clients), len(lines[0]["participants"]))
+        spent = [privacy.epsilon(fed.task.privacy, ((*drawn, n),)) for n in (1, 2, 3)]
+        assert [line["epsilon"] for line in lines] == spent
+        summary = json.loads((out / "summary.json").read_text())
+        assert summary["privacy"]["epsilon"] == spent[-1] == last.progress.epsilon
+        assert summary["best_round"] == 3
+
+    def test_noise_is_secret_by_default(self, world: World) -> None:
+        secret = {key: PRIVATE[key] for key in ("dp_noise_multiplier", "dp_clip")}
+        first, second = (world.run(rounds=1, **secret) for _ in "ab")
+        assert first.run.setup.config.privacy.dp_seed == "secret"
+        assert distance(first.state, second.state) > 1e-3
+
+    def test_a_budget_that_is_too_small_is_told_before_the_first_round(
+        self, world: World
+    ) -> None:
+        fed = world.federation(rounds=3, **PRIVATE)
+        count = len(fed.clients)
+        budget = 1.001 * privacy.epsilon(fed.task.privacy, ((count, count, 1),))
+        said = world.refusal(rounds=3, dp_epsilon_budget=budget, **PRIVATE)
+        assert "set its rounds to 1" in said
+
+    def test_a_run_is_made_longer_and_resumed_when_it_is_over(
+        self, world: World, tmp_path: Path
+    ) -> None:
+        out = str(tmp_path / "out")
+        if not world.resumes:
+            assert "resume" in world.refusal(out=out, resume=True).lower()
+            return
+        for rounds in (2, 4, 4):
+            more = {"rounds": rounds, **world.part}
+            ended = world.run(out=out, resume=True, **more)
+            assert len(lines_of(tmp_path / "out" / "metrics.jsonl")) == rounds
+        assert distance(ended.run.state, world.embedded(**more).state) == 0
+        said = world.refusal(out=out, resume=True, rounds=4, local_epochs=4)
+        assert "another configuration" in said
+        said = world.refusal(rounds=2, resume=True)
+        assert "resume needs the output directory" in said
+
+    def test_a_directory_that_is_taken_is_refused(
+        self, world: World, tmp_path: Path
+    ) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "summary.json").write_text("{}")
+        assert "out" in world.refusal(out=str(tmp_path / "out"))
+
+    @pytest.mark.parametrize(
+        ("options", "told"),
+        [
+            ({"rounds": 0}, "round"),
+            ({"lr": "fast"}, "fast"),
+            ({"compress": "zip"}, "zip"),
+            ({"compress": "topk", "topk_share": 2.0}, "topk"),
+            ({"topk_shares": 0.1}, "topk"),
+            ({"resume": "maybe"}, "resume"),
+        ],
+        ids=str,
+    )
+    def test_a_bad_option_is_one_line(
+        self, world: World, options: dict[str, Any], told: str
+    ) -> None:
+        said = world.refusal(**options)
+        assert told in said.lower()
+        assert "\n" not in said
