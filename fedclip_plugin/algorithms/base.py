@@ -150,6 +150,14 @@ class Algorithm(abc.ABC):
     """Field -> value where the user says nothing; of the shared sections or its own."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Name for ``--preset`` -> the same over ``defaults``."""
+    trains: str = ""
+    """What is trained and travels, in a few words; "" is the class's first line."""
+    needs: str = "features"
+    """Of the frozen CLIP, what a run needs: features, text tower or images."""
+    transductive = False
+    """Whether training sees unlabelled images of the held-out domain."""
+    source: str = ""
+    """The paper."""
     communicates = True
     """Whether states go to and fro; bytes are counted only then."""
     needs_clip = False

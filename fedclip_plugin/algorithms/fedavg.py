@@ -25,6 +25,9 @@ class FedAvg(Algorithm):
     """State: every parameter of the model, by its name in open_clip."""
 
     name = "fedavg"
+    trains = "all of CLIP"
+    needs = "images"
+    source = "McMahan et al. 2017, arXiv 1602.05629"
     needs_clip = True
     rows_at_once = 256
     defaults: ClassVar = {"weighting": "examples", "weight_decay": 0.0}
@@ -91,6 +94,7 @@ class FedProx(FedAvg):
     """FedAVG with ``mu / 2`` times the squared distance from the round's start."""
 
     name = "fedprox"
+    source = "Li et al. 2020, arXiv 1812.06127"
     Params = FedProxParams
 
     def proximal(self, params: State, start: State, task: Task) -> Tensor | float:

@@ -47,6 +47,8 @@ class FedClip(Algorithm):
     """The published algorithm; hyper-parameters come from the task."""
 
     name = "fedclip"
+    trains = "the attention adapter"
+    source = "Lu et al. 2023, arXiv 2302.13485"
     Params = FedClipParams
     # `best` was chosen as benchmarks/results/ablation.md tells.
     presets: ClassVar = {"paper": {}, "best": {"weight_decay": 0.0, "lr": 2e-4}}

@@ -21,6 +21,8 @@ class Linear(Algorithm):
     """State ``weight`` (C, D) and ``bias`` (C,), from zero; trained by Adam."""
 
     name = "linear"
+    trains = "a linear head"
+    source = "McMahan et al. 2017, arXiv 1602.05629"
     defaults: ClassVar = {"lr": 1e-2, "weight_decay": 0.0, "weighting": "examples"}
 
     def init(self, task: Task) -> State:

@@ -19,6 +19,8 @@ class Local(FedClip):
     """The state stays the common start; every client keeps an adapter of its own."""
 
     name = "local"
+    trains = "the attention adapter, never sent"
+    source = ""
     communicates = False
 
     def init(self, task: Task) -> State:

@@ -25,6 +25,8 @@ class FedAvgLora(FedAvg):
     """State: the factors A and B of every linear layer; B starts at zero."""
 
     name = "fedavg-lora"
+    trains = "LoRA factors of every linear layer"
+    source = "Hu et al. 2022, arXiv 2106.09685"
     defaults: ClassVar = {"lr": 1e-3, "weighting": "examples", "weight_decay": 0.0}
 
     def __init__(self) -> None:

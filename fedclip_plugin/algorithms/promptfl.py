@@ -23,6 +23,9 @@ class PromptFL(Algorithm):
     """State ``context`` (M, W): M vectors of the text tower's width."""
 
     name = "promptfl"
+    trains = "the words before the class name"
+    needs = "text tower"
+    source = "Guo et al. 2023, arXiv 2208.11625"
     needs_clip = True
     defaults: ClassVar = {"lr": 1e-3, "weight_decay": 0.0, "weighting": "examples"}
 

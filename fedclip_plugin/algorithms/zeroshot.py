@@ -16,6 +16,8 @@ class ZeroShot(Algorithm):
     """The baseline of every report, as an algorithm of its own: one round, no bytes."""
 
     name = "zeroshot"
+    trains = "nothing"
+    source = "Radford et al. 2021, arXiv 2103.00020"
     defaults: ClassVar = {"rounds": 1}
     communicates = False
 

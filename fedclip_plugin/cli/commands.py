@@ -203,6 +203,21 @@ def _print_checks(checks: Sequence[Check], display: Display) -> int:
     return 2 if any(check.status == "fail" for check in checks) else 0
 
 
+def algorithms(args: argparse.Namespace, display: Display) -> int:
+    """``fedclip algorithms``."""
+    from .algorithms import list_algorithms
+
+    for flag, value in (("--classes", args.classes), ("--dim", args.dim)):
+        if value < 1:
+            raise ConfigError(f"{flag} {value}: expected at least 1")
+    for name, facts in list_algorithms(args.classes, args.dim):
+        display.out.print(f"[bold]{name}[/]", highlight=False)
+        for label, text in facts.items():
+            line = f"  {label:<12} {text}"
+            display.out.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
 def hosts(args: argparse.Namespace, display: Display) -> int:
     """``fedclip hosts``."""
     from ..registry import HOSTS

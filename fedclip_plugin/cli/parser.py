@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add_report(commands)
     _add_export(commands)
+    _add_algorithms(commands)
     _add_hosts(commands)
     _add_register(commands)
     _add_fedml(commands)
@@ -163,6 +164,25 @@ def _add_export(commands: _Commands[_Parser]) -> None:
         help="default: both",
     )  # fmt: skip
     options.add_model_options(parser)
+
+
+def _add_algorithms(commands: _Commands[_Parser]) -> None:
+    from .commands import algorithms
+
+    parser = _command(
+        commands,
+        "algorithms",
+        algorithms,
+        "List the algorithms: what each trains, sends and needs.",
+    )
+    for flag, default, text in (
+        ("--classes", 7, "classes of the data set"),
+        ("--dim", 512, "width of the features"),
+    ):
+        parser.add_argument(
+            flag, metavar="N", type=int, default=default,
+            help=f"{text} (default: {default})",
+        )  # fmt: skip
 
 
 def _add_hosts(commands: _Commands[_Parser]) -> None:

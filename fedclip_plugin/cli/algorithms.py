@@ -1,0 +1,55 @@
+"""What ``fedclip algorithms`` tells of each, from its class and its first state."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+import torch
+
+from ..algorithms import ALGORITHMS, Algorithm, Task, algorithm_class
+from ..config.schema import TrainConfig
+from ..report.wording import human_bytes
+from ..wire.message import state_bytes
+
+Facts = dict[str, str]
+
+
+def list_algorithms(classes: int, dim: int) -> Iterator[tuple[str, Facts]]:
+    """Name and facts of every algorithm, those of other packages included.
+
+    What travels is told for ``classes`` classes and features of ``dim`` numbers.
+    """
+    for name in ALGORITHMS.names():
+        try:
+            yield name, facts(algorithm_class(name), classes, dim)
+        except Exception as error:  # code of others: anything may come
+            yield name, {"broken": " ".join(str(error).split())}
+
+
+def facts(cls: type[Algorithm], classes: int, dim: int) -> Facts:
+    """Label -> text; without a source, where the class names none."""
+    rounds = cls.defaults.get("rounds", TrainConfig.rounds)
+    found = {
+        "trained": cls.trains or (inspect.getdoc(cls) or "?").partition("\n")[0],
+        "travels": _travels(cls(), classes, dim),
+        "rounds": f"{rounds} by default",
+        "needs": cls.needs,
+        "transductive": "yes: sees unlabelled held-out images"
+        if cls.transductive
+        else "no",
+        "source": cls.source,
+    }
+    return {label: text for label, text in found.items() if text}
+
+
+def _travels(algorithm: Algorithm, classes: int, dim: int) -> str:
+    if not algorithm.communicates:
+        return "nothing"
+    if algorithm.needs_clip:
+        return "what is trained; how much depends on the CLIP"
+    task = Task(torch.zeros(classes, dim), 100.0, params=algorithm.Params())
+    sent = algorithm.update_like(algorithm.init(task))
+    count = sum(value.numel() for value in sent.values())
+    size = human_bytes(state_bytes(sent))
+    return f"{count:,} numbers, {size}, each way between server and client in a round"
