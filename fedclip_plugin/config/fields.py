@@ -142,18 +142,18 @@ def parse(option: Option, value: Any, written: str) -> Any:
 
 
 def _one(option: Option, value: Any, written: str) -> Any:
-    found = _convert(option, value)
-    if found is None or not _allowed(option, found):
+    converted = _convert(option, value)
+    if converted is None or not _allowed(option, converted):
         raise ConfigError(f"{written}: expected {option.expected}")
-    return expand(found) if option.path else found
+    return expand(converted) if option.path else converted
 
 
 def _convert(option: Option, value: Any) -> Any:
     """``value`` as ``option.kind``; None where it cannot be one."""
     if option.kind is bool or "on" in option.choices:
         word = str(value).strip().lower()
-        known = word in _TRUE or word in _FALSE
-        switch = word in _TRUE if known else None
+        is_switch = word in _TRUE or word in _FALSE
+        switch = word in _TRUE if is_switch else None
         if option.kind is bool or switch is None:
             return switch
         return "on" if switch else "off"

@@ -199,7 +199,7 @@ class PrivacyConfig(Section):
     dp_clip: float = option(
         0.0, "updates longer than C (L2) are shortened to it; needed where there is "
         "noise", within="[0, inf)")  # fmt: skip
-    dp_delta: float = option(1e-5, "for which epsilon is told", within="(0, 1)")
+    dp_delta: float = option(1e-5, "for which epsilon is reported", within="(0, 1)")
     dp_epsilon_budget: float | None = option(
         None, "stop with the last round within it", within="[1e-6, inf)",
         shown="none")  # fmt: skip

@@ -59,11 +59,7 @@ def aggregate(
 
 
 COLUMNS = 1 << 16  # coordinates at a time: bounds memory
-
-
 ITERATIONS = 100
-
-
 TOLERANCE = 1e-10
 
 
@@ -212,7 +208,6 @@ def _norm(state: State, sent: State) -> Tensor:
 
 
 Rule = Callable[[Sequence[State], Tensor, State, float], State]
-
 
 RULES: dict[str, Rule] = {
     "median": median,

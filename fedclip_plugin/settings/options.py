@@ -153,7 +153,7 @@ def _metavar(o: Option) -> str:
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Every option there is; those of a broken algorithm of others are told of."""
+    """Every option there is; a broken algorithm of another package is reported."""
     table, shown = Table(), set[str]()
     for section, options in table.groups.items():
         new = [o for o in options if o.name not in shown]

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError
+from ...errors import ConfigError, one_line
 from .settings import FILE
 
 _BACKENDS = {"simulation": ("sp", "MPI"), "cross_silo": ("GRPC", "MQTT_S3", "TRPC")}
@@ -20,8 +20,7 @@ def check_file(cf: Path) -> None:
     try:
         sections = yaml.safe_load(cf.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = " ".join(str(error).split())
-        raise ConfigError(f"--cf {cf} is not valid YAML: {line}") from error
+        raise ConfigError(f"--cf {cf} is not valid YAML: {one_line(error)}") from error
     if not isinstance(sections, dict) or not all(
         isinstance(section, dict) for section in sections.values()
     ):
