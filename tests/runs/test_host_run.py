@@ -67,15 +67,15 @@ def test_a_run_in_a_host_is_the_embedded_run(tmp_path, method):
     assert timeless(ours) == timeless(theirs)
     assert set(ours["metrics"]) == {"fedclip", "zero_shot"}
     assert ("personalization" in ours) == (method != "none")
-    files, theirs = (
+    files, embedded = (
         {p.relative_to(d): p.read_bytes() for p in d.rglob("*") if p.is_file()}
         for d in (tmp_path / "host", out)
     )
-    assert files.keys() - theirs.keys() == {Path(".lock")}
+    assert files.keys() - embedded.keys() == {Path(".lock")}
     timed = {"summary.json", "metrics.jsonl", "report.html", "last.safetensors"}
-    for path in theirs:
-        assert path.name in timed or files[path] == theirs[path], path
-    personal = {path.stem for path in files if path.parts[0] == "personal"}
+    for file, content in embedded.items():
+        assert file.name in timed or files[file] == content, file
+    personal = {file.stem for file in files if file.parts[0] == "personal"}
     assert personal == (set() if method == "none" else {"art", "cartoon", "target"})
     lines = (tmp_path / "host" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["round"] for line in lines] == [1, 2, 3]

@@ -17,11 +17,11 @@ from fedclip_plugin.registry import fedml_host
 from fedclip_plugin.wire.compression import decoded
 from fedclip_plugin.wire.update import State
 from tests.federation.toy import write_toy
+from tests.registry.contract import distance
 from tests.registry.fedml.runs import (
     FEDCLIP,
     adapter,
     close,
-    distance,
     embedded,
     finish,
     mpirun,

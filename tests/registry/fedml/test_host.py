@@ -19,10 +19,10 @@ from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.registry import fedml_host
 from fedclip_plugin.registry.fedml.settings import bind
 from fedclip_plugin.wire.update import State
+from tests.registry.contract import distance
 from tests.registry.fedml.runs import (
     adapter,
     close,
-    distance,
     embedded,
     namespace,
     options,

@@ -8,7 +8,8 @@ pytest.importorskip("fedml", reason="needs FedML: pip install 'fedclip-plugin[fe
 
 from fedclip_plugin.registry.fedml.settings import bind
 from tests.algorithms.installed import install_warm_start
-from tests.registry.fedml.runs import distance, embedded, namespace, options
+from tests.registry.contract import distance
+from tests.registry.fedml.runs import embedded, namespace, options
 from tests.registry.fedml.test_trust import fresh_fedml, simulate
 
 __all__ = ["fresh_fedml"]  # a fixture
