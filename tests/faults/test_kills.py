@@ -173,7 +173,7 @@ def test_before_the_first_file_the_same_command_goes_on(
 
     monkeypatch.chdir(tmp_path)
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("fedclip_plugin.features.obtain.obtain_features", interrupt)
+    monkeypatch.setattr("fedclip_plugin.runs.experiment.obtain_features", interrupt)
     assert main(["run", "--rounds", "1"]) == 143
     assert capsys.readouterr().err.strip().endswith("run the same command to resume")
     assert not list(tmp_path.glob("runs/*"))

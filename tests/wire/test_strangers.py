@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedclip_plugin.config.schema import WireConfig
+from fedclip_plugin.config.schema import ServerConfig, WireConfig
 from fedclip_plugin.server.aggregation import aggregate
 from fedclip_plugin.server.screening import distances, screen
 from fedclip_plugin.wire.codecs import CODECS
@@ -82,17 +82,17 @@ BAD = [
 @pytest.mark.parametrize(("name", "change", "reason"), BAD)
 def test_a_malformed_payload_is_left_out_with_the_reason(name, change, reason):
     sent, state = states((4, 80))
-    train = WireConfig(compress=name)
+    wire, server = WireConfig(compress=name), ServerConfig()
     honest = [ClientUpdate(c, state, 5) for c in ("a", "b")]
-    good, bad = compress(honest, sent, sent, train)
+    good, bad = compress(honest, sent, sent, wire)
     payload = dict(bad.state)
     change(payload)
     sound, (found,) = screen([good, replace(bad, state=payload)], sent)
     assert [u.client for u in sound] == ["a"]
     assert found.client == "b"
     assert re.search(reason, found.reason), found.reason
-    want = aggregate([good], sent, train)["w"]
-    assert torch.equal(aggregate(sound, sent, train)["w"], want)
+    want = aggregate([good], sent, server)["w"]
+    assert torch.equal(aggregate(sound, sent, server)["w"], want)
 
 
 def test_an_unknown_codec_is_named():
