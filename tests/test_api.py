@@ -75,6 +75,12 @@ def test_run_goes_on(toy: Path, tmp_path: Path) -> None:
         assert torch.equal(state[key], value)
 
 
+def test_features_go_to_a_directory_and_back(toy: Path, tmp_path: Path) -> None:
+    features = fc.load_features(str(toy))
+    fc.save_features(features, str(tmp_path / "again"))
+    assert fc.load_features(tmp_path / "again").key == features.key
+
+
 def test_misspelt_options_are_named(toy: Path) -> None:
     with pytest.raises(fc.ConfigError, match="did you mean"):
         fc.run(features=toy, local_epoch=1)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config.fields import as_path
 from ..errors import FeaturesError
 from ..storage.files import write_json
 from ..storage.tensors import DamagedFileError, read_tensors, write_tensors
@@ -90,8 +91,9 @@ class FeatureSet:
         return torch.tensor(sizes).cumsum(0)
 
 
-def save_features(features: FeatureSet, directory: Path) -> None:
+def save_features(features: FeatureSet, directory: str | Path) -> None:
     """Write a feature directory; ``features.json`` last, so a torn one is noticed."""
+    directory = as_path(directory)
     header: dict[str, Any] = {
         "format": FORMAT,
         "model": features.model,
@@ -123,7 +125,7 @@ def load_features(directory: str | Path) -> FeatureSet:
     missing, truncated or altered file, wrong shapes, labels out of range or
     non-finite values.
     """
-    directory = Path(directory)
+    directory = as_path(directory)
     header = _read_header(directory)
     dim, classes = header["embed_dim"], tuple(header["classes"])
     text = _read(directory / "text.safetensors", "text").float()
