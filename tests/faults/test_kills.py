@@ -83,7 +83,10 @@ TABLE: dict[tuple[str, str], tuple[Callable[[Path, Toll], None], dict[str, int]]
 NEEDS = {"fedml": "fedml", "flower": "flwr"}
 
 
-@pytest.mark.parametrize(("host", "moment"), TABLE)
+@pytest.mark.parametrize(
+    ("host", "moment"),
+    [pytest.param(*row, marks=getattr(pytest.mark, row[0])) for row in TABLE],
+)
 def test_ended_at_any_moment_it_goes_on_to_the_same_bits(
     host: str, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
