@@ -52,7 +52,7 @@ def test_without_flower_the_module_imports_and_says_what_to_install(
     for name in [n for n in sys.modules if n.partition(".")[0] == "flwr"]:
         monkeypatch.delitem(sys.modules, name)
     for part in ("client", "strategy", "nodes", "records"):
-        name = f"fedclip_plugin.registry.flower_{part}"
+        name = f"fedclip_plugin.registry.flower.{part}"
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "flwr", None)
     for name in flower_host.__all__:
