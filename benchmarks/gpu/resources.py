@@ -10,6 +10,7 @@ import platform
 import re
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -78,6 +79,7 @@ def compile_all(nvcc: str, quick: bool) -> tuple[list[Kernel], dict[str, float]]
     flags += ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     flags += [f"-I{ROOT}/csrc", f"-I{ROOT}/csrc/cuda", "-isystem", str(include)]
     flags += ["-isystem", str(include / "torch/csrc/api/include"), "-Xptxas", "-v"]
+    flags += ["-isystem", sysconfig.get_path("include")]  # Python.h
     kernels: list[Kernel] = []
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
