@@ -15,6 +15,8 @@ from .console import Display
 
 if TYPE_CHECKING:
     from ..config.schema import RunConfig
+    from ..features.encode import EncodeStats
+    from ..features.feature_set import FeatureSet
     from ..federation.engine import RunState
     from ..registry import Host
     from ..runs.files import RunPlan
@@ -45,7 +47,7 @@ def run(args: argparse.Namespace, display: Display) -> int:
         args.out,
         config,
         args.resume,
-        on_features=lambda stats: display.say(_features_line(config, stats)),
+        on_features=lambda found, stats: _say_features(display, config, found, stats),
         on_round=_recorder(args, display),
         progress=display.images,
     )
@@ -66,7 +68,16 @@ def _dry_run(config: RunConfig, display: Display) -> int:
     return code
 
 
-def _features_line(config: RunConfig, stats: Any) -> str:
+def _say_features(
+    display: Display, config: RunConfig, found: FeatureSet, stats: EncodeStats
+) -> None:
+    from ..runs.setup import all_notes
+
+    display.say(_features_line(config, stats))
+    display.notes(all_notes(found, config))
+
+
+def _features_line(config: RunConfig, stats: EncodeStats) -> str:
     if config.data.features is not None:
         return f"features: {stats.images} images from {config.data.features}"
     rate = f" ({stats.encoded / stats.seconds:.0f} images/s)" if stats.encoded else ""
@@ -100,7 +111,7 @@ def _recorder(args: argparse.Namespace, display: Display) -> Any:
 def _print_results(display: Display, summary: dict[str, Any], out: Path) -> None:
     from ..report.console import print_table
 
-    print_table(display.finish(), summary.get("runs", [summary]))
+    print_table(display.finish(), summary.get("runs", [summary]), display.told)
     display.say(f"results: {out}  (report: {out / 'report.html'})")
 
 
@@ -112,7 +123,7 @@ def features(args: argparse.Namespace, display: Display) -> int:
     config = read_config(args)
     feature_set, stats = obtain_features(config, display.images)
     save_features(feature_set, args.to)
-    display.say(_features_line(config, stats))
+    _say_features(display, config, feature_set, stats)
     display.say(f"written: {args.to}")
     return 0
 

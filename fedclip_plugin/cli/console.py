@@ -6,6 +6,7 @@ import contextlib
 import logging
 import sys
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ class Display:
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, tuple[float, int]] = {}
         self._said = 0.0
+        self.told: set[str] = set()  # the notes that were shown
 
     def __enter__(self) -> Display:
         self._handler = RichHandler(
@@ -80,6 +82,13 @@ class Display:
         """A line of news."""
         if not self.quiet:
             self.err.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def notes(self, notes: Iterable[str]) -> None:
+        """What was passed over, guessed or ignored; the results show the rest."""
+        if not self.quiet:
+            for note in notes:
+                self.say(f"note: {note}")
+                self.told.add(note)
 
     def images(self, what: str, done: int, total: int) -> None:
         """``data.progress.Progress``: images hashed or encoded, with their rate."""

@@ -236,10 +236,11 @@ def diagnose(config: RunConfig) -> list[Check]:
         "cache": check_cache,
     }
     if features is None:
-        parts["data"] = lambda: [_describe_data(_dataset(config))]
+        parts["data"] = lambda: _data(_dataset(config))
         parts["model"] = lambda: _model(config)
     else:
         parts["features"] = lambda: _features(features)
+    parts["options"] = lambda: _notes("options", config.notes)
     parts["hosts"] = check_hosts
     parts["extras"] = check_extras
     return [check for name, part in parts.items() for check in _guarded(name, part)]
@@ -260,6 +261,14 @@ def _guarded(name: str, part: Callable[[], Sequence[Check]]) -> Sequence[Check]:
 
 def _dataset(config: RunConfig) -> ImageDataset:
     return load_dataset(config.data.dataset, config.data.root)
+
+
+def _notes(name: str, notes: Sequence[str]) -> list[Check]:
+    return [Check(name, "warn", note) for note in notes]
+
+
+def _data(dataset: ImageDataset) -> list[Check]:
+    return [_describe_data(dataset), *_notes("data", dataset.notes)]
 
 
 def _describe_data(dataset: ImageDataset) -> Check:
@@ -286,7 +295,7 @@ def _features(directory: str) -> list[Check]:
         f"{name} {len(features.label[name])}" for name in features.domains
     )
     detail = f"{directory}: {features.model}, {len(features.classes)} classes; {counts}"
-    return [Check("features", "ok", detail)]
+    return [Check("features", "ok", detail), *_notes("features", features.notes)]
 
 
 def _model(config: RunConfig) -> list[Check]:
@@ -295,7 +304,7 @@ def _model(config: RunConfig) -> list[Check]:
     activation = "QuickGELU" if source.config.get("quick_gelu") else "GELU"
     size = "x".join(map(str, source.image_size))
     detail = f"{source.name} with {source.tag}: {size} pixels, {activation}"
-    checks = [Check("model", "ok", detail)]
+    checks = [Check("model", "ok", detail), *_notes("model", source.notes)]
     if cached_file(source) is None:
         return [*checks, _not_here(source)]
     clip = FrozenClip.load(spec)

@@ -34,6 +34,7 @@ class ModelSource:
     preprocess: Mapping[str, Any]  # the fields of open_clip.PreprocessCfg
     file: Path | None = None  # None: on the hub, see weights_file
     config_file: Path | None = None  # None: open_clip knows the model
+    notes: tuple[str, ...] = ()  # what was assumed of the weights
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -36,11 +36,15 @@ class ImageDomain:
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Domains that share their classes, in the order in which reports list them."""
+    """Domains that share their classes, in the order in which reports list them.
+
+    `notes` says in a line each what was passed over or is doubtful.
+    """
 
     name: str
     classes: tuple[str, ...]
     domains: tuple[ImageDomain, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class EncodingJob:
     """What to encode: the data set, the encoder (loaded only when needed), prompts.
 
     ``encoder_key`` identifies weights, model configuration, preprocessing and the
-    precision asked for; equal keys mean equal features.
+    precision asked for; equal keys mean equal features.  ``notes`` are on the model.
     """
 
     dataset: ImageDataset
@@ -68,6 +68,7 @@ class EncodingJob:
     encoder_key: str
     load_encoder: Callable[[], Encoder]
     on_bad_image: str = "fail"
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -283,4 +284,5 @@ def _assemble(
         label=label,
         text=text,
         skipped=tuple(skipped),
+        notes=(*job.dataset.notes, *job.notes),
     )

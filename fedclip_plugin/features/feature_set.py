@@ -35,6 +35,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "embed_dim": int,
     "key": str,
 }
+_LISTS = ("skipped", "notes")  # of texts; left out where they are empty
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class FeatureSet:
 
     ``image[domain]`` (N, D) float32, raw encoder output; ``label[domain]`` (N,) int64
     index into ``classes``; ``text`` (C, D) float32, not normalised; ``logit_scale`` is
-    the factor itself (100 for OpenAI's CLIP).  ``skipped`` lists unreadable images.
+    the factor itself (100 for OpenAI's CLIP).  ``skipped`` lists unreadable images,
+    ``notes`` what is doubtful about data and model, a line each.
     """
 
     model: str
@@ -58,6 +60,7 @@ class FeatureSet:
     label: Mapping[str, Tensor]
     text: Tensor
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def class_text(self) -> Tensor:
@@ -107,8 +110,9 @@ def save_features(features: FeatureSet, directory: str | Path) -> None:
         "embed_dim": features.embed_dim,
         "key": features.key,
     }
-    if features.skipped:
-        header["skipped"] = list(features.skipped)
+    for name in _LISTS:
+        if found := getattr(features, name):
+            header[name] = list(found)
     write_tensors(directory / "text.safetensors", {"text": features.text})
     for domain in features.domains:
         write_tensors(
@@ -153,7 +157,7 @@ def load_features(directory: str | Path) -> FeatureSet:
         image=image,
         label=label,
         text=text,
-        skipped=tuple(header.get("skipped", ())),
+        **{name: tuple(header.get(name, ())) for name in _LISTS},
     )
 
 
@@ -191,6 +195,12 @@ def _read_header(directory: Path) -> dict[str, Any]:
             and all(isinstance(v, str) and v for v in values)
             and len(set(values)) == len(values),
             f"{path}: {name!r} must list different, non-empty names",
+        )
+    for name in _LISTS:
+        texts = header.get(name, [])
+        _expect(
+            isinstance(texts, list) and all(isinstance(text, str) for text in texts),
+            f"{path}: {name!r} must list texts",
         )
     for domain in header["domains"]:
         _expect(

@@ -46,5 +46,6 @@ def encode_dataset(
         encoder_key=hashlib.sha256(key.encode()).hexdigest(),
         load_encoder=lambda: FrozenClip.load(spec),
         on_bad_image=config.data.on_bad_image,
+        notes=spec.source().notes,
     )
     return encode_once(job, cache_dir(), progress)

@@ -6,7 +6,7 @@ takes no part in a mean.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..errors import RunError
@@ -67,11 +67,17 @@ def aggregate(summaries: Sequence[Summary]) -> dict[str, Any]:
             for which in _MODELS
         },
         "by_target": rows,
+        "notes": notes_of(summaries),
         "seconds": {
             stage: sum(s["seconds"].get(stage) or 0.0 for s in summaries)
             for stage in ("features", "train", "evaluate")
         },
     }
+
+
+def notes_of(summaries: Iterable[Summary]) -> list[str]:
+    """What the runs note about their data, model and options, each once."""
+    return list(dict.fromkeys(n for s in summaries for n in s.get("notes") or ()))
 
 
 def cost_of(group: Sequence[Summary]) -> tuple[float, float]:

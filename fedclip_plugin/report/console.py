@@ -6,14 +6,14 @@ so a log file or a pipe stays readable.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from rich.box import SIMPLE_HEAD, Box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from .averages import aggregate, groups
+from .averages import aggregate, groups, notes_of
 from .records import Summary
 from .tables import Cell, Table, client_accuracies, costs, facts, results
 from .wording import method_label, method_name, warning
@@ -24,8 +24,12 @@ _STYLES = {"up": "green", "down": "red", "": ""}
 _ASCII_HEAD = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
 
-def print_table(console: Console, summaries: Sequence[Summary]) -> None:
+def print_table(
+    console: Console, summaries: Sequence[Summary], told: Container[str] = ()
+) -> None:
     """Print accuracies, bytes and seconds of the leaf summaries of one or more runs.
+
+    Their notes follow, without those that were ``told``.
 
     Runs of different algorithms, data or models get a table each.  Accuracies are in
     per cent; with several seeds the half-width of the 95 % interval stands beside.
@@ -41,6 +45,9 @@ def print_table(console: Console, summaries: Sequence[Summary]) -> None:
             console.print(Text(f"{name + ':':13} {line}"))
         if below := warning(total, method_label(group[0])):
             console.print(Text(f"warning: {below}", "yellow"))
+    for note in notes_of(summaries):
+        if note not in told:
+            console.print(Text(f"note: {note}", "yellow"), soft_wrap=True)
 
 
 def _title(group: Sequence[Summary]) -> str:

@@ -236,7 +236,7 @@ SUMMARY = fields(
         **dict.fromkeys(("variant", "pretrained", "target"), maybe(text)),
         **dict.fromkeys(("best_round", "quarantined"), maybe(count)),
         "seed": maybe(number),
-        "skipped_images": maybe(several(text)),
+        **dict.fromkeys(("skipped_images", "notes"), maybe(several(text))),
         "metrics": maybe(each(maybe(each(maybe(number))))),
         "privacy": maybe(fields({"epsilon": number, "promise": text})),
         "personalization": maybe(_PERSONALIZATION),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import RunError
-from .averages import METRICS, aggregate, groups, metrics_of
+from .averages import METRICS, aggregate, groups, metrics_of, notes_of
 from .records import NO_TARGET, RunRecord, Summary, target_name
 from .tables import Cell, measures, overall
 from .wording import lift, method_label
@@ -33,17 +33,20 @@ def merge(records: Sequence[RunRecord], style: str = "markdown") -> str:
     """Runs beside each other as text: ``markdown``, ``latex`` or ``csv``.
 
     Markdown and LaTeX: per cent, averaged over seeds, a row an algorithm and held-out
-    domain.  CSV: fractions in full precision, a row a run and domain (target or
-    client).  Raises RunError on another style.
+    domain; the runs' notes below.  CSV: fractions in full precision, a row a run and
+    domain (target or client).  Raises RunError on another style.
     """
     if style == "csv":
         return _csv(records)
-    rows = _rows([record.summary for record in records])
+    summaries = [record.summary for record in records]
+    rows, notes = _rows(summaries), notes_of(summaries)
     if style == "markdown":
         rule = ["---"] * 5 + ["---:"] * (len(_HEAD) - 6) + ["---"]
-        return "".join(map(_markdown_row, [_HEAD, rule, *rows]))
+        told = "".join(f"- {note}\n" for note in notes)
+        table = "".join(map(_markdown_row, [_HEAD, rule, *rows]))
+        return f"{table}\n{told}" if told else table
     if style == "latex":
-        return _latex(rows)
+        return _latex(rows) + "".join(f"% note: {note}\n" for note in notes)
     raise RunError(f"unknown report style {style!r}: expected markdown, latex or csv")
 
 

@@ -36,6 +36,7 @@ from .results import results
 from .setup import Setup
 
 OnRound = Callable[[RunPlan, RunState], None]
+OnFeatures = Callable[[FeatureSet, EncodeStats], None]
 
 
 def plan(config: RunConfig, features: FeatureSet, out: Path) -> list[RunPlan]:
@@ -53,7 +54,7 @@ def run_in(
     config: RunConfig,
     resume: bool = False,
     *,
-    on_features: Callable[[EncodeStats], None] | None = None,
+    on_features: OnFeatures | None = None,
     on_round: OnRound | None = None,
     progress: OnImages = silent,
 ) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def run_in(
         try:
             features, stats = obtain_features(config, progress)
             if on_features is not None:
-                on_features(stats)
+                on_features(features, stats)
             return run_experiment(config, features, stats, out, resume, on_round)
         finally:
             drop_if_empty(out)

@@ -132,6 +132,7 @@ def summarise(
         },
         "quarantined": progress.quarantined,
         "skipped_images": list(features.skipped),
+        "notes": list(setup.notes),
         **spent,
     }
 

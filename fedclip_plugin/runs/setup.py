@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from dataclasses import dataclass, replace
 
 from ..algorithms import Client
@@ -12,6 +13,9 @@ from ..errors import ConfigError
 from ..features import obtain
 from ..features.feature_set import FeatureSet
 from ..federation.build import Federation, build_federation
+from ..storage.shapes import cleaned
+
+_log = logging.getLogger("fedclip")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,11 @@ class Setup:
         """The seed of the run."""
         return self.config.seeds[0]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is doubtful about data, model and options, a line each."""
+        return all_notes(self.features, self.config)
+
     def client(self, place: int | str) -> Client:
         """A client by its place among the clients, or by its name."""
         for number, client in enumerate(self.fed.clients):
@@ -37,6 +46,11 @@ class Setup:
         raise ConfigError(
             f"client {place!r}: this run has {len(self.fed.clients)} ({names})"
         )
+
+
+def all_notes(features: FeatureSet, config: RunConfig) -> tuple[str, ...]:
+    """The notes on features and options, each once, as they may be shown."""
+    return tuple(dict.fromkeys(map(cleaned, (*features.notes, *config.notes))))
 
 
 def one_run(config: RunConfig) -> RunConfig:
@@ -61,10 +75,14 @@ def one_run(config: RunConfig) -> RunConfig:
 def open_setup(config: RunConfig) -> Setup:
     """Features (encoded once, cached) and clients of a run; once a process.
 
-    Raises FedClipError, as ``fedclip run`` does.
+    Logs the notes: a client's data are known to its process alone.  Raises
+    FedClipError, as ``fedclip run`` does.
     """
     config = one_run(config)
     features, _ = obtain.obtain_features(config)
     (target,) = resolve_targets(features.domains, config.data.targets)
     fed = build_federation(features, config, target, config.seeds[0])
-    return Setup(config, features, fed, target)
+    setup = Setup(config, features, fed, target)
+    for note in setup.notes:
+        _log.warning("note: %s", note)
+    return setup

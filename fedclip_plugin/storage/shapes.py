@@ -28,6 +28,14 @@ def has_control(value: str) -> bool:
     return any(unicodedata.category(char) in ("Cc", "Cs") for char in value)
 
 
+def cleaned(value: str) -> str:
+    """``value`` as :func:`text` takes it: other signs for controls, and cut."""
+    fine = "".join(
+        "\N{REPLACEMENT CHARACTER}" if has_control(char) else char for char in value
+    )
+    return fine if len(fine) <= MAX_TEXT else f"{fine[: MAX_TEXT - 3]}..."
+
+
 def number(value: Any) -> str | None:
     """A finite number."""
     fine = type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)

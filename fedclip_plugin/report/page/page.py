@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ...stats import mean
 from .. import tables
-from ..averages import aggregate, metrics_of, scores
+from ..averages import aggregate, metrics_of, notes_of, scores
 from ..classes import frequent_mistakes, worsened_classes
 from ..figures.classes import method_confusion, zero_shot_confusion
 from ..figures.clients import MAX_NAMED, client_sizes, domain_bars, pair_bars
@@ -55,6 +55,7 @@ def render_page(runs: Sequence[RunRecord], title: str) -> str:
             runs=_detailed(runs),
             count=len(runs),
             quarantined=sum(run.summary.get("quarantined") or 0 for run in runs),
+            notes=notes_of(run.summary for run in runs),
             skipped=list(dict.fromkeys(skipped)),
             most_names=MAX_NAMES,
             command=_command(runs),
