@@ -132,7 +132,8 @@ def data(args: argparse.Namespace, display: Display) -> int:
     """``fedclip data``."""
     from ..data.hub import materialise
 
-    materialise(args.name, args.to, source=args.source, progress=display.images)
+    done = materialise(args.name, args.to, args.source, display.images)
+    display.notes(done.notes)
     display.say(f"written: {args.to}")
     return 0
 

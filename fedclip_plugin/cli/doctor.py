@@ -264,7 +264,8 @@ def _dataset(config: RunConfig) -> ImageDataset:
 
 
 def _notes(name: str, notes: Sequence[str]) -> list[Check]:
-    return [Check(name, "warn", note) for note in notes]
+    split = (note.partition("; ") for note in notes)
+    return [Check(name, "warn", detail, remedy) for detail, _, remedy in split]
 
 
 def _data(dataset: ImageDataset) -> list[Check]:

@@ -38,7 +38,7 @@ class ImageDomain:
 class ImageDataset:
     """Domains that share their classes, in the order in which reports list them.
 
-    `notes` says in a line each what was passed over or is doubtful.
+    `notes` say what was passed over, left out or is doubtful, a line each.
     """
 
     name: str
@@ -49,9 +49,14 @@ class ImageDataset:
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """A published data set: its domains in the order of the authors' code."""
+    """A published data set: its domains in the order of the authors' code.
+
+    `images` are the totals that papers and repositories give (DomainBed's, Gulrajani
+    and Lopez-Paz 2021, first): a set has other ones where it was cleaned later.
+    """
 
     domains: Mapping[str, tuple[str, ...]]  # our name -> other folder names in use
+    images: tuple[int, ...]
     aliases: tuple[str, ...] = ()
     hub: str | None = None  # a data set of the Hugging Face hub with the same images
     numbered: tuple[str, ...] = ()  # class names, where a distribution has numbers
@@ -69,6 +74,7 @@ KNOWN = {
             "photo": ("photos",),
             "sketch": ("sketches",),
         },
+        images=(9_991,),
         aliases=("homework3-pacs",),
         hub="flwrlabs/pacs",
     ),
@@ -79,23 +85,28 @@ KNOWN = {
             "sun09": ("sun",),
             "voc2007": ("voc", "pascal", "pascalvoc2007"),
         },
+        images=(10_729,),
         numbered=("bird", "car", "chair", "dog", "person"),
     ),
     "officehome": KnownDataset(
         {"art": (), "clipart": (), "product": (), "real_world": ("real",)},
+        images=(15_588, 15_500),
         aliases=("off_home", "office_home", "OfficeHomeDataset_10072016"),
         hub="flwrlabs/office-home",
     ),
     "office31": KnownDataset(
         _plain("amazon", "dslr", "webcam"),
+        images=(4_110, 4_652),
         aliases=("office",),
     ),
     "office_caltech": KnownDataset(
         _plain("amazon", "dslr", "webcam", "caltech"),
+        images=(2_533,),
         aliases=("office_caltech10", "office_caltech_10"),
     ),
     "terra_incognita": KnownDataset(
         {f"location_{n}": (f"l{n}",) for n in (38, 43, 46, 100)},
+        images=(24_788, 24_330),
         aliases=("terra",),
     ),
     "domainnet": KnownDataset(
@@ -107,6 +118,7 @@ KNOWN = {
             "real": (),
             "sketch": (),
         },
+        images=(586_575, 596_006),
         aliases=("domain_net",),
     ),
 }

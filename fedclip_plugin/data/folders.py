@@ -6,16 +6,21 @@
 
 The rows of a domain follow `torchvision.datasets.ImageFolder`: classes sorted, then
 folders, then files, so that the paper's seeded split is reproducible.  Image files end
-in one of `folders.IMAGE_SUFFIXES`, in either case.  Unlike ImageFolder, hidden files
-and folders and `__MACOSX` are ignored, and an empty class folder is allowed.
+in one of `listing.IMAGE_SUFFIXES`, in either case.  Unlike ImageFolder, hidden files
+and what is no part of the data are passed over, with a note, JPEG may have other
+suffixes, and an empty class folder is allowed.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,92 +33,20 @@ from .dataset import (
     KnownDataset,
     canonical_name,
 )
-
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".bmp"),
-    *(".tif", ".tiff", ".ppm", ".pgm"),
+from .doubts import doubts
+from .listing import (
+    IMAGE_SUFFIXES,
+    UNREAD_PICTURES,
+    Listing,
+    printable,
+    read_file,
+    some,
+    stat_file,
 )
+
+MARKER = ".fedclip-data.json"
 _WRAPPERS = {"kfold", "images", "data", "domainadaptationimages"}
 _SPLITS = {"train", "val", "valid", "validation", "crossval", "test", "full"}
-
-
-def subfolders(path: Path) -> list[Path]:
-    """Folders in `path`, sorted by name, without hidden ones and `__MACOSX`."""
-    try:
-        with os.scandir(path) as entries:
-            names = [e.name for e in entries if e.is_dir() and _is_visible(e.name)]
-    except OSError as error:
-        raise DataError(f"cannot list folder {path}: {error.strerror}") from error
-    return [path / name for name in sorted(names)]
-
-
-def image_files(folder: str | os.PathLike[str]) -> list[str]:
-    """Paths of the image files at any depth in `folder`: by parent, then by name."""
-    paths = []
-    for parent, names in sorted(_walk(os.fspath(folder))):
-        images = (name for name in names if is_image_name(name))
-        paths += [os.path.join(parent, name) for name in sorted(images)]
-    return paths
-
-
-def is_image_name(name: str) -> bool:
-    """True for a visible file with a suffix of `IMAGE_SUFFIXES`, in either case."""
-    return _is_visible(name) and name.lower().endswith(IMAGE_SUFFIXES)
-
-
-def printable(name: str) -> str:
-    """A file name as valid Unicode: bytes that are not UTF-8 become `\\xNN`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def read_file(paths: Sequence[str], index: int) -> bytes:
-    """The bytes of `paths[index]`; raises DataError naming the file."""
-    try:
-        with open(paths[index], "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise DataError(
-            f"cannot read image {printable(paths[index])}: {error.strerror}; "
-            "repair it, or skip it with --on-bad-image skip"
-        ) from error
-
-
-def stat_file(paths: Sequence[str], index: int) -> str:
-    """`size-mtime_ns-ctime_ns` of `paths[index]`; raises DataError naming the file."""
-    try:
-        status = os.stat(paths[index])
-    except OSError as error:
-        raise DataError(
-            f"cannot read image {printable(paths[index])}: {error.strerror}"
-        ) from error
-    # ctime too: a copy that keeps size and mtime of the file it replaces still sets it
-    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
-
-
-def _is_visible(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"
-
-
-def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
-    def fail(error: OSError) -> None:
-        raise DataError(f"cannot list folder {error.filename}: {error.strerror}")
-
-    for parent, children, names in os.walk(folder, onerror=fail, followlinks=True):
-        children[:] = [
-            name
-            for name in children
-            if _is_visible(name) and not _leads_back(os.path.join(parent, name))
-        ]
-        yield parent, names
-
-
-def _leads_back(path: str) -> bool:
-    """True for a link to a folder that contains it: following it would never end."""
-    if not os.path.islink(path):
-        return False
-    target = os.path.realpath(path)
-    inside = os.path.realpath(os.path.dirname(path))
-    return os.path.commonpath([target, inside]) == target
 
 
 def load_dataset(
@@ -129,17 +62,29 @@ def load_dataset(
     name = canonical_name(name)
     if name == EMBEDDED_DATASET:
         return _select(_embedded(root), domains)
-    base, folders = _domain_folders(name, _existing_root(name, root))
+    listing = Listing()
+    base, folders = _domain_folders(listing, name, _existing_root(name, root))
     published = KNOWN.get(name)
     chosen = _choose(name, published.domains if published else folders, domains)
     _check_present(name, base, folders, chosen)
-    class_roots = {domain: _class_root(folders[domain]) for domain in chosen}
-    classes = _common_classes(class_roots)
+    class_roots = {d: _class_root(listing, folders[d]) for d in chosen}
+    classes = _common_classes(listing, base, class_roots)
     built = tuple(
-        _build_domain(domain, base, path, classes)
+        _build_domain(listing, domain, base, path, classes)
         for domain, path in class_roots.items()
     )
-    return ImageDataset(name, _class_names(published, classes), built)
+    dataset = ImageDataset(name, _class_names(base, published, classes), built)
+    class_folders = [path / cls for path in class_roots.values() for cls in classes]
+    notes = [
+        *listing.notes(class_folders),
+        *(
+            f"left out: {count} images beside the class folders of {domain}"
+            for domain, path in class_roots.items()
+            if (count := listing.images_in(path))
+        ),
+        *doubts(dataset),
+    ]
+    return replace(dataset, notes=tuple(notes))
 
 
 def _embedded(root: str | None) -> ImageDataset:
@@ -156,7 +101,7 @@ def _embedded(root: str | None) -> ImageDataset:
 def _select(dataset: ImageDataset, domains: Sequence[str] | None) -> ImageDataset:
     chosen = _choose(dataset.name, [d.name for d in dataset.domains], domains)
     selected = tuple(domain for domain in dataset.domains if domain.name in chosen)
-    return ImageDataset(dataset.name, dataset.classes, selected)
+    return replace(dataset, domains=selected)
 
 
 def _choose(
@@ -210,31 +155,72 @@ def _existing_root(name: str, root: str | None) -> Path:
     raise DataError(f"--root {root} does not exist; {remedy}")
 
 
-def _domain_folders(name: str, root: Path) -> tuple[Path, dict[str, Path]]:
+def _domain_folders(
+    listing: Listing, name: str, root: Path
+) -> tuple[Path, dict[str, Path]]:
     """The folder that holds the domains, and those by name."""
     published = KNOWN.get(name)
     if published:
         names = {spelling_key(n) for n in (name, *published.aliases)} | _WRAPPERS
-        matches = [(base, _match(published, base)) for base in _candidates(root, names)]
-        return max(matches, key=lambda match: len(match[1]))  # the first of equals
-    named = (p for p in subfolders(root) if spelling_key(p.name) == spelling_key(name))
-    base = next((path for path in named if _holds_domains(path)), root)
-    return base, {printable(path.name): path for path in subfolders(base)}
+        bases = _candidates(listing, root, names)
+        matches = [(base, _match(listing, published, base)) for base in bases]
+        base, folders = max(matches, key=lambda match: len(match[1]))  # first of equals
+        others = {p.name for p in listing.subfolders(base)}
+        others -= {p.name for p in folders.values()}
+        listing.strays.update(dict.fromkeys(others if folders else ()))
+        return base, folders
+    named = (
+        p
+        for p in listing.subfolders(root)
+        if spelling_key(p.name) == spelling_key(name)
+    )
+    base = next((path for path in named if _holds_domains(listing, path)), root)
+    return base, _own_domains(listing, base)
 
 
-def _candidates(root: Path, names: set[str]) -> list[Path]:
+def _own_domains(listing: Listing, base: Path) -> dict[str, Path]:
+    """The folders in `base` that are domains: with images, and classes in common.
+
+    What else lies there, such as runs of ours, notebooks or annotations, is noted.  A
+    folder without images that has the others' classes stays: it is told as empty.
+    """
+    folders = {printable(path.name): path for path in listing.subfolders(base)}
+    below = {
+        name: listing.subfolders(_with_images(listing, path))
+        for name, path in folders.items()
+    }
+    keys = {n: {spelling_key(path.name) for path in below[n]} for n in folders}
+    full = [name for name in folders if any(map(listing.images, below[name]))]
+    shared = {
+        name
+        for name in folders
+        if keys[name] & set().union(*(keys[other] for other in full if other != name))
+    }
+    family = shared.intersection(full)
+    domains = {
+        name: path
+        for name, path in folders.items()
+        if name in shared or (name in full and not family)
+    }
+    if not full:
+        return folders
+    listing.strays.update(dict.fromkeys(folders.keys() - domains.keys()))
+    return domains
+
+
+def _candidates(listing: Listing, root: Path, names: set[str]) -> list[Path]:
     """`root`, then what lies in it under one of `names`, at most two levels down."""
     level, folders = [root], [root]
     for _ in range(2):
-        level = [p for up in level for p in subfolders(up)]
+        level = [p for up in level for p in listing.subfolders(up)]
         level = [p for p in level if spelling_key(p.name) in names]
         folders += level
     return folders
 
 
-def _match(published: KnownDataset, base: Path) -> dict[str, Path]:
+def _match(listing: Listing, published: KnownDataset, base: Path) -> dict[str, Path]:
     folders: dict[str, Path] = {}
-    for path in subfolders(base):
+    for path in listing.subfolders(base):
         for domain, others in published.domains.items():
             if spelling_key(path.name) in map(spelling_key, (domain, *others)):
                 if domain in folders:
@@ -246,9 +232,9 @@ def _match(published: KnownDataset, base: Path) -> dict[str, Path]:
     return folders
 
 
-def _holds_domains(path: Path) -> bool:
+def _holds_domains(listing: Listing, path: Path) -> bool:
     """True for DOMAIN/CLASS/ below `path`; a domain has no folders in its classes."""
-    return any(subfolders(domain) for domain in subfolders(path))
+    return any(listing.subfolders(domain) for domain in listing.subfolders(path))
 
 
 def _check_present(
@@ -268,13 +254,20 @@ def _check_present(
         )
 
 
-def _class_root(domain: Path) -> Path:
+def _with_images(listing: Listing, domain: Path) -> Path:
+    """`domain`, or its only folder `images` where that has folders (Office-31)."""
+    children = listing.subfolders(domain)
+    if [path.name.lower() for path in children] == ["images"]:
+        return children[0] if listing.subfolders(children[0]) else domain
+    return domain
+
+
+def _class_root(listing: Listing, domain: Path) -> Path:
     """Where the class folders of a domain lie: in it, or in its `images` or `full`."""
-    children = {path.name.lower(): path for path in subfolders(domain)}
+    root = _with_images(listing, domain)
+    children = {path.name.lower(): path for path in listing.subfolders(root)}
     if not children:
         raise DataError(f"{domain} has no class folders; expected {domain.name}/CLASS/")
-    if set(children) == {"images"} and subfolders(children["images"]):  # Office-31
-        return children["images"]
     if set(children) <= _SPLITS:  # one distribution of VLCS
         if "full" in children:
             return children["full"]
@@ -282,53 +275,84 @@ def _class_root(domain: Path) -> Path:
             f"{domain} holds {', '.join(children)}, not classes; "
             f"merge them into {domain.name}/CLASS/"
         )
-    return domain
+    return root
 
 
-def _common_classes(class_roots: Mapping[str, Path]) -> tuple[str, ...]:
-    """The class folders, which must be the same in each domain; sorted."""
+def _common_classes(
+    listing: Listing, base: Path, class_roots: Mapping[str, Path]
+) -> tuple[str, ...]:
+    """The class folders, which must be the same in each domain; sorted.
+
+    A folder without an image in any domain is a class only where each domain has it,
+    and nothing but pictures lies in it.
+    """
     first, *others = class_roots
-    classes = {d: {p.name for p in subfolders(path)} for d, path in class_roots.items()}
+    folders = {
+        d: {p.name: p for p in listing.subfolders(path)}
+        for d, path in class_roots.items()
+    }
+    everywhere = set.intersection(*map(set, folders.values()))
+    real = {
+        name
+        for found in folders.values()
+        for name, path in found.items()
+        if listing.images(path)
+        or (name in everywhere and set(listing.others(path)) <= set(UNREAD_PICTURES))
+    }
+    for found in folders.values():
+        for name in found.keys() - real:
+            stray = os.path.relpath(found.pop(name), base)
+            listing.strays[printable(stray)] = None
     for domain in others:
         differences = (
-            ("missing", classes[first] - classes[domain]),
-            ("extra", classes[domain] - classes[first]),
+            ("missing", folders[first].keys() - folders[domain].keys()),
+            ("extra", folders[domain].keys() - folders[first].keys()),
         )
-        problems = [f"{what} {_some(names)}" for what, names in differences if names]
+        problems = [f"{what} {some(names)}" for what, names in differences if names]
         if problems:
             raise DataError(
                 f"{class_roots[domain]}: class folders differ from those of domain "
-                f"{first}: {'; '.join(problems)}; make them equal (empty folders do)"
+                f"{first}: {'; '.join(problems)}; make them equal (empty folders do), "
+                "or move away what is no domain"
             )
-    return tuple(sorted(classes[first]))
-
-
-def _some(names: Iterable[str], limit: int = 5) -> str:
-    ordered = sorted(map(printable, names))
-    rest = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
-    return ", ".join(ordered[:limit]) + rest
+    return tuple(sorted(real))
 
 
 def _class_names(
-    published: KnownDataset | None, classes: tuple[str, ...]
+    base: Path, published: KnownDataset | None, classes: tuple[str, ...]
 ) -> tuple[str, ...]:
     if published and classes == tuple(str(i) for i in range(len(published.numbered))):
         return published.numbered or classes
-    return tuple(map(printable, classes))
+    kept = marker(base).get("names")
+    names = kept if isinstance(kept, dict) else {}
+    return tuple(str(names.get(cls, printable(cls))) for cls in classes)
+
+
+def marker(folder: Path) -> dict[str, Any]:
+    """What `fedclip data` noted about a folder that it made; {} for another."""
+    try:
+        found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _build_domain(
-    name: str, base: Path, class_root: Path, classes: Sequence[str]
+    listing: Listing, name: str, base: Path, class_root: Path, classes: Sequence[str]
 ) -> ImageDomain:
     paths: list[str] = []
     labels: list[int] = []
     for label, cls in enumerate(classes):
-        files = image_files(class_root / cls)
+        files = listing.images(class_root / cls)
         paths += files
         labels += [label] * len(files)
     if not paths:
+        others: Counter[str] = Counter()
+        for folder in listing.subfolders(class_root):
+            others += listing.others(folder)
+        instead = f", but {some(f'{n} {s}' for s, n in others.items())}"
         raise DataError(
-            f"{class_root} holds no image file; "
+            f"{class_root} holds no image file{instead if others else ''}; "
             f"expected {', '.join(s[1:] for s in IMAGE_SUFFIXES)} in its class folders"
         )
     start = len(os.path.join(base, ""))

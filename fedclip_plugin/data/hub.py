@@ -8,6 +8,10 @@ image:
     domain  text, or an index into ClassLabel names    (also: environment, env, style)
     label   text, or an index into ClassLabel names    (also: class, category)
 
+Of several such columns one with names goes before bare numbers.  Rows that cannot be
+used are left out and counted.  A name that cannot be a folder's becomes one near it; of
+a class, MARKER keeps the name for the captions.
+
 The bytes are written as they are to DIR/<domain>/<class>/<name>, where the name is the
 one in `path`, so that ImageFolder's order and with it the paper's split come out as
 with the original folders; without a `path`, the row's number.
@@ -17,39 +21,36 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ..config.fields import as_path
 from ..config.schema import EMBEDDED_DATASET
 from ..errors import DataError, one_line
 from ..storage.files import cannot_write, remove_leftovers, write_bytes
 from .dataset import KNOWN, ImageDataset, canonical_name
-from .folders import image_files, load_dataset, subfolders
-from .parquet import ImageTable
+from .folders import MARKER, load_dataset, marker
+from .listing import Listing
+from .parquet import FolderNames, ImageTable, safe_folder
 from .progress import Progress, silent
-
-_MARKER = ".fedclip-data.json"
-_SIGNATURES = (
-    (re.compile(rb"\xff\xd8\xff"), ".jpg"),
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), ".png"),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), ".webp"),
-    (re.compile(rb"BM"), ".bmp"),
-    (re.compile(rb"II\*\x00|MM\x00\*"), ".tif"),
-    (re.compile(rb"P[3-6]\s"), ".ppm"),
-)
 
 
 @dataclass(frozen=True)
 class Materialised:
-    """What `materialise` left in `path`; `written` of the `images` are new."""
+    """What `materialise` left in `path`; `written` of the `images` are new.
+
+    `notes` say which rows were left out.
+    """
 
     path: Path
     images: int
     written: int
+    notes: tuple[str, ...] = ()
 
 
 def materialise(
@@ -62,19 +63,22 @@ def materialise(
 
     `name` is `digits`, a data set with images on the hub, or a hub id `owner/name`;
     with `source`, a parquet file or a folder of them, any name.  A second call writes
-    nothing, one after an interruption resumes; files are whole or absent.  Raises
-    DataError, or RunError where nothing can be written.
+    nothing, one after an interruption resumes; files are whole or absent.  Nothing is
+    made before the source has given an image.  Raises DataError, or RunError where
+    nothing can be written.
     """
-    name, path = canonical_name(name), Path(to).expanduser()
+    name, path = canonical_name(name), as_path(os.fspath(to))
+    done = _finished(name, path)
+    if source is None and done is not None:
+        return Materialised(path, done, 0)
+    images = _images(name, path, source)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with FileLock(path / ".fedclip-data.lock", timeout=0):
-            done = _finished(name, path)
-            for folder in (path, *path.glob("*/*")):
-                remove_leftovers(folder)
-            if source is None and done is not None:
-                return Materialised(path, done, 0)
-            return _materialise(name, path, source, progress)
+            if marker(path):
+                for folder in (path, *path.glob("*/*")):
+                    remove_leftovers(folder)
+            return _write(name, images, path, progress)
     except Timeout as error:
         raise DataError(
             f"--to {to}: another `fedclip data` is writing there; wait for it"
@@ -83,32 +87,47 @@ def materialise(
         raise cannot_write(path, error) from error
 
 
-def _materialise(
-    name: str,
-    path: Path,
-    source: str | os.PathLike[str] | None,
-    progress: Progress,
-) -> Materialised:
+@dataclass(frozen=True)
+class _Images:
+    """What is to be written: `total` rows at most, as names of files and bytes."""
+
+    files: Iterator[tuple[str, bytes]]
+    total: int
+    tables: Sequence[ImageTable] = ()
+    labels: FolderNames = field(default_factory=FolderNames)
+
+
+def _images(name: str, path: Path, source: str | os.PathLike[str] | None) -> _Images:
+    """The images of a source that has at least one; nothing is written."""
     if name == EMBEDDED_DATASET and source is None:
         dataset = load_dataset(name, None)
         total = sum(len(domain.files) for domain in dataset.domains)
-        written = _write(name, _embedded_files(dataset), total, path, progress)
-    else:
-        folder = _download(name, path) if source is None else Path(source).expanduser()
-        tables = [ImageTable.open(file) for file in _parquet_files(folder)]
-        total = sum(table.num_rows for table in tables)
-        if total == 0:
-            raise DataError(f"{folder} holds no rows; expected one per image")
-        written = _write(name, _table_files(tables), total, path, progress)
-        _complete_classes(path, tables)
-    _mark(path, name, total)
-    return Materialised(path, total, written)
+        return _Images(_embedded_files(dataset), total)
+    folder = _download(name, path) if source is None else as_path(os.fspath(source))
+    tables = [ImageTable.open(file) for file in _parquet_files(folder)]
+    total = sum(table.num_rows for table in tables)
+    if total == 0:
+        raise DataError(f"{folder} holds no rows; expected one per image")
+    labels = FolderNames()
+    files = _table_files(tables, labels)
+    first = next(files, None)
+    if first is None:
+        raise DataError(f"{folder} holds no usable row; {'; '.join(_left_out(tables))}")
+    return _Images(chain((first,), files), total, tables, labels)
 
 
-def _mark(path: Path, name: str, images: int | None) -> None:
-    """Note whose folder this is; `images` once they are all there."""
-    marker = {"dataset": name, "images": images}
-    write_bytes(path / _MARKER, json.dumps(marker).encode(), durable=False)
+def _left_out(tables: Iterable[ImageTable]) -> list[str]:
+    counts: Counter[str] = sum((table.left_out for table in tables), Counter())
+    return [f"{n} rows left out: {reason}" for reason, n in counts.most_common(9)]
+
+
+def _mark(path: Path, name: str, images: int | None, names: dict[str, str]) -> None:
+    """Note whose folder this is; `images` once they are all there.
+
+    `names` are those of classes whose folders cannot be called so.
+    """
+    content = {"dataset": name, "images": images, "names": names}
+    write_bytes(path / MARKER, json.dumps(content).encode(), durable=False)
 
 
 def _finished(name: str, path: Path) -> int | None:
@@ -116,18 +135,17 @@ def _finished(name: str, path: Path) -> int | None:
 
     Raises DataError where `path` holds something else: names could mix unnoticed.
     """
-    try:
-        marker = json.loads((path / _MARKER).read_text(encoding="utf-8"))
-        dataset, images = marker["dataset"], marker["images"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        dataset, images = None, None
-    present = sum(len(image_files(domain)) for domain in subfolders(path))
+    if not path.is_dir():
+        return None
+    dataset, images = (marker(path).get(key) for key in ("dataset", "images"))
+    listing = Listing()
+    present = sum(len(listing.images(domain)) for domain in listing.subfolders(path))
     if dataset != name and (dataset or present):
         content = (
             f"the data set {dataset}" if dataset else f"{present} images from elsewhere"
         )
         raise DataError(f"--to {path} holds {content}; choose a new folder")
-    return images if present == images else None
+    return present if present == images else None
 
 
 def _download(name: str, path: Path) -> Path:
@@ -177,40 +195,29 @@ def _embedded_files(dataset: ImageDataset) -> Iterator[tuple[str, bytes]]:
             yield name, domain.read(index)
 
 
-def _table_files(tables: Iterable[ImageTable]) -> Iterator[tuple[str, bytes]]:
+def _table_files(
+    tables: Iterable[ImageTable], labels: FolderNames
+) -> Iterator[tuple[str, bytes]]:
     used: set[str] = set()
+    domains = FolderNames()
     number = 0
     for table in tables:
         for row in table.rows():
-            folder = f"{row.domain}/{row.label}"
+            folder = f"{domains.folder(row.domain)}/{labels.folder(row.label)}"
             stem = f"{folder}/{row.stem or f'{number:06d}'}"
-            suffix = _suffix(row.data, row.where)
-            name, copy = stem + suffix, 2
+            name, copy = stem + row.suffix, 2
             while name.casefold() in used:  # also where A and a are one file
-                name, copy = f"{stem}-{copy}{suffix}", copy + 1
+                name, copy = f"{stem}-{copy}{row.suffix}", copy + 1
             used.add(name.casefold())
             number += 1
             yield name, row.data
 
 
-def _suffix(data: bytes, where: str) -> str:
-    for signature, suffix in _SIGNATURES:
-        if signature.match(data):
-            return suffix
-    raise DataError(f"{where}: the image is not JPEG, PNG, WebP, BMP, TIFF or PPM")
-
-
-def _write(
-    dataset: str,
-    files: Iterable[tuple[str, bytes]],
-    total: int,
-    to: Path,
-    progress: Progress,
-) -> int:
-    """Write what is not there yet; returns how many files that was."""
-    _mark(to, dataset, None)
-    written = 0
-    for done, (name, data) in enumerate(files, start=1):
+def _write(dataset: str, images: _Images, to: Path, progress: Progress) -> Materialised:
+    """Write what is not there yet."""
+    _mark(to, dataset, None, {})
+    done = written = 0
+    for done, (name, data) in enumerate(images.files, start=1):
         path = to / name
         try:
             size = path.stat().st_size
@@ -222,15 +229,19 @@ def _write(
                 raise DataError(
                     f"{path} exists with other contents; choose a new folder with --to"
                 )
-        progress(f"write {dataset}", done, total)
-    return written
+        progress(f"write {dataset}", done, images.total)
+    _complete_classes(to, images)
+    _mark(to, dataset, done, images.labels.changed())
+    return Materialised(to, done, written, tuple(_left_out(images.tables)))
 
 
-def _complete_classes(to: Path, tables: Iterable[ImageTable]) -> None:
+def _complete_classes(to: Path, images: _Images) -> None:
     """Give each domain a folder for each class: some data sets lack a combination."""
-    domains = subfolders(to)
-    classes = {cls for table in tables for cls in table.classes}
-    classes |= {cls.name for domain in domains for cls in subfolders(domain)}
+    listing = Listing()
+    domains = listing.subfolders(to)
+    named = (name for table in images.tables for name in table.classes)
+    classes = {images.labels.folder(name) for name in named if safe_folder(name)}
+    classes |= {cls.name for domain in domains for cls in listing.subfolders(domain)}
     for domain in domains:
         for cls in classes:
             (domain / cls).mkdir(exist_ok=True)

@@ -5,32 +5,81 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, one_line
+from .listing import can_be_listed
 
 COLUMNS = {
     "image": ("image", "img", "picture"),
-    "domain": ("domain", "environment", "env", "style"),
-    "label": ("label", "class", "category"),
+    "domain": ("domain", "environment", "env", "style", "domain_name"),
+    "label": (
+        *("label", "class", "category"),
+        *("label_name", "class_name", "category_name", "label_text"),
+    ),
 }
 _BATCH_ROWS = 64
-_FORBIDDEN = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
-_LONGEST = 150  # characters of a name; file systems allow 255 bytes
+_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|]')
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_NUMBER = re.compile(r"u?int|float|halffloat|double|bool")
+_LONGEST = 150  # bytes of a name; file systems allow 255
+_SIGNATURES = (
+    (re.compile(rb"\xff\xd8\xff"), ".jpg"),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), ".png"),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), ".webp"),
+    (re.compile(rb"BM"), ".bmp"),
+    (re.compile(rb"II\*\x00|MM\x00\*"), ".tif"),
+    (re.compile(rb"P[3-6]\s"), ".ppm"),
+)
+
+
+class FolderNames:
+    """A folder for every name of a column: safe on every system, no two the same."""
+
+    def __init__(self) -> None:
+        self.folders: dict[str, str] = {}  # by name
+
+    def folder(self, name: str) -> str:
+        """`name` itself, or what is near it where that cannot be a folder."""
+        if name not in self.folders:
+            safe = folder = safe_folder(name)
+            copy = 2
+            while folder in self.folders.values():
+                folder, copy = f"{safe}-{copy}", copy + 1
+            self.folders[name] = folder
+        return self.folders[name]
+
+    def changed(self) -> dict[str, str]:
+        """Folder -> name, of those that differ; control characters become blanks."""
+        shown = {
+            folder: "".join(c if c.isprintable() else " " for c in name).strip()
+            for name, folder in self.folders.items()
+        }
+        return {folder: name for folder, name in shown.items() if name != folder}
+
+
+def safe_folder(name: str) -> str:
+    """What can be a folder on every system; "" for a name of which nothing is left."""
+    safe = _FORBIDDEN.sub("-", name).encode()[:_LONGEST].decode("utf-8", "ignore")
+    safe = safe.strip(" .")
+    if _RESERVED.fullmatch(safe) or not can_be_listed(safe):
+        return f"{safe}-"
+    return safe
 
 
 @dataclass(frozen=True)
 class ImageRow:
-    """One image: its encoded bytes, its folders, and where it came from."""
+    """One image: its encoded bytes and their suffix, its domain and its class."""
 
     data: bytes
+    suffix: str
     domain: str
     label: str
     stem: str | None  # the original file's name without suffix, if usable
-    where: str
 
 
 @dataclass(frozen=True)
@@ -41,6 +90,7 @@ class ImageTable:
     file: Any  # pyarrow.parquet.ParquetFile
     columns: Mapping[str, str]  # image, domain, label -> the column's name
     names: Mapping[str, Sequence[str]]  # of those, ClassLabel names
+    left_out: Counter[str] = field(default_factory=Counter)  # reason -> rows
 
     @classmethod
     def open(cls, path: Path) -> ImageTable:
@@ -58,16 +108,13 @@ class ImageTable:
                 f"{path} is not a parquet file: {one_line(error)}"
             ) from error
         schema = file.schema_arrow
-        columns = {kind: _find_column(path, kind, schema.names) for kind in COLUMNS}
         features = _label_names(schema.metadata or {})
+        columns = {kind: _find_column(path, kind, schema, features) for kind in COLUMNS}
         names = {
             kind: features[column]
             for kind, column in columns.items()
             if column in features
         }
-        for kind in names:
-            for name in names[kind]:
-                _folder(name, kind, str(path))
         return cls(path, file, columns, names)
 
     @property
@@ -81,12 +128,20 @@ class ImageTable:
         return self.names.get("label", ())
 
     def rows(self) -> Iterator[ImageRow]:
-        """Every row in order, one row group in memory; DataError names file and row."""
+        """The usable rows in order, one row group in memory; counts the others.
+
+        Raises DataError where the file is damaged.
+        """
         number = 0
         try:
             for values in self._values():
-                yield self._row(values, f"{self.path} row {number}")
                 number += 1
+                try:
+                    row = self._row(values)
+                except DataError as reason:
+                    self.left_out[str(reason)] += 1
+                else:
+                    yield row
         except (ValueError, OSError) as error:
             raise DataError(
                 f"{self.path} is damaged after row {number}: {one_line(error)}; "
@@ -102,39 +157,50 @@ class ImageTable:
             ):
                 yield from batch.to_pylist()
 
-    def _row(self, values: Mapping[str, Any], where: str) -> ImageRow:
+    def _row(self, values: Mapping[str, Any]) -> ImageRow:
         cell = values[self.columns["image"]]
         image = cell if isinstance(cell, Mapping) else {"bytes": cell}
         data, path = image.get("bytes"), image.get("path")
         if not isinstance(data, bytes) or not data:
-            content = f"only the path {path!r}" if path else repr(data)
-            raise DataError(f"{where}: expected the bytes of an image, got {content}")
+            raise DataError(f"{'only a path' if path else 'nothing'} for an image")
+        suffix = next((s for pattern, s in _SIGNATURES if pattern.match(data)), None)
+        if suffix is None:
+            raise DataError("the image is not JPEG, PNG, WebP, BMP, TIFF or PPM")
         domain, label = (
-            _folder(self._text(kind, values[self.columns[kind]], where), kind, where)
-            for kind in ("domain", "label")
+            self._text(kind, values[self.columns[kind]]) for kind in ("domain", "label")
         )
-        return ImageRow(data, domain, label, _stem(path), where)
+        return ImageRow(data, suffix, domain, label, _stem(path))
 
-    def _text(self, kind: str, value: Any, where: str) -> str:
+    def _text(self, kind: str, value: Any) -> str:
         names = self.names.get(kind)
         if isinstance(value, int) and names is not None:
             if not 0 <= value < len(names):
-                raise DataError(f"{where}: {kind} {value} is not one of {len(names)}")
-            return names[value]
-        if isinstance(value, (int, str)):
-            return str(value)
-        raise DataError(f"{where}: expected text or a number as {kind}, got {value!r}")
+                raise DataError(f"{kind} {value} is not one of {len(names)}")
+            value = names[value]
+        if not isinstance(value, (int, str)) or not safe_folder(str(value)):
+            raise DataError(
+                f"expected text or a number as {kind}, got {repr(value)[:40]}"
+            )
+        return str(value)
 
 
-def _find_column(path: Path, kind: str, names: Sequence[str]) -> str:
-    by_lower = {name.lower(): name for name in names}
-    for candidate in COLUMNS[kind]:
-        if candidate in by_lower:
-            return by_lower[candidate]
-    raise DataError(
-        f"{path} has no {kind} column (has {', '.join(names)}; "
-        f"expected one of {', '.join(COLUMNS[kind])})"
+def _find_column(
+    path: Path, kind: str, schema: Any, features: Mapping[str, Sequence[str]]
+) -> str:
+    """The column of this kind, one with names before one with bare numbers."""
+    by_lower: dict[str, str] = {name.lower(): name for name in schema.names}
+    found = [by_lower[name] for name in COLUMNS[kind] if name in by_lower]
+    if not found:
+        raise DataError(
+            f"{path} has no {kind} column (has {', '.join(schema.names)}; "
+            f"expected one of {', '.join(COLUMNS[kind])})"
+        )
+    named = (
+        column
+        for column in found
+        if column in features or not _NUMBER.match(str(schema.field(column).type))
     )
+    return next(named, found[0])
 
 
 def _label_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
@@ -150,26 +216,12 @@ def _label_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
         return {}
 
 
-def _folder(name: str, kind: str, where: str) -> str:
-    """`name`, if it is safe as one folder below another on every system."""
-    if (
-        not name.strip(" .")
-        or name.startswith(".")
-        or len(name) > _LONGEST
-        or _FORBIDDEN.search(name)
-    ):
-        raise DataError(
-            f"{where}: {kind} {name!r} cannot be a folder's name; rename it"
-        )
-    return name
-
-
 def _stem(path: Any) -> str | None:
     """The file name in `path` without suffix; None where it is unusable."""
     if not isinstance(path, str):
         return None
     stem = re.split(r"[/\\]", path)[-1].rpartition(".")[0]
-    usable = stem and stem[0] not in ". " and len(stem) <= _LONGEST
+    usable = stem and stem[0] not in ". " and len(stem.encode()) <= _LONGEST
     if not usable or _FORBIDDEN.search(stem):
         return None
     return stem

@@ -14,7 +14,8 @@ from ..algorithms import Algorithm, Task, get_algorithm
 from ..clip.encoder import FrozenClip
 from ..config.schema import RunConfig
 from ..data.images import decode_image, rgb_image
-from ..errors import ConfigError, DataError
+from ..data.listing import read_image
+from ..errors import ConfigError
 from ..wire.update import State, on_device
 from .trained import class_texts, load_backbone, read_trained
 
@@ -109,8 +110,5 @@ def _batches(images: Sequence[Source], size: int) -> Iterator[Sequence[Source]]:
 def _open(image: Source) -> Image.Image:
     if isinstance(image, Image.Image):
         return rgb_image(image)
-    path = Path(image).expanduser()
-    try:
-        return decode_image(path.read_bytes(), str(path))
-    except OSError as error:
-        raise DataError(f"cannot read image {path}: {error.strerror}") from error
+    path = str(Path(image).expanduser())
+    return decode_image(read_image(path), path)

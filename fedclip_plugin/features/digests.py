@@ -26,10 +26,10 @@ def digest_domain(
     memo = _read_memo(memo_path) if domain.stat else {}
     digests, fresh = [], False
     for i, file in enumerate(domain.files):
-        stamp = domain.stat(i) if domain.stat else None
         entry = memo.get(file)
-        if stamp is None or entry is None or entry[0] != stamp:
-            entry = (stamp or "", _digest(domain, i, skip))
+        stamp = _stamp(domain, i)
+        if not stamp or entry is None or entry[0] != stamp:
+            entry = (stamp, _digest(domain, i, skip))
             memo[file], fresh = entry, True
             if i % 512 == 511:
                 progress(f"hash {domain.name}", i + 1, len(domain.files))
@@ -37,6 +37,14 @@ def digest_domain(
     if domain.stat and fresh:
         write_json(memo_path, {f: v for f, v in memo.items() if v[1]})
     return digests
+
+
+def _stamp(domain: ImageDomain, i: int) -> str:
+    """The change stamp of image ``i``, or "" where there is none to have."""
+    try:
+        return domain.stat(i) if domain.stat else ""
+    except DataError:  # told when it is read
+        return ""
 
 
 def _digest(domain: ImageDomain, i: int, skip: bool) -> str:
@@ -50,7 +58,7 @@ def _digest(domain: ImageDomain, i: int, skip: bool) -> str:
 
 
 def _memo_name(domain: ImageDomain) -> str:
-    first = domain.stat(0) if domain.stat and domain.files else ""
+    first = _stamp(domain, 0) if domain.files else ""
     names = "\n".join((domain.name, first, *domain.files[:1]))
     return hashlib.sha256(names.encode()).hexdigest()[:32]
 

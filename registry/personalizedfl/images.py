@@ -20,7 +20,8 @@ import torch
 from ...algorithms import Samples
 from ...config.schema import RunConfig
 from ...data.dataset import ImageDataset, ImageDomain
-from ...data.folders import load_dataset, printable
+from ...data.folders import load_dataset
+from ...data.listing import printable
 from ...errors import DataError
 from ...features import obtain
 from ...features.feature_set import FeatureSet

@@ -161,7 +161,7 @@ def test_a_missing_class_warns(folder, tmp_path):
     for name in ("a/cat", "a/dog", "b/cat", "b/dog"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("a/cat", "a/dog", "b/cat"):
-        Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
+        Image.new("RGB", (8, 8), "white").save(tmp_path / name / "1.png")
     config = RunConfig(data=DataConfig("mine", str(tmp_path)))
     check = _by_name(config)["data"]
     assert check.status in ("warn", "fail")

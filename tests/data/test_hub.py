@@ -164,6 +164,18 @@ def test_other_columns(tmp_path: Path) -> None:
     )
 
 
+def test_names_go_before_numbers(tmp_path: Path) -> None:
+    values = [
+        {"image": picture(i), "domain": "a", "label": i, "class": f"no {i}"}
+        for i in range(2)
+    ]
+    types = {"image": pa.binary(), "domain": pa.string(), "label": pa.int64()}
+    schema = pa.schema([*types.items(), ("class", pa.string())])
+    pq.write_table(pa.Table.from_pylist(values, schema), tmp_path / "x")
+    materialise("mine", tmp_path / "out", tmp_path / "x")
+    assert load_dataset("mine", str(tmp_path / "out")).classes == ("no 0", "no 1")
+
+
 def test_equal_names_stay_apart_also_where_case_does_not_count(tmp_path: Path) -> None:
     values = rows(1)[:1] * 3
     values = [
@@ -210,7 +222,7 @@ def test_embedded_digits_as_folders(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     blob = np.random.RandomState(0).bytes(100_000)
     values = [
-        {"image": {"bytes": b"%04d" % i + blob}, "domain": "a", "label": 0}
+        {"image": {"bytes": b"\xff\xd8\xff%04d" % i + blob}, "domain": "a", "label": 0}
         for i in range(300)
     ]
     table = ImageTable.open(write(tmp_path / "x", values))  # groups of 10 rows: 1 MB

@@ -11,6 +11,7 @@ import pytest
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
+from fedclip_plugin.data.folders import load_dataset  # noqa: E402
 from fedclip_plugin.data.hub import materialise  # noqa: E402
 from fedclip_plugin.errors import DataError, RunError  # noqa: E402
 from tests.data.parquet_files import (  # noqa: E402, F401
@@ -25,19 +26,59 @@ from tests.data.parquet_files import (  # noqa: E402, F401
 
 
 @pytest.mark.parametrize(
-    "name", ["../up", "..", "", ".hidden", "a/b", "a\\b", "C:", "x\n", "a" * 200]
+    ("name", "folder"),
+    [
+        ("../up", "-up"),
+        (".hidden", "hidden"),
+        ("TV/Monitor", "TV-Monitor"),
+        ("a\\b", "a-b"),
+        ("C:", "C-"),
+        ("aux", "aux-"),
+        ("lost+found", "lost+found-"),
+        ("犬" * 100, "犬" * 50),
+    ],
 )
 @pytest.mark.parametrize("kind", ["domain", "label", "declared"])
-def test_names_cannot_leave_the_folder(tmp_path: Path, name: str, kind: str) -> None:
+def test_names_become_folders_and_classes_keep_them(
+    tmp_path: Path, name: str, folder: str, kind: str
+) -> None:
     row = rows(1)[0]
     if kind == "declared":
         source = write(tmp_path / "x.parquet", [row], {"label": [name]})
     else:
         row = {**row, "label": "dog", kind: name}
         source = write(tmp_path / "x.parquet", [row], label=pa.string())
-    with pytest.raises(DataError, match="cannot be a folder's name"):
-        materialise("pacs", tmp_path / "out", source)
-    assert [p.name for p in (tmp_path / "out").iterdir() if p.is_dir()] == []
+    materialise("mine", tmp_path / "out", source)
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "x.parquet"}
+    dataset = load_dataset("mine", str(tmp_path / "out"))
+    if kind == "domain":
+        assert [domain.name for domain in dataset.domains] == [folder]
+    else:
+        assert dataset.classes == (name,)
+        assert dataset.domains[0].files[0].split("/")[1] == folder
+
+
+def test_names_that_become_alike_stay_apart(tmp_path: Path) -> None:
+    names = ["a/b", "a-b", "a:b"]
+    values = [{**rows(1)[0], "label": name} for name in names]
+    source = write(tmp_path / "x.parquet", values, label=pa.string())
+    materialise("mine", tmp_path / "out", source)
+    materialise("mine", tmp_path / "out", source)
+    assert sorted(load_dataset("mine", str(tmp_path / "out")).classes) == sorted(names)
+
+
+@pytest.mark.parametrize("name", ["..", "", " . "])
+@pytest.mark.parametrize("kind", ["domain", "label", "declared"])
+def test_names_of_which_nothing_is_left(tmp_path: Path, name: str, kind: str) -> None:
+    row = rows(1)[0]
+    if kind == "declared":
+        source = write(tmp_path / "x.parquet", [row], {"label": [name]})
+    else:
+        row = {**row, "label": "dog", kind: name}
+        source = write(tmp_path / "x.parquet", [row], label=pa.string())
+    with pytest.raises(DataError, match="no usable row; 1 rows left out: expected tex"):
+        materialise("mine", tmp_path / "out", source)
+    assert not (tmp_path / "out").exists()
 
 
 def test_paths_in_rows_cannot_leave_the_folder(tmp_path: Path) -> None:
@@ -47,22 +88,43 @@ def test_paths_in_rows_cannot_leave_the_folder(tmp_path: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == ["000001.jpg", "a.jpg", "b.jpg"]
 
 
-def test_rows_that_cannot_be_used(tmp_path: Path) -> None:
+def test_rows_that_cannot_be_used_are_counted_and_left_out(tmp_path: Path) -> None:
     good = rows(1)[0]
     bad = {
         "label 9 is not one of 3": {**good, "label": 9},
         "label -1 is not one of 3": {**good, "label": -1},
         "expected text or a number as label, got None": {**good, "label": None},
-        "only the path 'x.jpg'": {**good, "image": {"bytes": None, "path": "x.jpg"}},
-        "not JPEG, PNG": {**good, "image": {"bytes": b"text", "path": None}},
-        "got None": {**good, "image": None},
+        "only a path": {**good, "image": {"bytes": None, "path": "x.jpg"}},
+        "not JPEG, PNG": {**good, "image": {"bytes": picture(1, "GIF"), "path": None}},
+        "nothing for an image": {**good, "image": None},
     }
     for index, (message, row) in enumerate(bad.items()):
-        source = tmp_path / f"{index}.parquet"
-        write(source, [good, row], {"label": CLASSES})
-        with pytest.raises(DataError, match=message) as caught:
-            materialise("pacs", tmp_path / str(index), source)
-        assert f"{source} row 1" in str(caught.value)
+        source, out = tmp_path / f"{index}.parquet", tmp_path / str(index)
+        write(source, [row] * 2, {"label": CLASSES})
+        with pytest.raises(DataError, match=f"no usable row; 2 rows.*{message}"):
+            materialise("pacs", out, source)
+        assert not out.exists()
+        write(source, [row, good, row], {"label": CLASSES})
+        done = materialise("pacs", out, source)
+        assert done.images == 1
+        assert len(done.notes) == 1
+        assert done.notes[0].startswith("2 rows left out: ")
+        assert message in done.notes[0]
+        assert materialise("pacs", out).written == 0
+
+
+def test_nothing_is_made_without_a_source(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        materialise("pacs", tmp_path / "out", tmp_path / "gone")
+    assert not (tmp_path / "out").exists()
+
+
+def test_scraps_of_others_stay(tmp_path: Path, parquet: Path) -> None:
+    theirs = tmp_path / "out" / ".notes.tmp"
+    theirs.parent.mkdir()
+    theirs.write_text("mine")
+    materialise("pacs", tmp_path / "out", parquet)
+    assert theirs.read_text() == "mine"
 
 
 def test_files_that_cannot_be_used(tmp_path: Path, parquet: Path) -> None:
