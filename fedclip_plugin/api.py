@@ -18,7 +18,7 @@ from .errors import ConfigError
 from .export.predict import Classifier
 from .export.trained import read_trained
 from .features.feature_set import FeatureSet
-from .features.obtain import obtain_features
+from .features.obtain import obtain_features, open_data
 from .report.records import load_run as load_record
 from .runs.directory import prepare_out
 from .runs.experiment import OnRound, run_in
@@ -45,8 +45,9 @@ def run(
     base = as_path(out) / "config.toml" if resume and out is not None else None
     config = configure(options, base)
     if out is not None:
+        data = open_data(config)
         directory = prepare_out(as_path(out), "", resume)
-        return run_in(directory, config, resume, on_round=on_round)
+        return run_in(directory, config, resume, data=data, on_round=on_round)
     with tempfile.TemporaryDirectory(prefix="fedclip-") as folder:
         return run_in(Path(folder) / "run", config, on_round=on_round)
 

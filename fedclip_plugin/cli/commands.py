@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def run(args: argparse.Namespace, display: Display) -> int:
     """``fedclip run``."""
     from ..algorithms import get_algorithm
+    from ..features.obtain import open_data
     from ..ops.kernels import resolve_device
     from ..runs.directory import prepare_out
     from ..runs.experiment import run_in
@@ -42,11 +43,13 @@ def run(args: argparse.Namespace, display: Display) -> int:
     if args.dry_run:
         return _dry_run(config, display)
     name = f"{config.algorithm}-{config.data.dataset}"
+    data = open_data(config)
     args.out = prepare_out(args.out, name, args.resume)
     summary = run_in(
         args.out,
         config,
         args.resume,
+        data=data,
         on_features=lambda found, stats: _say_features(display, config, found, stats),
         on_round=_recorder(args, display),
         progress=display.images,
@@ -117,10 +120,11 @@ def _print_results(display: Display, summary: dict[str, Any], out: Path) -> None
 
 def features(args: argparse.Namespace, display: Display) -> int:
     """``fedclip features``."""
-    from ..features.feature_set import save_features
+    from ..features.feature_set import refuse_images, save_features
     from ..features.obtain import obtain_features
 
     config = read_config(args)
+    refuse_images(as_path(args.to))
     feature_set, stats = obtain_features(config, display.images)
     save_features(feature_set, args.to)
     _say_features(display, config, feature_set, stats)

@@ -48,7 +48,9 @@ class Display:
         self._handler = RichHandler(
             console=self.err, show_time=False, show_path=False, markup=False
         )
-        logging.getLogger("fedclip").addHandler(self._handler)
+        log = logging.getLogger("fedclip")
+        log.addHandler(self._handler)
+        log.propagate = False  # a library that configures logging would tell it again
         if self.err.is_terminal and not self.quiet:
             self._bars = Progress(
                 TextColumn("{task.description}"),
@@ -69,7 +71,9 @@ class Display:
         trace: TracebackType | None,
     ) -> None:
         self.finish()
-        logging.getLogger("fedclip").removeHandler(self._handler)
+        log = logging.getLogger("fedclip")
+        log.removeHandler(self._handler)
+        log.propagate = True
 
     def finish(self) -> Console:
         """Take the bars away; the console (stdout) on which to print results."""

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from ..config.schema import PAPER_PROMPT
+from ..config.schema import PAPER_PROMPT, is_template
 from ..errors import ConfigError, did_you_mean
 
 TEMPLATES = {
@@ -66,10 +66,10 @@ def class_words(classes: Sequence[str]) -> list[str]:
 
 def captions(classes: Sequence[str], prompt: str) -> list[str]:
     """One caption per class, in order; `prompt` holds one {} for the class name."""
-    if prompt.count("{}") != 1:
+    if not is_template(prompt):
         raise ConfigError(
-            f"--prompt {prompt!r} must hold exactly one {{}} for the class name, "
-            f"as in {PAPER_PROMPT!r}"
+            f"--prompt {prompt!r} must hold exactly one {{}} for the class name and no "
+            f"other brace, as in {PAPER_PROMPT!r}"
         )
     return [prompt.replace("{}", name) for name in class_words(classes)]
 
@@ -83,12 +83,12 @@ def prompt_templates(prompts: str | Sequence[str]) -> tuple[str, ...]:
     for prompt in [prompts] if isinstance(prompts, str) else prompts:
         if prompt in TEMPLATES:
             templates += TEMPLATES[prompt]
-        elif prompt.count("{}") == 1:
+        elif is_template(prompt):
             templates.append(prompt)
         else:
             raise ConfigError(
-                f"--prompt {prompt!r}: expected a template with one {{}} such as "
-                f"{PAPER_PROMPT!r}, or one of {', '.join(TEMPLATES)}"
+                f"--prompt {prompt!r}: expected a template with one {{}} and no other "
+                f"brace, such as {PAPER_PROMPT!r}, or one of {', '.join(TEMPLATES)}"
                 f"{did_you_mean(prompt, TEMPLATES)}"
             )
     if not templates:

@@ -30,6 +30,11 @@ EMBEDDED_DATASET = "digits"
 EMBEDDED_MODEL = "fedclip-tiny"
 
 
+def is_template(prompt: str) -> bool:
+    """Whether ``prompt`` has one {} for the class name, and no other brace."""
+    return prompt.count("{}") == 1 and prompt.count("{") == prompt.count("}") == 1
+
+
 @dataclass(frozen=True)
 class ModelConfig(Section):
     """Which frozen CLIP, and in which precision it encodes.
@@ -102,10 +107,10 @@ class DataConfig(Section):
         if not self.prompts:
             raise ConfigError("data.prompts is empty: expected at least one template")
         for prompt in self.prompts:
-            if prompt.count("{}") != 1:
+            if not is_template(prompt):
                 raise ConfigError(
-                    f"data.prompts: {prompt!r} must hold exactly one {{}} "
-                    f"for the class name, as in {PAPER_PROMPT!r}"
+                    f"data.prompts: {prompt!r} must hold exactly one {{}} for the "
+                    f"class name and no other brace, as in {PAPER_PROMPT!r}"
                 )
 
 

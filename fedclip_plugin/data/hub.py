@@ -35,8 +35,8 @@ from ..errors import DataError, one_line
 from ..storage.files import cannot_write, remove_leftovers, write_bytes
 from .dataset import KNOWN, ImageDataset, canonical_name
 from .folders import MARKER, load_dataset, marker
-from .listing import Listing
-from .parquet import FolderNames, ImageTable, safe_folder
+from .listing import Listing, safe_folder
+from .parquet import FolderNames, ImageTable
 from .progress import Progress, silent
 
 

@@ -8,6 +8,7 @@ passed over and left out, for the notes of the data set.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,6 +40,9 @@ _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
 }
+FORBIDDEN = re.compile(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|]')
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+LONGEST = 150  # bytes of a name; file systems allow 255
 _MOST_BYTES = 1 << 31  # of one image
 
 
@@ -60,9 +64,8 @@ class Listing:
                 else:
                     found.append(path / entry.name)
             elif entry.is_symlink() and not os.path.exists(entry.path):
-                self.strays[f"{printable(entry.name)} (a link that leads nowhere)"] = (
-                    None
-                )
+                name = f"{printable(entry.name)} (a link that leads nowhere)"
+                self.strays[name] = None
         return sorted(found, key=lambda folder: folder.name)
 
     def images(self, folder: Path) -> list[str]:
@@ -165,9 +168,13 @@ def is_image_name(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def can_be_listed(name: str) -> bool:
-    """Whether a folder of this name is looked into."""
-    return not name.startswith(".") and name.casefold() not in _SYSTEM_FOLDERS
+def safe_folder(name: str) -> str:
+    """What can be a folder on every system; "" for a name of which nothing is left."""
+    safe = FORBIDDEN.sub("-", name).encode()[:LONGEST].decode("utf-8", "ignore")
+    safe = safe.strip(" .")
+    if _RESERVED.fullmatch(safe) or safe.casefold() in _SYSTEM_FOLDERS:
+        return f"{safe}-"
+    return safe
 
 
 def printable(name: str) -> str:

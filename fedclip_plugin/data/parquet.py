@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, one_line
-from .listing import can_be_listed
+from .listing import FORBIDDEN, LONGEST, safe_folder
 
 COLUMNS = {
     "image": ("image", "img", "picture"),
@@ -23,10 +23,7 @@ COLUMNS = {
     ),
 }
 _BATCH_ROWS = 64
-_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|]')
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _NUMBER = re.compile(r"u?int|float|halffloat|double|bool")
-_LONGEST = 150  # bytes of a name; file systems allow 255
 _SIGNATURES = (
     (re.compile(rb"\xff\xd8\xff"), ".jpg"),
     (re.compile(rb"\x89PNG\r\n\x1a\n"), ".png"),
@@ -60,15 +57,6 @@ class FolderNames:
             for name, folder in self.folders.items()
         }
         return {folder: name for folder, name in shown.items() if name != folder}
-
-
-def safe_folder(name: str) -> str:
-    """What can be a folder on every system; "" for a name of which nothing is left."""
-    safe = _FORBIDDEN.sub("-", name).encode()[:_LONGEST].decode("utf-8", "ignore")
-    safe = safe.strip(" .")
-    if _RESERVED.fullmatch(safe) or not can_be_listed(safe):
-        return f"{safe}-"
-    return safe
 
 
 @dataclass(frozen=True)
@@ -221,7 +209,7 @@ def _stem(path: Any) -> str | None:
     if not isinstance(path, str):
         return None
     stem = re.split(r"[/\\]", path)[-1].rpartition(".")[0]
-    usable = stem and stem[0] not in ". " and len(stem.encode()) <= _LONGEST
-    if not usable or _FORBIDDEN.search(stem):
+    usable = stem and stem[0] not in ". " and len(stem.encode()) <= LONGEST
+    if not usable or FORBIDDEN.search(stem):
         return None
     return stem

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.fields import as_path
+from ..data.listing import is_image_name, printable, safe_folder
 from ..errors import FeaturesError
 from ..storage.files import write_json
 from ..storage.tensors import DamagedFileError, read_tensors, write_tensors
@@ -35,6 +39,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "embed_dim": int,
     "key": str,
 }
+_TAKEN = re.compile(r"text|\d+\.domain")  # names of files of ours
 _LISTS = ("skipped", "notes")  # of texts; left out where they are empty
 
 
@@ -113,10 +118,13 @@ def save_features(features: FeatureSet, directory: str | Path) -> None:
     for name in _LISTS:
         if found := getattr(features, name):
             header[name] = list(found)
+    stems = _stems(features.domains)
+    if stems:
+        header["files"] = stems
     write_tensors(directory / "text.safetensors", {"text": features.text})
     for domain in features.domains:
         write_tensors(
-            directory / f"{domain}.safetensors",
+            directory / f"{stems.get(domain, domain)}.safetensors",
             {"image": features.image[domain], "label": features.label[domain]},
         )
     write_json(directory / "features.json", header)
@@ -140,7 +148,7 @@ def load_features(directory: str | Path) -> FeatureSet:
     )
     image, label = {}, {}
     for domain in header["domains"]:
-        path = directory / f"{domain}.safetensors"
+        path = directory / f"{header['files'].get(domain, domain)}.safetensors"
         image[domain] = _read(path, "image").float()
         label[domain] = _read(path, "label")
         _check_domain(path, image[domain], label[domain], dim, len(classes))
@@ -159,6 +167,28 @@ def load_features(directory: str | Path) -> FeatureSet:
         text=text,
         **{name: tuple(header.get(name, ())) for name in _LISTS},
     )
+
+
+def refuse_images(directory: Path) -> None:
+    """Raise FeaturesError where ``directory`` holds images: it is a data set's."""
+    for folder, _, names in os.walk(directory):
+        if any(map(is_image_name, names)):
+            raise FeaturesError(
+                f"--to {directory}: there are images in {printable(folder)}; choose "
+                "another folder, for the features alone"
+            )
+
+
+def _stems(domains: Sequence[str]) -> dict[str, str]:
+    """Domain -> its file without suffix, for names that others have or no file can."""
+    keys = Counter(domain.casefold() for domain in domains)
+    return {
+        domain: f"{i}.domain"
+        for i, domain in enumerate(domains)
+        if _TAKEN.fullmatch(domain.casefold())
+        or keys[domain.casefold()] > 1
+        or safe_folder(domain) != domain
+    }
 
 
 def _expect(condition: bool, message: str) -> None:
@@ -202,10 +232,15 @@ def _read_header(directory: Path) -> dict[str, Any]:
             isinstance(texts, list) and all(isinstance(text, str) for text in texts),
             f"{path}: {name!r} must list texts",
         )
+    stems = header.setdefault("files", {})
+    _expect(isinstance(stems, dict), f"{path}: 'files' must be an object")
     for domain in header["domains"]:
+        stem = stems.get(domain, domain)
         _expect(
-            Path(domain).name == domain and domain not in (".", "..", "text"),
-            f"{path}: domain {domain!r} is not a plain file name",
+            isinstance(stem, str)
+            and Path(stem).name == stem
+            and stem not in (".", "..", "text"),
+            f"{path}: domain {domain!r}: {stem!r} is not a plain file name",
         )
     _expect(
         math.isfinite(header["logit_scale"]) and header["logit_scale"] > 0,

@@ -16,17 +16,25 @@ from .encode import EncodeStats, EncodingJob, encode_once
 from .feature_set import FeatureSet, load_features
 
 
+def open_data(config: RunConfig) -> ImageDataset | FeatureSet:
+    """The data of a run, listed or read; raises FedClipError before any work."""
+    if config.data.features is not None:
+        return load_features(config.data.features)
+    return load_dataset(config.data.dataset, config.data.root)
+
+
 def obtain_features(
-    config: RunConfig, progress: Progress = silent
+    config: RunConfig,
+    progress: Progress = silent,
+    data: ImageDataset | FeatureSet | None = None,
 ) -> tuple[FeatureSet, EncodeStats]:
     """The features of a run: from ``data.features``, else encoded once and cached."""
-    if config.data.features is not None:
-        start = time.perf_counter()
-        features = load_features(config.data.features)
-        count = sum(len(v) for v in features.label.values())
-        return features, EncodeStats(count, 0, time.perf_counter() - start)
-    dataset = load_dataset(config.data.dataset, config.data.root)
-    return encode_dataset(dataset, config, progress)
+    start = time.perf_counter()
+    data = data or open_data(config)
+    if isinstance(data, ImageDataset):
+        return encode_dataset(data, config, progress)
+    count = sum(len(v) for v in data.label.values())
+    return data, EncodeStats(count, 0, time.perf_counter() - start)
 
 
 def encode_dataset(

@@ -16,6 +16,7 @@ from ..algorithms import get_algorithm
 from ..clip.whole import WholeClip, open_whole_clip
 from ..config.schema import RunConfig, TrainConfig
 from ..config.toml import to_toml
+from ..data.dataset import ImageDataset
 from ..data.folders import load_dataset
 from ..data.partition import resolve_targets
 from ..data.progress import Progress as OnImages
@@ -57,14 +58,16 @@ def run_in(
     on_features: OnFeatures | None = None,
     on_round: OnRound | None = None,
     progress: OnImages = silent,
+    data: ImageDataset | FeatureSet | None = None,
 ) -> dict[str, Any]:
     """Encode what is not encoded yet, then :func:`run_experiment`, in ``out`` alone.
 
     ``out`` is one that ``prepare_out`` has made; it is removed if nothing comes of it.
+    ``data`` is what ``open_data`` gave, if it was called.
     """
     with hold(out):
         try:
-            features, stats = obtain_features(config, progress)
+            features, stats = obtain_features(config, progress, data)
             if on_features is not None:
                 on_features(features, stats)
             return run_experiment(config, features, stats, out, resume, on_round)

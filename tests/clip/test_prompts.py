@@ -63,7 +63,9 @@ def test_braces_in_a_class_name_are_text() -> None:
     assert captions(["{0}"], "a {}") == ["a {0}"]
 
 
-@pytest.mark.parametrize("prompt", ["a dog", "{} and {}", ""])
+@pytest.mark.parametrize(
+    "prompt", ["a dog", "{} and {}", "", "a {{}}", "a {x} {}", "a {} }"]
+)
 def test_a_prompt_needs_one_place_for_the_class(prompt: str) -> None:
     with pytest.raises(ConfigError, match="exactly one"):
         captions(["dog"], prompt)

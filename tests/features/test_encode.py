@@ -167,6 +167,25 @@ def test_digests_are_remembered_by_stamp(tmp_path):
     assert reads == [0, 1, 2, 1]
 
 
+def test_files_that_are_not_there_are_skipped_by_their_stamp_too(tmp_path):
+    def gone(i: int) -> str:
+        raise DataError("cannot read image")
+
+    def read(i: int) -> bytes:
+        return gone(i).encode() if i == 0 else png(i)
+
+    def stat(i: int) -> str:
+        return gone(i) if i == 0 else "1"
+
+    domain = ImageDomain("d", ("x", "y"), np.zeros(2, np.int64), read, stat)
+    first = digest_domain(domain, tmp_path, skip=True)
+    assert first[0] == ""
+    assert first[1]
+    assert digest_domain(domain, tmp_path, skip=True) == first
+    with pytest.raises(DataError):
+        digest_domain(domain, tmp_path)
+
+
 class StuckEncoder(FakeEncoder):
     """It never comes back from its seventh batch."""
 

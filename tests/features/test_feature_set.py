@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from fedclip_plugin.errors import FeaturesError
-from fedclip_plugin.features.feature_set import load_features, save_features
+from fedclip_plugin.features.feature_set import (
+    load_features,
+    refuse_images,
+    save_features,
+)
 from tests.federation.toy import toy_features, write_toy
 
 
@@ -50,6 +55,52 @@ def test_domain_order_keeps_domains_and_groups_together():
     assert features.domain_order(index, group).tolist() == [3, 25, 20, 7, 1, 28]
 
 
+@pytest.mark.parametrize(
+    "domains",
+    [
+        ("text", "Text", "photo"),
+        ("features", "text", "0.domain"),
+        ("a:b", "x" * 240, "aux"),
+        ("Photo", "photo", "1.domain"),
+    ],
+)
+def test_domains_of_any_name_are_read_again(tmp_path, domains):
+    toy = toy_features()
+    parts = dict(zip(toy.domains, domains))
+    features = replace(
+        toy,
+        domains=domains,
+        image={parts[d]: toy.image[d] for d in parts},
+        label={parts[d]: toy.label[d] for d in parts},
+    )
+    save_features(features, tmp_path / "f")
+    found = load_features(tmp_path / "f")
+    assert torch.equal(found.text, features.text)
+    for domain in domains:
+        assert torch.equal(found.image[domain], features.image[domain])
+    files = [path.name.casefold() for path in (tmp_path / "f").iterdir()]
+    assert len(set(files)) == len(files) == 5
+
+
+def test_directories_of_earlier_versions_have_files_by_domain(tmp_path):
+    directory = write_toy(tmp_path / "f")
+    header = json.loads((directory / "features.json").read_text())
+    assert "files" not in header  # others need not know of it
+    save_file(load_file(directory / "art.safetensors"), directory / "x.y.safetensors")
+    edit_header(directory, domains=["x.y", *header["domains"][1:]])
+    assert load_features(directory).domains[0] == "x.y"
+
+
+def test_a_data_set_is_no_place_for_features(tmp_path):
+    refuse_images(tmp_path / "new")
+    refuse_images(write_toy(tmp_path / "f"))
+    (tmp_path / "Z" / "photo" / "dog").mkdir(parents=True)
+    (tmp_path / "Z" / "photo" / "dog" / "1.JPG").touch()
+    for folder in ("Z", "Z/photo", "Z/photo/dog"):
+        with pytest.raises(FeaturesError, match="choose another folder"):
+            refuse_images(tmp_path / folder)
+
+
 def edit_header(directory, **changes):
     path = directory / "features.json"
     header = json.loads(path.read_text())
@@ -66,6 +117,9 @@ def edit_header(directory, **changes):
         ({"classes": ["a", "a"]}, "different"),
         ({"embed_dim": 17}, r"shape \(4, 17\)"),
         ({"domains": ["art", "../art"]}, "plain file name"),
+        ({"files": {"art": "../art"}}, "plain file name"),
+        ({"files": {"art": "text"}}, "plain file name"),
+        ({"files": ["art"]}, "'files' must be an object"),
         ({"domains": ["art", "missing"]}, r"missing\.safetensors is missing"),
         ({"logit_scale": -1}, "logit_scale"),
     ],
