@@ -7,12 +7,14 @@ classes, started from the words of ``--prompt``.  Images stay frozen features.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config.fields import Section, option
 from ..errors import ConfigError
 from ..wire.update import ClientUpdate, State
 from .base import Algorithm, Client, Task
@@ -35,7 +37,7 @@ class PromptFL(Algorithm):
         words = clip.prompt.partition("{}")[0].strip()
         if not words:
             raise ConfigError(
-                f"--alg promptfl starts from the words before the class name: "
+                f"--alg {self.name} starts from the words before the class name: "
                 f"--prompt {clip.prompt!r} has none"
             )
         tokens = clip.tokenize([words])[0]  # start, words, end, padding
@@ -52,21 +54,59 @@ class PromptFL(Algorithm):
         context = state["context"].clone().requires_grad_()
 
         def loss(rows: Tensor) -> Tensor:
-            scores = _scores(context, client.train.x[rows], task)
-            return F.cross_entropy(scores, client.train.y[rows])
+            text = _learned_text(context, task)
+            scores = _scores(text, client.train.x[rows], task)
+            error = F.cross_entropy(scores, client.train.y[rows])
+            return error + self.penalty(text, task)
 
         optimizer = make_optimizer([context], task.train)
         losses = train_local(optimizer, loss, client, task, round_number, least=1)
         return client_update(client, {"context": context.detach()}, losses)
 
+    def penalty(self, text: Tensor, task: Task) -> Tensor | float:
+        """What is added to the loss for the learned text features ``text`` (C, D)."""
+        return 0.0
+
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Scaled cosine with the captions under the learned context."""
         with torch.no_grad():
-            return _scores(state["context"], x, task)
+            return _scores(_learned_text(state["context"], task), x, task)
 
 
-def _scores(context: Tensor, x: Tensor, task: Task) -> Tensor:
-    """(N, C) scores of raw features ``x`` (N, D)."""
+@dataclass(frozen=True)
+class KgCoOpParams(Section):
+    """What KgCoOp has beside PromptFL; the default is the paper's."""
+
+    weight: float = option(
+        8.0, "kgcoop: weight of the distance from the hand-written captions",
+        within="[0, inf)")  # fmt: skip
+
+
+class KgCoOp(PromptFL):
+    """PromptFL held near the hand-written captions, so that it forgets less.
+
+    Yao, Zhang, Xu 2023, "Visual-Language Prompt Tuning with Knowledge-guided Context
+    Optimization", eq. 4 to 6: ``CE + weight / C sum_c |t_c - t_c^hand|^2``.
+    """
+
+    name = "kgcoop"
+    source = "Yao et al. 2023, arXiv 2303.13283, on PromptFL"
+    Params = KgCoOpParams
+
+    def penalty(self, text: Tensor, task: Task) -> Tensor | float:
+        """``weight`` times the mean squared distance of learned and written text."""
+        weight: float = task.params.weight
+        return weight * (text - task.text).square().sum(dim=1).mean()
+
+
+def _scores(text: Tensor, x: Tensor, task: Task) -> Tensor:
+    """(N, C) scores of raw features ``x`` (N, D) for text features (C, D)."""
+    scores: Tensor = task.logit_scale * F.normalize(x, dim=1) @ text.t()
+    return scores
+
+
+def _learned_text(context: Tensor, task: Task) -> Tensor:
+    """Normalised text features (C, D) of the captions under ``context`` (M, W)."""
     clip = task.whole_clip
     count = len(context)
 
@@ -77,11 +117,10 @@ def _scores(context: Tensor, x: Tensor, task: Task) -> Tensor:
     model: Any = clip.model
     hook = _token_embedding(model).register_forward_hook(put)
     try:
-        text = model.encode_text(clip.tokens, normalize=True)
+        text: Tensor = model.encode_text(clip.tokens, normalize=True)
     finally:
         hook.remove()
-    scores: Tensor = task.logit_scale * F.normalize(x, dim=1) @ text.t()
-    return scores
+    return text
 
 
 def _token_embedding(model: Any) -> Any:

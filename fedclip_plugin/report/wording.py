@@ -19,6 +19,7 @@ _NAMES = {
     "linear": "linear head",
     "local": "local adapters",
     "promptfl": "PromptFL",
+    "kgcoop": "KgCoOp",
     "zero_shot": "zero-shot",
     "zeroshot": "zero-shot",
 }

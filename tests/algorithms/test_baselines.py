@@ -14,7 +14,11 @@ from fedclip_plugin.config.schema import DataConfig, RunConfig
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.checkpoint import Checkpoint
 from fedclip_plugin.federation.engine import Run, federate, run_round
-from fedclip_plugin.federation.evaluation import score_target, score_zero_shot
+from fedclip_plugin.federation.evaluation import (
+    score_target,
+    score_zero_shot,
+    zero_shot_scores,
+)
 from fedclip_plugin.settings.options import add_run_options
 from fedclip_plugin.settings.sources import read_config
 from tests.federation.toy import checkpointed, toy_features
@@ -112,6 +116,15 @@ def test_linear_is_fedavg_of_logistic_regression():
     for key in ("weight", "bias"):
         mean = sum(getattr(h, key).detach() for h in heads) / len(heads)
         torch.testing.assert_close(state[key], mean, rtol=1e-5, atol=1e-6)
+
+
+def test_linear_from_text_starts_as_zero_shot():
+    fed = make("linear", init="text")
+    scores = fed.algorithm.predict(fed.first, fed.target.x, fed.task)
+    expected = zero_shot_scores(fed.target, fed.task)
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-4)
+    *_, last = federate(fed)
+    assert last.result.mean_test > 0.8
 
 
 def test_linear_learns():

@@ -82,7 +82,9 @@ def test_many_clients_at_once_score_as_one_by_one(name, images, weights):
         assert found[client.name]["test"] == accuracy(labels, client.test.y)
 
 
-@pytest.mark.parametrize("name", ["fedavg", "fedavg-lora", "fedprox", "promptfl"])
+@pytest.mark.parametrize(
+    "name", ["fedavg", "fedavg-lora", "fedprox", "promptfl", "kgcoop"]
+)
 def test_the_first_state_is_zero_shot(name, images, weights):
     fed = make(name, images, weights)
     state = fed.algorithm.init(fed.task)
@@ -92,7 +94,9 @@ def test_the_first_state_is_zero_shot(name, images, weights):
         torch.testing.assert_close(ours, zero_shot, rtol=1e-4, atol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["fedavg", "fedavg-lora", "fedprox", "promptfl"])
+@pytest.mark.parametrize(
+    "name", ["fedavg", "fedavg-lora", "fedprox", "promptfl", "kgcoop"]
+)
 def test_training_lowers_the_loss_and_repeats_bit_for_bit(name, images, weights):
     runs = [
         [
@@ -186,6 +190,31 @@ def test_promptfl_sends_the_context_alone_and_leaves_the_model(images, weights):
     assert last.state["context"].shape == (4, 16)  # "a picture of a"
     after = fed.task.clip.model.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_kgcoop_adds_the_papers_distance_to_the_loss(images, weights):
+    fed = make("kgcoop", images, weights, batch_size=64, rounds=1)
+    client, start = fed.clients[0], fed.first
+    plain = get_algorithm("promptfl").local_train(start, client, fed.task, 1)
+    held = fed.algorithm.local_train(start, client, fed.task, 1)
+    # untrained, the learned captions are the written ones: nothing is added
+    assert held.metrics["loss"] == pytest.approx(plain.metrics["loss"], rel=1e-5)
+    text = 0.5 * fed.task.text
+    expected = sum(
+        float((learned - written).double().square().sum())
+        for learned, written in zip(text, fed.task.text)
+    )
+    added = fed.algorithm.penalty(text, fed.task)
+    assert float(added) == pytest.approx(8.0 * expected / len(text), rel=1e-5)
+
+
+def test_kgcoop_stays_nearer_to_the_written_captions(images, weights):
+    moved = {}
+    for weight in (0.0, 1000.0):
+        fed = make("kgcoop", images, weights, rounds=4, weight=weight)
+        *_, last = federate(fed)
+        moved[weight] = float((last.state["context"] - fed.first["context"]).norm())
+    assert moved[1000.0] < 0.9 * moved[0.0]
 
 
 def test_without_the_model_there_is_one_line(images, weights):
