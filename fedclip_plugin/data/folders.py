@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..config.schema import EMBEDDED_DATASET
 from ..errors import DataError, did_you_mean, spelling_key
@@ -36,7 +37,6 @@ from .dataset import (
 from .doubts import doubts
 from .listing import (
     IMAGE_SUFFIXES,
-    UNREAD_PICTURES,
     Listing,
     printable,
     read_file,
@@ -52,11 +52,12 @@ _SPLITS = {"train", "val", "valid", "validation", "crossval", "test", "full"}
 def load_dataset(
     name: str, root: str | None, domains: Sequence[str] | None = None
 ) -> ImageDataset:
-    """List the images of data set `name` under `root`; no image is opened.
+    """List the images of data set `name` under `root`; only a few are opened.
 
     `root` holds the domain folders, or a folder named like the data set that does.
     `domains` selects some of them, in the data set's order.  Domains of a published
-    data set get the names of `dataset.KNOWN`, however their folders are spelt.
+    data set get the names of `dataset.KNOWN`, however their folders are spelt.  The
+    notes tell what was passed over, left out or is doubtful.
     Raises DataError for a folder that is missing, empty, or not of that shape.
     """
     name = canonical_name(name)
@@ -196,16 +197,11 @@ def _own_domains(listing: Listing, base: Path) -> dict[str, Path]:
         for name in folders
         if keys[name] & set().union(*(keys[other] for other in full if other != name))
     }
-    family = shared.intersection(full)
-    domains = {
-        name: path
-        for name, path in folders.items()
-        if name in shared or (name in full and not family)
-    }
+    domains = shared if shared.intersection(full) else shared.union(full)
     if not full:
         return folders
-    listing.strays.update(dict.fromkeys(folders.keys() - domains.keys()))
-    return domains
+    listing.strays.update(dict.fromkeys(folders.keys() - domains))
+    return {name: path for name, path in folders.items() if name in domains}
 
 
 def _candidates(listing: Listing, root: Path, names: set[str]) -> list[Path]:
@@ -284,8 +280,10 @@ def _common_classes(
     """The class folders, which must be the same in each domain; sorted.
 
     A folder without an image in any domain is a class only where each domain has it,
-    and nothing but pictures lies in it.
+    and nothing but pictures of other formats lies in it.
     """
+    Image.init()
+    pictures = {*Image.registered_extensions(), ".heic", ".heif"}
     first, *others = class_roots
     folders = {
         d: {p.name: p for p in listing.subfolders(path)}
@@ -297,7 +295,7 @@ def _common_classes(
         for found in folders.values()
         for name, path in found.items()
         if listing.images(path)
-        or (name in everywhere and set(listing.others(path)) <= set(UNREAD_PICTURES))
+        or (name in everywhere and set(listing.others(path)) <= pictures)
     }
     for found in folders.values():
         for name in found.keys() - real:

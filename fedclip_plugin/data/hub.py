@@ -230,6 +230,8 @@ def _write(dataset: str, images: _Images, to: Path, progress: Progress) -> Mater
                     f"{path} exists with other contents; choose a new folder with --to"
                 )
         progress(f"write {dataset}", done, images.total)
+    if done < images.total:  # rows were left out
+        progress(f"write {dataset}", images.total, images.total)
     _complete_classes(to, images)
     _mark(to, dataset, done, images.labels.changed())
     return Materialised(to, done, written, tuple(_left_out(images.tables)))

@@ -28,6 +28,7 @@ _PIXELS_A_BYTE = 1000
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
+_MOST_SIDES = 1000  # long by short: its short side becomes that of CLIP's input
 _FEW_BITS = 14  # of 16
 _DARK = 32  # of 255
 
@@ -63,6 +64,8 @@ def _opened(data: bytes, name: str, small: bool = False) -> Iterator[Image.Image
             pixels = image.width * image.height
             if pixels > MAX_PIXELS:
                 raise _bad(name, f"{image.width} x {image.height} pixels are too many")
+            if max(image.size) > _MOST_SIDES * min(image.size):
+                raise _bad(name, f"{image.width} x {image.height} pixels: too long")
             if pixels > _FREE_PIXELS + _PIXELS_A_BYTE * len(data):
                 raise _bad(name, f"{pixels} pixels in {len(data)} bytes: a bomb")
             if small:
@@ -74,7 +77,9 @@ def _opened(data: bytes, name: str, small: bool = False) -> Iterator[Image.Image
     except Image.DecompressionBombError as error:
         raise _bad(name, "its pixels are too many") from error
     except UnidentifiedImageError as error:
-        raise _bad(name, "not an image of a known format") from error
+        lfs = data.startswith(b"version https://git-lfs")
+        reason = "a pointer of Git LFS, so `git lfs pull` is to be done" if lfs else ""
+        raise _bad(name, reason or "not an image of a known format") from error
     except Exception as error:  # Pillow's readers raise anything on malformed data
         raise _bad(name, one_line(error)) from error
 

@@ -21,25 +21,14 @@ IMAGE_SUFFIXES = (
     *(".tif", ".tiff", ".ppm", ".pgm"),
     *(".jfif", ".jpe", ".jif", ".jfi", ".pjpeg", ".pjp"),  # JPEG by other names
 )
-UNREAD_PICTURES = (
-    *(".gif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".dng", ".raw"),
-    *(".dcm", ".exr", ".tga", ".mpo", ".npy"),
-)
-"""Pictures that are left out; a folder of them is a class all the same."""
-
 _SYSTEM_FOLDERS = {
     *("__macosx", "network trash folder", "temporary items"),  # macOS
     *("$recycle.bin", "recycler", "system volume information", "found.000"),  # Windows
     *("lost+found", "__pycache__", "node_modules"),
     *("@eadir", "@tmp", "#recycle", "#snapshot"),  # Synology
-    *("@recycle", "@recently-snapshot", "~snapshot"),  # QNAP, NetApp
+    *("@recycle", "@__thumb", "@recently-snapshot", "~snapshot"),  # QNAP, NetApp
 }
 _SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-}
 FORBIDDEN = re.compile(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 LONGEST = 150  # bytes of a name; file systems allow 255
@@ -145,10 +134,17 @@ def _identity(folder: str | Path) -> tuple[int, int]:
 
 
 def _entries(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """What lies in a folder and is not hidden; raises DataError."""
+    """What lies in a folder and is not hidden; raises DataError.
+
+    `.NAME.icloud` stands for an image that is not on this machine: it is counted.
+    """
     try:
         with os.scandir(path) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
+            return [
+                entry
+                for entry in entries
+                if not entry.name.startswith(".") or entry.name.endswith(".icloud")
+            ]
     except OSError as error:
         raise DataError(
             f"cannot list folder {printable(os.fspath(path))}: {error.strerror}; make "
@@ -219,9 +215,8 @@ def _status(path: str) -> os.stat_result:
         broken = isinstance(error, FileNotFoundError) and os.path.islink(path)
         reason = "a link that leads nowhere" if broken else error.strerror
         raise _unreadable(path, reason) from error
-    kind = stat.S_IFMT(status.st_mode)
-    if kind != stat.S_IFREG:
-        raise _unreadable(path, f"{_KINDS.get(kind, 'a device')}, not a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise _unreadable(path, "a folder, pipe, socket or device, not a file")
     if status.st_size > _MOST_BYTES:
         raise _unreadable(path, f"{status.st_size} bytes are no image")
     return status

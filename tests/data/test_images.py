@@ -150,6 +150,17 @@ def test_damaged_bytes_never_raise_anything_else() -> None:
                 assert decode_image(data.tobytes(), "x").mode == "RGB"
 
 
+def test_a_line_is_no_picture() -> None:
+    with pytest.raises(DataError, match="1 x 2000 pixels: too long"):
+        decode_image(encode(Image.new("L", (1, 2000)), "PNG"), "x")
+
+
+def test_what_stands_for_an_image_elsewhere_names_the_remedy() -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n"
+    with pytest.raises(DataError, match=r"git lfs pull"):
+        decode_image(pointer, "x")
+
+
 def test_bombs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(Image.new("L", (100, 100)), "PNG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)

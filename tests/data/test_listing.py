@@ -65,10 +65,12 @@ def test_other_suffixes_are_read_or_counted(tmp_path: Path) -> None:
     make_set(tmp_path, ("a", "b"))
     put(tmp_path, "a/cat/3.jfif", "a/cat/4.JPE", "a/cat/5.gif", "b/cat/6.GIF")
     put(tmp_path, "b/dog/7.heic", "b/dog/8", "a/9.jpg")
+    put(tmp_path, "b/dog/.10.jpg.icloud", "b/dog/.hidden.gif")
     dataset = load_dataset("x", str(tmp_path))
     assert "a/cat/3.jfif" in dataset.domains[0].files
     assert len(dataset.domains[0].files) == 6
-    assert told("left out: 2 .gif, 1 ", ".heic", "1 without", notes=dataset.notes)
+    kinds = ("left out: 2 .gif, 1 ", "1 .heic", "1 .icloud", "1 without")
+    assert told(*kinds, notes=dataset.notes)
     assert told("1 images beside the class folders of a", notes=dataset.notes)
 
 
@@ -93,9 +95,7 @@ def test_whatever_lies_where_an_image_should(
     reasons = {
         "link": "a link that leads nowhere",
         "circle": "Too many levels",
-        "pipe": "a pipe, not a file",
-        "socket": "a socket, not a file",
-        "device": "a device, not a file",
+        **dict.fromkeys(("pipe", "socket", "device"), "not a file"),
         "huge": "bytes are no image",
     }
     if kind == "pipe":
