@@ -75,9 +75,6 @@ def materialise(
     try:
         path.mkdir(parents=True, exist_ok=True)
         with FileLock(path / ".fedclip-data.lock", timeout=0):
-            if marker(path):
-                for folder in (path, *path.glob("*/*")):
-                    remove_leftovers(folder)
             return _write(name, images, path, progress)
     except Timeout as error:
         raise DataError(
@@ -214,11 +211,19 @@ def _table_files(
 
 
 def _write(dataset: str, images: _Images, to: Path, progress: Progress) -> Materialised:
-    """Write what is not there yet."""
+    """Write what is not there yet, and a folder of each class in each domain.
+
+    Some data sets lack a combination; what lies beside the data stays as it is.
+    """
     _mark(to, dataset, None, {})
     done = written = 0
+    named = (name for table in images.tables for name in table.classes)
+    classes = {images.labels.folder(name) for name in named if safe_folder(name)}
+    domains = set()
     for done, (name, data) in enumerate(images.files, start=1):
         path = to / name
+        domains.add(path.parent.parent)
+        classes.add(path.parent.name)
         try:
             size = path.stat().st_size
         except FileNotFoundError:
@@ -232,18 +237,9 @@ def _write(dataset: str, images: _Images, to: Path, progress: Progress) -> Mater
         progress(f"write {dataset}", done, images.total)
     if done < images.total:  # rows were left out
         progress(f"write {dataset}", images.total, images.total)
-    _complete_classes(to, images)
+    for folder in (domain / cls for domain in domains for cls in classes):
+        folder.mkdir(exist_ok=True)
+        remove_leftovers(folder)
+    remove_leftovers(to, f"{MARKER}.*")
     _mark(to, dataset, done, images.labels.changed())
     return Materialised(to, done, written, tuple(_left_out(images.tables)))
-
-
-def _complete_classes(to: Path, images: _Images) -> None:
-    """Give each domain a folder for each class: some data sets lack a combination."""
-    listing = Listing()
-    domains = listing.subfolders(to)
-    named = (name for table in images.tables for name in table.classes)
-    classes = {images.labels.folder(name) for name in named if safe_folder(name)}
-    classes |= {cls.name for domain in domains for cls in listing.subfolders(domain)}
-    for domain in domains:
-        for cls in classes:
-            (domain / cls).mkdir(exist_ok=True)

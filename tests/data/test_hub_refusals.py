@@ -119,6 +119,19 @@ def test_nothing_is_made_without_a_source(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_folders_beside_the_domains_stay_as_they_are(
+    tmp_path: Path, parquet: Path
+) -> None:
+    out = tmp_path / "out"
+    materialise("pacs", out, parquet)
+    theirs = out / "runs" / "photo"
+    theirs.mkdir(parents=True)
+    (out / "photo" / "masks").mkdir()
+    materialise("pacs", out, parquet)
+    assert [path.name for path in (out / "runs").iterdir()] == ["photo"]
+    assert not (out / "sketch" / "masks").exists()
+
+
 def test_scraps_of_others_stay(tmp_path: Path, parquet: Path) -> None:
     theirs = tmp_path / "out" / ".notes.tmp"
     theirs.parent.mkdir()
