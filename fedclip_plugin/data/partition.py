@@ -20,6 +20,7 @@ from ..errors import ConfigError, did_you_mean, spelling_key
 
 Rows = npt.NDArray[np.int64]
 NO_TARGET = "none"
+MAX_NAME = 255  # characters of a domain's name
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,10 @@ def resolve_targets(
 
     () is every domain in turn.  A target is a domain's name in any case and spelling,
     its position ("0", as in the authors' `--test_envs`), or "none".  Raises ConfigError
-    on another, and where holding one out would leave no client.
+    on another, on domains whose names will not do (:func:`check_names`), and where
+    holding one out would leave no client.
     """
+    check_names(domains)
     wanted = [_resolve(domains, target) for target in targets or domains]
     if len(domains) < 2 and any(target is not None for target in wanted):
         raise ConfigError(
@@ -82,6 +85,21 @@ def resolve_targets(
             f"leaves no client; use --target {NO_TARGET}"
         )
     return tuple(dict.fromkeys(wanted))
+
+
+def check_names(domains: Sequence[str]) -> None:
+    """Refuse names of domains that no run could show, or tell from no domain.
+
+    Raises ConfigError.
+    """
+    for name in domains:
+        wrong = None
+        if name.casefold() == NO_TARGET:
+            wrong = f"--target {NO_TARGET} means that no domain is held out"
+        elif not name.strip() or not name.isprintable() or len(name) > MAX_NAME:
+            wrong = f"expected up to {MAX_NAME} printable characters"
+        if wrong:
+            raise ConfigError(f"domain {name[:60]!a}: {wrong}; rename it")
 
 
 def partition_clients(

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..config.schema import RunConfig
 from ..data.dataset import ImageDataset
 from ..data.folders import load_dataset
+from ..data.partition import check_names
 from ..data.progress import Progress, silent
 from ..ops.kernels import resolve_device
 from ..storage.hashes import cache_dir
@@ -43,6 +44,7 @@ def encode_dataset(
     """The features of any data set by the model of ``config``, through the cache."""
     from ..clip.encoder import EncoderSpec, FrozenClip, fingerprint
 
+    check_names([domain.name for domain in dataset.domains])
     spec = EncoderSpec.from_config(config)
     device = resolve_device(spec.device).type
     key = f"{fingerprint(spec)}|{spec.precision}|{device}"

@@ -110,11 +110,25 @@ def _target(
 
 
 def identity(features: FeatureSet, config: RunConfig, target: str | None) -> str:
-    """What a checkpoint belongs to; the number of rounds may grow."""
-    train = replace(config.train, rounds=1)
-    privacy = replace(config.privacy, dp_epsilon_budget=None)
-    model = replace(config.model, device="auto")
-    same = replace(config, train=train, privacy=privacy, model=model)
+    """What a checkpoint belongs to; the number of rounds may grow.
+
+    By ``features.key``, which is of the contents of images and weights: wherever they
+    lie, and whatever their folders are called.
+    """
+    usual = RunConfig()
+    data = replace(
+        config.data,
+        **{name: getattr(usual.data, name) for name in ("dataset", "root", "features")},
+        **{name: getattr(usual.data, name) for name in ("prompts", "on_bad_image")},
+    )
+    same = replace(
+        config,
+        preset=None,
+        model=usual.model,
+        data=data,
+        train=replace(config.train, rounds=1),
+        privacy=replace(config.privacy, dp_epsilon_budget=None),
+    )
     text = f"{to_toml(same)}|{features.key}|{target}"
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -25,7 +25,7 @@ from .build import Federation
 from .engine import Progress, RunState, usable
 
 DURABLE_SECONDS = 5.0  # power loss may cost this much; kill -9 costs nothing
-_FORMAT = "2"
+_FORMAT = "3"
 
 _PROGRESS = fields(
     dict.fromkeys(("round", "best_round", "bytes_up", "bytes_down"), count),
@@ -72,8 +72,31 @@ class Checkpoint:
         for a damaged file, one of another run or of an earlier version, or one that was
         made to look like this run's.
         """
+        if (found := self.accept()) is None:
+            return None
+        tensors, progress = found
         for directory in self.path.parents[:2]:
             remove_leftovers(directory)
+        tensors = on_device(tensors, fed.task.text.device)
+        state, kept = _part(tensors, "state/"), _part(tensors, "kept/")
+        best = _part(tensors, "best/") or state
+        best_kept = _part(tensors, "best-kept/")
+        for part in (state, best):
+            if wrong := _state_misfit(part, fed.first):
+                raise self._damaged(wrong)
+        for part in (kept, best_kept):
+            if wrong := _kept_misfit(part, fed.first):
+                raise self._damaged(wrong)
+        clients, own = unflatten(kept), unflatten(best_kept)
+        if progress.best_round == progress.round:  # it is in the file once
+            best, own = usable(fed, state, clients)
+        return RunState(progress, state, best, kept=clients, best_kept=own)
+
+    def accept(self) -> tuple[State, Progress] | None:
+        """What the file holds, if it is this run's; changes nothing.
+
+        None without a file.  Raises RunError as :meth:`load` does.
+        """
         try:
             tensors, meta = read_tensors(self.path)
             progress = _progress(meta)
@@ -93,20 +116,7 @@ class Checkpoint:
                 f"checkpoint {self.path} belongs to a run with another configuration "
                 "or other features; use its own options, or another --out"
             )
-        tensors = on_device(tensors, fed.task.text.device)
-        state, kept = _part(tensors, "state/"), _part(tensors, "kept/")
-        best = _part(tensors, "best/") or state
-        best_kept = _part(tensors, "best-kept/")
-        for part in (state, best):
-            if wrong := _state_misfit(part, fed.first):
-                raise self._damaged(wrong)
-        for part in (kept, best_kept):
-            if wrong := _kept_misfit(part, fed.first):
-                raise self._damaged(wrong)
-        clients, own = unflatten(kept), unflatten(best_kept)
-        if progress.best_round == progress.round:  # it is in the file once
-            best, own = usable(fed, state, clients)
-        return RunState(progress, state, best, kept=clients, best_kept=own)
+        return tensors, progress
 
     def _damaged(self, why: object) -> RunError:
         return RunError(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..algorithms.base import Algorithm, Client, Samples, Task
 from ..algorithms.zeroshot import ZeroShot
+from ..config.schema import TrainConfig
 from ..stats import mean
 from ..wire.update import State
 from .build import Federation
@@ -209,13 +210,34 @@ def summary_scores(
     }
 
 
-def selection_score(scores: Mapping[str, Mapping[str, float | None]]) -> float:
+def selection_score(
+    scores: Mapping[str, Mapping[str, float | None]],
+) -> float | None:
     """Mean validation accuracy of the clients: the best round has the highest.
 
-    Clients without validation rows do not count (authors' rule otherwise: strictly
-    higher wins, so of equal rounds the first).
+    Clients without validation rows do not count, and None is what nobody knows
+    (authors' rule otherwise: strictly higher wins, so of equal rounds the first).
     """
-    return mean([s["val"] for s in scores.values()]) or 0.0
+    return mean([s["val"] for s in scores.values()])
+
+
+def selection_notes(measured: Sequence[bool], train: TrainConfig) -> list[str]:
+    """What a choice of the best round lacks; ``measured``: who has validation rows."""
+    without = measured.count(False)
+    if not without:
+        return []
+    asked = [f"--patience {train.patience}"] if train.patience is not None else []
+    asked += [f"--personalize {train.personalize}"] * (train.personalize != "none")
+    idle = f", and {' and '.join(asked)} to no effect" if asked else ""
+    more = "; fewer --clients leave each of them more images"
+    if without == len(measured):
+        return [
+            f"no client has a validation image: the last round is taken{idle}{more}"
+        ]
+    return [
+        f"{without:,} of {len(measured):,} clients have no validation image: the best "
+        f"round is chosen by the others{more}"
+    ]
 
 
 def score_rows(fed: Federation, state: State, rows: Samples) -> tuple[float, float]:

@@ -16,10 +16,12 @@ import torch
 from ..algorithms import Algorithm, Client, Samples, Task
 from ..data.partition import paper_split
 from ..stats import ci95, mean
+from ..storage.files import file_names
 from ..wire.update import State
 from .build import Federation
 from .evaluation import accuracy, predict_labels, zero_shot_labels
 
+NEW_CLIENT = "target"
 EPOCHS = (1, 2, 4, 8)
 SHARES = (0.25, 0.5, 0.75, 1.0)
 
@@ -45,14 +47,16 @@ def personalize(
     """What personalization gives every client, and the states that they chose.
 
     A held-out target counts as a new client: split as the others are, it starts from an
-    adapter that never saw it.  Returns what ``summary.json`` holds; ``keep`` gets the
-    name and the state of client after client, so that one of them is in memory.
+    adapter that never saw it.  Returns what ``summary.json`` holds; ``keep`` gets a
+    file's name and the state of client after client, so that one is in memory.
     """
     clients = [*fed.clients, *new_clients(fed)]
-    results = []
+    names = file_names([client.name for client in fed.clients], (NEW_CLIENT,))
+    results: list[Personal] = []
     for client in clients:
         personal, state = _choose(fed.algorithm, shared, client, fed.task, method)
-        keep(client.name, state)
+        new = len(results) >= len(fed.clients)
+        keep(NEW_CLIENT if new else names[client.name], state)
         results.append(personal)
     count = len(fed.clients)
     return {
@@ -74,7 +78,7 @@ def new_clients(fed: Federation) -> list[Client]:
     parts = (split.train, split.val, split.test)
     return [
         Client(
-            "target",
+            NEW_CLIENT,
             index,
             *(target[torch.from_numpy(p).to(target.y.device)] for p in parts),
         )

@@ -160,7 +160,7 @@ def round_result(
         loss=mean([u.metrics.get("loss") for u in screened.sound]),
         target=target,
         clients=clients,
-        mean_val=selection_score(clients) if clients else None,
+        mean_val=selection_score(clients),
         mean_test=mean([s["test"] for s in clients.values()]),
         participants=screened.participants,
         bytes_up=screened.bytes_up,

@@ -6,6 +6,7 @@ takes no part in a mean.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -124,13 +125,73 @@ def _ci_over_seeds(by_target: Mapping[str, Sequence[Summary]]) -> dict[str, Any]
     return {key: ci95(row[key] for row in whole) for key in KINDS}
 
 
-def groups(summaries: Sequence[Summary]) -> list[list[Summary]]:
-    """Runs that may be averaged: the same algorithm and settings, data and model."""
-    keys = ("algorithm", "variant", "dataset", "model", "pretrained")
-    found: dict[tuple[Any, ...], list[Summary]] = {}
-    for summary in summaries:
-        found.setdefault(tuple(summary.get(k) for k in keys), []).append(summary)
-    return list(found.values())
+_ABOUT = ("algorithm", "variant", "dataset", "model", "pretrained")
+
+
+def groups(summaries: Sequence[Summary]) -> list[dict[int, Summary]]:
+    """Runs that may be averaged, each by its place: the same data, model and settings.
+
+    A repeat of a run, with its target and seed, is in none.  Where groups would go by
+    the same name, the ``variant`` of their summaries is told apart.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for place, s in enumerate(summaries):
+        key = json.dumps([*map(s.get, (*_ABOUT, "settings"))], sort_keys=True)
+        found.setdefault(key, {}).setdefault(_repeated(s, place), place)
+    firsts = {key: summaries[min(places.values())] for key, places in found.items()}
+    namesakes: dict[tuple[Any, ...], list[Summary]] = {}
+    for s in firsts.values():
+        namesakes.setdefault(tuple(map(s.get, _ABOUT)), []).append(s)
+    result: list[dict[int, Summary]] = []
+    for key, places in found.items():
+        others = namesakes[tuple(map(firsts[key].get, _ABOUT))]
+        names = [firsts[key].get("variant"), _difference(firsts[key], others)]
+        variant = ", ".join(filter(None, names))
+        result.append(
+            {i: {**summaries[i], "variant": variant} for i in places.values()}
+        )
+    return result
+
+
+def same_features(summaries: Iterable[Summary]) -> bool:
+    """Whether runs were scored on the same features: then zero-shot is the same."""
+    return len({(s.get("settings") or {}).get("features") for s in summaries}) == 1
+
+
+def _repeated(summary: Summary, place: int) -> str:
+    """What a repeat of a run has in common with it; nothing has it where noise is new.
+
+    Former versions did not record their settings: they must have the same result.
+    """
+    settings = summary.get("settings")
+    if settings and settings.get("dp-seed") == "secret":
+        return str(place)
+    same = [target_name(summary), summary.get("seed")]
+    return json.dumps(same if settings else [*same, summary["result"]])
+
+
+def _difference(summary: Summary, others: Sequence[Summary]) -> str:
+    """Settings in which a run differs from ``others`` that go by its name."""
+
+    def differing(name: str) -> dict[str, str]:
+        each = [s.get(name) or {} for s in others]
+        keys = dict.fromkeys(key for found in each for key in found)
+        own = summary.get(name) or {}
+        return {
+            key: own.get(key, "default")
+            for key in keys
+            if len({found.get(key) for found in each}) > 1
+        }
+
+    if len(others) > 1 and not summary.get("settings"):
+        return "settings not recorded"
+    found = differing("settings")
+    if key := found.pop("features", ""):
+        of = differing("sources")
+        places = ("root", "features")
+        where: dict[str, str] = {name: of.pop(name) for name in places if name in of}
+        found.update(of or where or {"features": key[:8]})
+    return ", ".join(f"{name} {value}" for name, value in found.items())
 
 
 def client_names(by_target: Mapping[str, Any]) -> list[str]:

@@ -34,7 +34,8 @@ def print_table(
     Runs of different algorithms, data or models get a table each.  Accuracies are in
     per cent; with several seeds the half-width of the 95 % interval stands beside.
     """
-    for group in groups(summaries):
+    for places in groups(summaries):
+        group = list(places.values())
         total, method = aggregate(group), method_name(group[0]["algorithm"])
         console.print(Text(_title(group), "bold"))
         _print(console, results(total, method, lifts=False))

@@ -17,7 +17,17 @@ from typing import Any
 
 from ..errors import RunError
 from ..storage import shapes
-from ..storage.shapes import count, each, fields, fraction, maybe, number, several, text
+from ..storage.shapes import (
+    cleaned,
+    count,
+    each,
+    fields,
+    fraction,
+    maybe,
+    number,
+    several,
+    text,
+)
 
 Summary = Mapping[str, Any]
 
@@ -68,6 +78,9 @@ def load_run(directory: str | Path) -> RunRecord:
     config = path / "config.toml"
     judged = path / "evaluation.json"
     evaluation = _read_json(judged) if judged.is_file() else {}
+    confusion = evaluation.get("confusion")
+    if isinstance(confusion, dict) and any(map(too_large, confusion.values())):
+        del evaluation["confusion"]
     _check(str(judged), evaluation, EVALUATION)
     if evaluation.get("metrics"):  # a host's summary leaves them to that file
         summary.setdefault("metrics", evaluation["metrics"])
@@ -159,7 +172,7 @@ def _read_text(path: Path) -> str:
 
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
-        value = json.loads(text, parse_constant=lambda _: None)  # NaN reads as null
+        value = cleaned(json.loads(text))  # as an earlier version did not write it
     except (ValueError, RecursionError) as error:
         raise RunError(
             f"{where} is not valid JSON ({error}): "
@@ -206,6 +219,12 @@ def _check(where: str, value: Any, shape: shapes.Check) -> None:
 
 MAX_CLASSES = 2000  # of a confusion matrix that is drawn
 
+
+def too_large(matrix: Any) -> bool:
+    """Whether a confusion matrix has more classes than a report shows."""
+    return isinstance(matrix, list) and len(matrix) > MAX_CLASSES
+
+
 _SCORES = fields(
     {"clients": each(maybe(fraction))},
     {"target": maybe(fraction), "mean": maybe(fraction)},
@@ -237,6 +256,7 @@ SUMMARY = fields(
         **dict.fromkeys(("best_round", "quarantined"), maybe(count)),
         "seed": maybe(number),
         **dict.fromkeys(("skipped_images", "notes"), maybe(several(text))),
+        **dict.fromkeys(("settings", "sources"), maybe(each(text))),
         "metrics": maybe(each(maybe(each(maybe(number))))),
         "privacy": maybe(fields({"epsilon": number, "promise": text})),
         "personalization": maybe(_PERSONALIZATION),

@@ -8,7 +8,15 @@ from statistics import median
 from typing import Any
 
 from ..stats import mean
-from .averages import KINDS, METRICS, aggregate, client_names, cost_of, scores
+from .averages import (
+    KINDS,
+    METRICS,
+    aggregate,
+    client_names,
+    cost_of,
+    same_features,
+    scores,
+)
 from .records import NO_TARGET, RunRecord, Summary, target_name
 from .wording import (
     fell_short,
@@ -250,7 +258,8 @@ def comparison(methods: Sequence[Sequence[RunRecord]]) -> Table:
         [Cell(method_label(group[0])), *_chosen(measures(row, group), columns)]
         for row, group in zip(rows, groups)
     ]
-    if all(group[0]["algorithm"] != "zeroshot" for group in groups):
+    same = same_features(group[0] for group in groups)
+    if same and all(group[0]["algorithm"] != "zeroshot" for group in groups):
         body.insert(0, _guard(rows[0], columns))
     return Table(["method", *columns.values()], body, note=_OVER_SEEDS)
 
@@ -262,7 +271,7 @@ def kind_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _guard(row: Mapping[str, Any], columns: Iterable[str]) -> list[Cell]:
-    """Zero-shot itself; all methods are scored on the same images."""
+    """Zero-shot itself; all methods are scored on the same features."""
     values = {**row["zero_shot"], **row["metrics"]["zero_shot"]}
     cells = [Cell(percent(values[k]) if k in values else "") for k in columns]
     return [Cell("zero-shot"), *cells]

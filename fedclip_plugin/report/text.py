@@ -53,7 +53,8 @@ def merge(records: Sequence[RunRecord], style: str = "markdown") -> str:
 def _rows(summaries: Sequence[Summary]) -> list[list[str | Cell]]:
     """A row a method and held-out domain, with the columns of ``_HEAD``."""
     found: list[list[str | Cell]] = []
-    for group in groups(summaries):
+    for places in groups(summaries):
+        group = list(places.values())
         total = aggregate(group)
         about = (method_label(group[0]), group[0]["dataset"], group[0]["model"])
         rows = [

@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..errors import RunError
-from ..storage.files import cannot_write, write_bytes
+from ..storage.files import cannot_write, file_names, write_bytes
 
 _LOCK = ".lock"
 
@@ -41,7 +41,7 @@ def prepare_out(out: Path | None, name: str, resume: bool) -> Path:
     holds something else, that another run would lose, or where nothing can be written.
     """
     if out is None:
-        out = _default_out(Path("runs") / name, resume)
+        out = _default_out(Path("runs") / file_names([name])[name], resume)
     elif not resume:
         _move_aside(out)
     if resume and not (out / "config.toml").is_file():
@@ -50,6 +50,20 @@ def prepare_out(out: Path | None, name: str, resume: bool) -> Path:
     write_bytes(probe, b"", durable=False)
     probe.unlink()
     return out
+
+
+def check_layout(out: Path, several: bool) -> None:
+    """Refuse to resume one run where several are, or several where one is.
+
+    Their files would be mixed.  Raises RunError.
+    """
+    one = (out / "metrics.jsonl").is_file()
+    if one == several and (one or any(out.glob("*/seed-*"))):
+        has, asked = ("one run", "several") if one else ("several runs", "one")
+        raise RunError(
+            f"--resume: {out} holds {has} (of target and seed), and {asked} would go "
+            "on: leave --target and --seed as they were, or choose another --out"
+        )
 
 
 def drop_if_empty(out: Path) -> None:

@@ -18,24 +18,26 @@ from ..config.schema import RunConfig, TrainConfig
 from ..config.toml import to_toml
 from ..data.dataset import ImageDataset
 from ..data.folders import load_dataset
-from ..data.partition import resolve_targets
+from ..data.partition import NO_TARGET, resolve_targets
 from ..data.progress import Progress as OnImages
 from ..data.progress import silent
 from ..errors import ConfigError
 from ..features.encode import EncodeStats
 from ..features.feature_set import FeatureSet
 from ..features.obtain import obtain_features
-from ..federation.build import build_federation
+from ..federation.build import build_federation, identity
+from ..federation.checkpoint import Checkpoint
 from ..federation.engine import Progress, RunState, federate, finished
 from ..report.averages import aggregate
 from ..report.records import SUMMARY
 from ..report.write import write_html
-from ..storage.files import write_bytes, write_json
-from .directory import drop_if_empty, hold
+from ..storage.files import file_names, write_bytes, write_json
+from .directory import check_layout, drop_if_empty, hold
 from .files import RunFiles, RunPlan
 from .results import results
 from .setup import Setup
 
+_OURS = (NO_TARGET, "config.toml", "summary.json", "report.html")  # beside targets
 OnRound = Callable[[RunPlan, RunState], None]
 OnFeatures = Callable[[FeatureSet, EncodeStats], None]
 
@@ -44,10 +46,12 @@ def plan(config: RunConfig, features: FeatureSet, out: Path) -> list[RunPlan]:
     """The runs of a config: every target with every seed."""
     targets = resolve_targets(features.domains, config.data.targets)
     pairs = [(t, s) for t in targets for s in config.seeds]
-    rounds = config.train.rounds
+    n = config.train.rounds
     if len(pairs) == 1:
-        return [RunPlan(out, *pairs[0], rounds)]
-    return [RunPlan(out / (t or "none") / f"seed-{s}", t, s, rounds) for t, s in pairs]
+        return [RunPlan(out, *pairs[0], n)]
+    folders: dict[str | None, str] = {None: NO_TARGET}
+    folders.update(file_names(features.domains, _OURS))
+    return [RunPlan(out / folders[t] / f"seed-{s}", t, s, n) for t, s in pairs]
 
 
 def run_in(
@@ -89,7 +93,13 @@ def run_experiment(
     """
     plans = plan(config, features, out)
     clip = _whole_clip(config, features)
-    write_bytes(out / "config.toml", to_toml(config).encode())
+    if resume:
+        check_layout(out, len(plans) > 1)
+        for one in plans:  # before anything is written
+            same = identity(features, _config_of(one, config), one.target)
+            Checkpoint(one.directory, same).accept()
+    if len(plans) > 1:
+        write_bytes(out / "config.toml", to_toml(config).encode())
     summaries = []
     seconds = stats.seconds
     for one in plans:
@@ -119,6 +129,11 @@ def _whole_clip(config: RunConfig, features: FeatureSet) -> WholeClip | None:
     return open_whole_clip(config, dataset, features.classes, features.skipped)
 
 
+def _config_of(plan: RunPlan, config: RunConfig) -> RunConfig:
+    data = replace(config.data, targets=(plan.target or NO_TARGET,))
+    return replace(config, data=data, seeds=(plan.seed,))
+
+
 def _finished(plan: RunPlan, train: TrainConfig) -> dict[str, Any] | None:
     try:
         summary: dict[str, Any] = json.loads(
@@ -143,8 +158,7 @@ def run_one(
     clip: WholeClip | None = None,
 ) -> dict[str, Any]:
     """One target and one seed, from its checkpoint if ``resume``; writes all files."""
-    data = replace(config.data, targets=(plan.target or "none",))
-    config = replace(config, data=data, seeds=(plan.seed,))
+    config = _config_of(plan, config)
     fed = build_federation(features, config, plan.target, plan.seed, clip)
     setup = Setup(config, features, fed, plan.target)
     with RunFiles(plan.directory, setup) as files:

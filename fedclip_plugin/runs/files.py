@@ -14,7 +14,13 @@ from ..federation.checkpoint import Checkpoint
 from ..federation.engine import RunState
 from ..report.records import ROUND
 from ..report.write import write_html
-from ..storage.files import cannot_write, write_bytes, write_json, write_parts
+from ..storage.files import (
+    cannot_write,
+    write_bytes,
+    write_json,
+    write_parts,
+)
+from ..storage.shapes import cleaned
 from ..storage.tensors import write_tensors
 from ..wire.update import State, flatten
 from .results import Results
@@ -48,8 +54,6 @@ class RunFiles:
         self.directory = directory
         self.setup = setup
         self.checkpoint = Checkpoint(directory, _identity(setup))
-        config = to_toml(setup.config)
-        write_bytes(directory / "config.toml", config.encode())
         self.metrics = MetricsFile(directory / "metrics.jsonl")
 
     def __enter__(self) -> RunFiles:
@@ -62,11 +66,13 @@ class RunFiles:
     def start(self, resume: bool) -> RunState | None:
         """The run that is broken off here, if it is to go on; the files of its rounds.
 
-        Raises RunError for a checkpoint that cannot be used.
+        Raises RunError for a checkpoint that cannot be used; then nothing was written.
         """
         if not resume:
             self.checkpoint.path.unlink(missing_ok=True)
         now = self.checkpoint.load(self.setup.fed)
+        config = to_toml(self.setup.config)
+        write_bytes(self.directory / "config.toml", config.encode())
         if now is None:
             self.metrics.cut(0)
             return None
@@ -85,14 +91,15 @@ class RunFiles:
         state = {**now.best, **flatten(now.best_kept)}
         write_tensors(self.directory / "adapter.safetensors", state, metadata)
         if results.evaluation:
-            write_json(self.directory / "evaluation.json", results.evaluation)
-        write_json(self.directory / "summary.json", results.summary)
+            write_json(self.directory / "evaluation.json", cleaned(results.evaluation))
+        summary: dict[str, Any] = cleaned(results.summary)
+        write_json(self.directory / "summary.json", summary)
         write_html(self.directory)
-        return results.summary
+        return summary
 
-    def keep_personal(self, client: str, state: State) -> None:
-        """``personal/<client>.safetensors``: the adapter that a client made its own."""
-        path = self.directory / "personal" / f"{client}.safetensors"
+    def keep_personal(self, name: str, state: State) -> None:
+        """``personal/<name>.safetensors``: the adapter that a client made its own."""
+        path = self.directory / "personal" / f"{name}.safetensors"
         write_tensors(path, state, self._metadata())
 
     def _metadata(self) -> dict[str, str]:
@@ -116,10 +123,11 @@ def _identity(setup: Setup) -> str:
 
     A server that was started again may see other clients first.
     """
-    features = setup.features
+    features, config = setup.features, setup.config
     if not setup.fed.clients:
-        features = replace(features, key="")
-    return identity(features, setup.config, setup.target)
+        model = [config.model_name, Path(config.pretrained).name, config.data.prompts]
+        features = replace(features, key=repr([config.data.dataset, *model]))
+    return identity(features, config, setup.target)
 
 
 class MetricsFile:
@@ -133,12 +141,13 @@ class MetricsFile:
         self.quarantined = path.with_name("quarantined.jsonl")
 
     def __enter__(self) -> MetricsFile:
-        self._file = _append_to(self.path)
+        self._file: TextIO | None = None  # until what is there is cut
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
         except OSError as error:  # the line that did not fit is tried once more
             if kind is None:
                 raise cannot_write(self.path, error) from error
@@ -148,8 +157,9 @@ class MetricsFile:
 
         A line holds every client's accuracies: one at a time is in memory.
         """
-        self._file.close()
-        line = _cut(self.path, rounds, wanted)
+        if self._file is not None:
+            self._file.close()
+        line = _cut(self.path, rounds, wanted) if self.path.is_file() else None
         self._file = _append_to(self.path)
         if self.quarantined.is_file():
             _cut(self.quarantined, rounds)
@@ -157,7 +167,9 @@ class MetricsFile:
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Append one round; in the file before its checkpoint is written."""
+        line = cleaned(line)
         try:
+            assert self._file is not None
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
             if line.get("left_out"):

@@ -54,6 +54,8 @@ class HostRun(Run):
             resume = resume and (out / "config.toml").is_file()
             self.directory = directories.prepare_out(out, "", resume)
             self._open.callback(directories.hold(self.directory).release)
+            if resume:
+                directories.check_layout(self.directory, several=False)
             self._files = self._open.enter_context(RunFiles(self.directory, setup))
             start = self._files.start(resume)
         super().__init__(setup.fed, start, drawn_from)

@@ -10,6 +10,7 @@ import torch
 
 from ..algorithms import Samples, get_algorithm, with_values
 from ..config.schema import RunConfig
+from ..features.feature_set import FeatureSet
 from ..federation.build import Federation
 from ..federation.engine import RunState
 from ..federation.evaluation import (
@@ -17,10 +18,12 @@ from ..federation.evaluation import (
     class_metrics,
     confusion,
     score_zero_shot,
+    selection_notes,
     summary_scores,
 )
 from ..federation.personalization import personalize
 from ..federation.rounds import score_state
+from ..report.records import MAX_CLASSES
 from ..server import privacy
 from ..wire.update import State
 from .setup import Setup
@@ -65,8 +68,10 @@ def evaluate(fed: Federation, classes: tuple[str, ...], state: State) -> dict[st
     """``evaluation.json``: confusion matrices, class metrics and the clients' sizes.
 
     Matrices and metrics are of the target; without one, of all clients' test splits.
+    Beyond ``MAX_CLASSES`` classes there are no matrices.
     """
     count, parts = len(classes), _test_parts(fed, state)
+    shown = count <= MAX_CLASSES
     truth = torch.cat([part.y for _, part in parts])
     scores = {
         fed.algorithm.name: all_scores(fed.algorithm, parts, fed.task),
@@ -77,6 +82,7 @@ def evaluate(fed: Federation, classes: tuple[str, ...], state: State) -> dict[st
         "confusion": {
             name: confusion(each.argmax(dim=1), truth, count)
             for name, each in scores.items()
+            if shown
         },
         "metrics": {n: class_metrics(each, truth) for n, each in scores.items()},
         "clients": {
@@ -111,6 +117,8 @@ def summarise(
     return {
         "algorithm": config.algorithm,
         "variant": variant(config),
+        "settings": settings(features, config),
+        "sources": sources(features, config),
         "dataset": config.data.dataset,
         "model": features.model,
         "pretrained": features.pretrained,
@@ -132,13 +140,41 @@ def summarise(
         },
         "quarantined": progress.quarantined,
         "skipped_images": list(features.skipped),
-        "notes": list(setup.notes),
+        "notes": [*setup.notes, *_notes(setup, now)],
         **spent,
     }
 
 
+def _notes(setup: Setup, now: RunState) -> list[str]:
+    """What the run itself lacks."""
+    notes = selection_notes(_measured(setup, now), setup.config.train)
+    if (count := len(setup.features.classes)) > MAX_CLASSES:
+        notes.append(
+            f"{count:,} classes: confusion matrices are left out beyond {MAX_CLASSES:,}"
+        )
+    return notes
+
+
+def _measured(setup: Setup, now: RunState) -> list[bool]:
+    """Which clients have validation rows, as far as that is known here."""
+    if setup.config.privacy.private or not setup.fed.algorithm.update_like(now.best):
+        return []  # the last round in any case; every round the same
+    if setup.fed.clients:
+        return [len(client.val) > 0 for client in setup.fed.clients]
+    return [score["val"] is not None for score in now.best_scores.values()]
+
+
+_NOT_OF_TRAINING = ("rounds", "personalize", "eval_every")
+
+
 def variant(config: RunConfig) -> str:
     """What training was changed to from the algorithm's defaults, as options; or ""."""
+    found = {k: v for k, v in changed(config).items() if k not in _NOT_OF_TRAINING}
+    return ", ".join(f"{k.replace('_', '-')} {v}" for k, v in found.items())
+
+
+def changed(config: RunConfig) -> dict[str, Any]:
+    """The fields that are not the algorithm's defaults, and how clients are made."""
     algorithm = get_algorithm(config.algorithm)
     usual = with_values(RunConfig(config.algorithm), algorithm.defaults)
     mine = with_values(config, {})
@@ -146,8 +182,7 @@ def variant(config: RunConfig) -> str:
         key: value
         for name in ("params", "train", "server", "wire", "privacy")
         for key, value in asdict(getattr(mine, name)).items()
-        if key not in ("rounds", "personalize", "eval_every")
-        and value != getattr(getattr(usual, name), key)
+        if value != getattr(getattr(usual, name), key)
     }
     if config.data.partition != "domain":
         found |= {k: getattr(config.data, k) for k in ("partition", "clients")}
@@ -155,7 +190,30 @@ def variant(config: RunConfig) -> str:
         found["alpha"] = config.data.alpha
     if config.data.shots is not None:
         found["shots"] = config.data.shots
-    return ", ".join(f"{k.replace('_', '-')} {v}" for k, v in found.items())
+    return found
+
+
+def settings(features: FeatureSet, config: RunConfig) -> dict[str, str]:
+    """All that changes a run's numbers but target and seed; equal ones are averaged.
+
+    Where files lie and what computes is not in it.
+    """
+    own = {k.replace("_", "-"): str(v) for k, v in changed(config).items()}
+    return {**own, "rounds": str(config.train.rounds), "features": features.key}
+
+
+def sources(features: FeatureSet, config: RunConfig) -> dict[str, str]:
+    """What the features are of, to tell runs apart whose features differ."""
+    prompt = features.prompt
+    found = {
+        "prompt": prompt if isinstance(prompt, str) else " | ".join(prompt),
+        "pretrained": config.pretrained,
+        "model-config": config.model.config_dir,
+        "precision": config.model.precision,
+        "root": config.data.root,
+        "features": config.data.features,
+    }
+    return {name: str(value) for name, value in found.items() if value is not None}
 
 
 def final_scores(fed: Federation, state: State) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Setup:
 
 def all_notes(features: FeatureSet, config: RunConfig) -> tuple[str, ...]:
     """The notes on features and options, each once, as they may be shown."""
-    return tuple(dict.fromkeys(map(cleaned, (*features.notes, *config.notes))))
+    return tuple(dict.fromkeys(cleaned([*features.notes, *config.notes])))
 
 
 def one_run(config: RunConfig) -> RunConfig:

@@ -6,16 +6,22 @@ A process killed at any moment leaves no half-written file under its final name.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
 
 _SCRAP = ".tmp"
+MAX_NAME = 200  # bytes; 255 are allowed, and an ending and a number follow
+# signs that some system refuses, a dot in front, a dot or blank at the end
+_UNSAFE = re.compile(r"""[%\x00-\x1f\x7f-\x9f<>:"/\\|?*]|^\.|[. ]$""")
 
 
 def cannot_write(path: Path, error: OSError) -> RunError:
@@ -24,6 +30,27 @@ def cannot_write(path: Path, error: OSError) -> RunError:
         f"cannot write {path}: {error.strerror}; free some space, or choose another "
         "directory (--out, --to, or FEDCLIP_CACHE for the feature cache)"
     )
+
+
+def file_names(names: Sequence[str], ours: Collection[str] = ()) -> dict[str, str]:
+    """A file's name for each of a user's: itself where every system takes it.
+
+    No two names have the same one, in any case, nor has one of ``ours``, which lie
+    beside them.
+    """
+    keys = Counter(name.casefold() for name in (*ours, *dict.fromkeys(names)))
+    return {name: _file_name(name, keys[name.casefold()] > 1) for name in names}
+
+
+def _file_name(name: str, taken: bool) -> str:
+    def escaped(found: re.Match[str]) -> str:
+        return "".join(f"%{byte:02X}" for byte in found[0].encode())
+
+    safe = _UNSAFE.sub(escaped, name)
+    if not taken and len(safe.encode()) <= MAX_NAME:
+        return safe
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    return f"{safe[:40]}%{digest[:24]}"
 
 
 def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import unicodedata
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 MAX_TEXT = 10_000  # characters
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # Unicode's Cc and Cs
 Check = Callable[[Any], str | None]
 """Returns what is wrong with a value, None if nothing is."""
 
@@ -25,15 +26,23 @@ def text(value: Any) -> str | None:
 
 def has_control(value: str) -> bool:
     """Whether a string holds control characters or lone surrogates."""
-    return any(unicodedata.category(char) in ("Cc", "Cs") for char in value)
+    return _CONTROL.search(value) is not None
 
 
-def cleaned(value: str) -> str:
-    """``value`` as :func:`text` takes it: other signs for controls, and cut."""
-    fine = "".join(
-        "\N{REPLACEMENT CHARACTER}" if has_control(char) else char for char in value
-    )
-    return fine if len(fine) <= MAX_TEXT else f"{fine[: MAX_TEXT - 3]}..."
+def cleaned(value: Any) -> Any:
+    """A JSON value as the checks of this module take it, to be written or shown.
+
+    Control characters become others, long texts are cut, and numbers that are none
+    become null.
+    """
+    if isinstance(value, str):
+        fine = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", value)
+        return fine if len(fine) <= MAX_TEXT else f"{fine[: MAX_TEXT - 3]}..."
+    if isinstance(value, Mapping):
+        return {cleaned(str(name)): cleaned(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [cleaned(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def number(value: Any) -> str | None:

@@ -198,7 +198,8 @@ def test_resolve_targets() -> None:
     assert resolve_targets(PACS, ("2", "photo")) == ("photo",)
     assert resolve_targets(PACS, ("none",)) == (None,)
     assert resolve_targets(("1", "0"), ("0",)) == ("0",)  # a name goes first
-    assert resolve_targets(("none", "some"), ("none",)) == ("none",)
+    with pytest.raises(ConfigError, match=r"'None': --target none means .* rename it"):
+        resolve_targets(("None", "some"), ("some",))
     assert resolve_targets(("only",), ("none",)) == (None,)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from statistics import fmean
+from typing import Any
 
 import pytest
 
@@ -125,7 +126,56 @@ def test_nothing_to_average() -> None:
 def test_groups_hold_apart_what_must_not_be_averaged() -> None:
     one, other = leaf_summary("scan"), leaf_summary("scan", algorithm="fedavg")
     again = leaf_summary("photo")
-    assert groups([one, other, again]) == [[one, again], [other]]
+    named = [[{**one, "variant": ""}, {**again, "variant": ""}]]
+    named += [[{**other, "variant": ""}]]
+    found = [list(group.values()) for group in groups([one, other, again, one])]
+    assert found == named
+
+
+def recorded(seed: int = 0, **settings: str) -> dict[str, Any]:
+    settings = {"rounds": "12", "features": "a" * 64, **settings}
+    return leaf_summary("scan", seed, settings=settings)
+
+
+def test_runs_with_other_settings_are_rows_that_name_them() -> None:
+    runs = [recorded(), recorded(1), recorded(), recorded(rounds="30")]
+    found = groups(runs)
+    assert [list(group) for group in found] == [[0, 1], [3]]
+    assert [group[min(group)]["variant"] for group in found] == [
+        "rounds 12", "rounds 30",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sources", "told"),
+    [
+        ([{"prompt": "a {}"}, {"prompt": "{}"}], ["prompt a {}", "prompt {}"]),
+        ([{"root": "/a"}, {"root": "/a"}], ["features aaaaaaaa", "features bbbbbbbb"]),
+        (
+            [{"pretrained": f"/{n}/epoch_1.pt"} for n in "ab"],
+            ["pretrained /a/epoch_1.pt", "pretrained /b/epoch_1.pt"],
+        ),
+    ],
+)
+def test_runs_on_other_features_name_what_they_are_of(
+    sources: list[dict[str, str]], told: list[str]
+) -> None:
+    runs = [recorded(features=key * 64) for key in "ab"]
+    runs = [{**run, "sources": one} for run, one in zip(runs, sources)]
+    assert [group[i]["variant"] for i, group in enumerate(groups(runs))] == told
+
+
+def test_runs_with_noise_of_their_own_are_no_repeats() -> None:
+    private = {"dp-noise-multiplier": "1.0", "dp-seed": "secret"}
+    (group,) = groups([recorded(**private), recorded(**private)])
+    assert len(group) == 2
+
+
+def test_runs_of_former_versions_are_repeats_by_their_results() -> None:
+    one, other = leaf_summary("scan"), leaf_summary("scan", gain=0.2)
+    assert [list(group) for group in groups([one, one, other])] == [[0, 2]]
+    named = groups([one, recorded()])
+    assert named[0][0]["variant"] == "settings not recorded"
 
 
 def test_below_zero_shot_names_the_domain() -> None:

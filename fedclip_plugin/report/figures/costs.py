@@ -60,10 +60,15 @@ def _spent(run: RunRecord, cost: str) -> np.ndarray:
 
 
 def _chosen(run: RunRecord) -> np.ndarray:
-    """Index of the best round so far by validation, of equal ones the first.  (R,)"""
+    """Index of the best round so far by validation, of equal ones the first.  (R,)
+
+    As long as no round is validated, the last one.
+    """
     validation = np.nan_to_num(column(run, "mean_val"), nan=-1.0)
     before = np.concatenate([[-np.inf], np.maximum.accumulate(validation)[:-1]])
-    better = np.where(validation > before, np.arange(len(validation)), 0)
+    better = np.where(
+        (validation > before) | (before < 0), np.arange(len(validation)), 0
+    )
     return np.maximum.accumulate(better)
 
 

@@ -11,6 +11,7 @@ import functools
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ...stats import mean
 from .. import tables
-from ..averages import aggregate, metrics_of, notes_of, scores
+from ..averages import (
+    aggregate,
+    groups,
+    metrics_of,
+    notes_of,
+    same_features,
+    scores,
+)
 from ..classes import frequent_mistakes, worsened_classes
 from ..figures.classes import method_confusion, zero_shot_confusion
 from ..figures.clients import MAX_NAMED, client_sizes, domain_bars, pair_bars
@@ -42,16 +50,17 @@ _CHARTS = (
 def render_page(runs: Sequence[RunRecord], title: str) -> str:
     """The whole page for the runs; ``title`` names the directory they come from."""
     tasks = _tasks(runs)
-    groups = [group for methods in tasks for group in methods]
-    labels = dict.fromkeys(method_label(group[0].summary) for group in groups)
-    data = dict.fromkeys(str(group[0].summary["dataset"]) for group in groups)
+    found = [group for methods in tasks for group in methods]
+    runs = [run for group in found for run in group]
+    labels = dict.fromkeys(method_label(group[0].summary) for group in found)
+    data = dict.fromkeys(str(group[0].summary["dataset"]) for group in found)
     skipped = (n for run in runs for n in run.summary.get("skipped_images") or ())
     with figure_style():
         return _template().render(
             title=title,
             headline=f"{', '.join(labels)} on {', '.join(data)}",
             compared=[_compared(methods) for methods in tasks if len(methods) > 1],
-            groups=[_group(group) for group in groups],
+            groups=[_group(group) for group in found],
             runs=_detailed(runs),
             count=len(runs),
             quarantined=sum(run.summary.get("quarantined") or 0 for run in runs),
@@ -81,14 +90,13 @@ def _drawn(charts: Iterable[Chart | None]) -> list[Chart]:
 
 def _tasks(runs: Sequence[RunRecord]) -> list[list[list[RunRecord]]]:
     """Runs by data and model, within them by method and settings."""
-    tasks: dict[tuple[Any, ...], dict[tuple[Any, ...], list[RunRecord]]] = {}
-    for run in runs:
-        task, method = (
-            tuple(run.summary.get(key) for key in keys)
-            for keys in (("dataset", "model", "pretrained"), ("algorithm", "variant"))
-        )
-        tasks.setdefault(task, {}).setdefault(method, []).append(run)
-    return [list(methods.values()) for methods in tasks.values()]
+    tasks: dict[tuple[Any, ...], list[list[RunRecord]]] = {}
+    for group in groups([run.summary for run in runs]):
+        method = [replace(runs[i], summary=dict(s)) for i, s in group.items()]
+        first = method[0].summary
+        task = tuple(first.get(key) for key in ("dataset", "model", "pretrained"))
+        tasks.setdefault(task, []).append(method)
+    return list(tasks.values())
 
 
 def _compared(methods: Sequence[Sequence[RunRecord]]) -> dict[str, Any]:
@@ -96,7 +104,9 @@ def _compared(methods: Sequence[Sequence[RunRecord]]) -> dict[str, Any]:
     names = [method_label(runs[0].summary) for runs in methods]
     totals = [aggregate([run.summary for run in runs]) for runs in methods]
     kind = tables.kind_of([total["mean"] for total in totals])
-    zero = mean(total["mean"]["zero_shot"][kind] for total in totals)
+    zero = None
+    if same_features(runs[0].summary for runs in methods):
+        zero = mean(total["mean"]["zero_shot"][kind] for total in totals)
     where = "Held-out accuracy" if kind == "target" else "Clients' accuracy"
     trained = [
         (name, runs)
