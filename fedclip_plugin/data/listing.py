@@ -45,17 +45,12 @@ class Listing:
 
     def subfolders(self, path: Path) -> list[Path]:
         """Folders in `path` that may hold data, sorted by name."""
-        found = []
-        for entry in _entries(path):
-            if _is_folder(entry):
-                if entry.name.casefold() in _SYSTEM_FOLDERS:
-                    self._system[entry.path] = entry.name
-                else:
-                    found.append(path / entry.name)
-            elif entry.is_symlink() and not os.path.exists(entry.path):
+        folders, files = self._entries(path)
+        for entry in files:
+            if entry.is_symlink() and not os.path.exists(entry.path):
                 name = f"{printable(entry.name)} (a link that leads nowhere)"
                 self.strays[name] = None
-        return sorted(found, key=lambda folder: folder.name)
+        return [path / name for name in sorted(entry.name for entry in folders)]
 
     def images(self, folder: Path) -> list[str]:
         """Paths of the image files at any depth: by parent, then by name."""
@@ -67,9 +62,7 @@ class Listing:
 
     def images_in(self, folder: Path) -> int:
         """How many images lie in `folder` itself, none of its folders counted."""
-        return sum(
-            is_image_name(e.name) and not _is_folder(e) for e in _entries(folder)
-        )
+        return sum(is_image_name(file.name) for file in self._entries(folder)[1])
 
     def notes(self, folders: Sequence[Path]) -> list[str]:
         """What was passed over, and what was left out of the class `folders`."""
@@ -117,39 +110,41 @@ class Listing:
         here = _identity(folder)
         if here in above:
             return  # a link to a folder that contains it: following would never end
-        names = []
-        for entry in _entries(folder):
-            if not _is_folder(entry):
-                names.append(entry.name)
-            elif entry.name.casefold() in _SYSTEM_FOLDERS:
-                self._system[entry.path] = entry.name
-            else:
-                yield from self._walk(entry.path, (*above, here))
-        yield folder, sorted(names)
+        folders, files = self._entries(folder)
+        for entry in folders:
+            yield from self._walk(entry.path, (*above, here))
+        yield folder, sorted(file.name for file in files)
+
+    def _entries(
+        self, path: str | os.PathLike[str]
+    ) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
+        """The visible folders and files in `path`, in no order; raises DataError.
+
+        `.NAME.icloud` stands for an image that is not on this machine: it counts.
+        """
+        folders, files = [], []
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.name[0] == "." and not entry.name.endswith(".icloud"):
+                        continue
+                    if not _is_folder(entry):
+                        files.append(entry)
+                    elif entry.name.casefold() in _SYSTEM_FOLDERS:
+                        self._system[entry.path] = entry.name
+                    else:
+                        folders.append(entry)
+        except OSError as error:
+            raise DataError(
+                f"cannot list folder {printable(os.fspath(path))}: {error.strerror}; "
+                "make it readable, or move it away"
+            ) from error
+        return folders, files
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:
     status = os.stat(folder)
     return status.st_dev, status.st_ino
-
-
-def _entries(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """What lies in a folder and is not hidden; raises DataError.
-
-    `.NAME.icloud` stands for an image that is not on this machine: it is counted.
-    """
-    try:
-        with os.scandir(path) as entries:
-            return [
-                entry
-                for entry in entries
-                if not entry.name.startswith(".") or entry.name.endswith(".icloud")
-            ]
-    except OSError as error:
-        raise DataError(
-            f"cannot list folder {printable(os.fspath(path))}: {error.strerror}; make "
-            "it readable, or move it away"
-        ) from error
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -185,19 +180,14 @@ def some(names: Iterable[str], limit: int = 5, ordered: bool = True) -> str:
     return ", ".join(shown[:limit]) + rest
 
 
-def read_image(path: str) -> bytes:
-    """The bytes of an image file; raises DataError naming it, whatever lies there."""
-    _status(path)
+def read_file(paths: Sequence[str], index: int) -> bytes:
+    """The bytes of `paths[index]`; raises DataError naming it, whatever lies there."""
+    _status(paths[index])
     try:
-        with open(path, "rb") as file:
+        with open(paths[index], "rb") as file:
             return file.read()
     except OSError as error:
-        raise _unreadable(path, error.strerror) from error
-
-
-def read_file(paths: Sequence[str], index: int) -> bytes:
-    """The bytes of `paths[index]`; raises DataError naming the file."""
-    return read_image(paths[index])
+        raise _unreadable(paths[index], error.strerror) from error
 
 
 def stat_file(paths: Sequence[str], index: int) -> str:

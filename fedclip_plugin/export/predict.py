@@ -14,7 +14,7 @@ from ..algorithms import Algorithm, Task, get_algorithm
 from ..clip.encoder import FrozenClip
 from ..config.schema import RunConfig
 from ..data.images import decode_image, rgb_image
-from ..data.listing import read_image
+from ..data.listing import read_file
 from ..errors import ConfigError
 from ..wire.update import State, on_device
 from .trained import class_texts, load_backbone, read_trained
@@ -111,4 +111,4 @@ def _open(image: Source) -> Image.Image:
     if isinstance(image, Image.Image):
         return rgb_image(image)
     path = str(Path(image).expanduser())
-    return decode_image(read_image(path), path)
+    return decode_image(read_file([path], 0), path)
