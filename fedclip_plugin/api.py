@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .config.fields import as_path
+from .config.paths import as_path
 from .config.schema import RunConfig
 from .errors import ConfigError
 from .export.predict import Classifier

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.fields import as_path
 from ..errors import ConfigError
-from ..settings.sources import read_config
+from ..settings.sources import read_config, read_run
 from .console import Display
 
 if TYPE_CHECKING:
@@ -32,10 +31,7 @@ def run(args: argparse.Namespace, display: Display) -> int:
     from ..runs.experiment import run_in
     from ..server.privacy import accountant
 
-    args.out = as_path(args.out) if args.out else None
-    args.resume = bool(args.resume)
-    earlier = args.out / "config.toml" if args.resume and args.out else None
-    config = read_config(args, earlier)
+    config, (args.out, args.resume) = read_run(args)
     get_algorithm(config.algorithm)  # what is unknown fails before any work
     resolve_device(config.model.device)
     if config.privacy.private:

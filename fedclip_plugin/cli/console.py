@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -26,6 +27,59 @@ if TYPE_CHECKING:
     from ..runs.files import RunPlan
 
 PLAIN_SECONDS = 5.0  # between two lines where there is no terminal
+
+
+class Stream:
+    """``sys.stdout`` or ``sys.stderr`` while a command runs; its faults stay here.
+
+    Signs that it lacks become ``?``, and what it does not take is dropped: ``error``
+    holds why.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.error: OSError | None = None
+
+    def __enter__(self) -> Stream:
+        self._stream = getattr(sys, self._name)
+        if hasattr(self._stream, "reconfigure"):
+            self._stream.reconfigure(errors="replace")
+        setattr(sys, self._name, self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+        setattr(sys, self._name, self._stream)
+        if self.error is not None:  # Python would fail once more at its end
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def write(self, text: str) -> int:
+        """Write ``text``, or drop it."""
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what waits."""
+        self._try(self._stream.flush)
+
+    def _try(self, do: Any, *given: str) -> None:
+        try:
+            if self.error is None:
+                do(*given)
+        except OSError as error:
+            self.error = error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def open_closed_streams() -> None:
+    """Let what the caller has closed lead nowhere, or a file gets its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 class Display:
@@ -132,5 +186,5 @@ class Display:
 
 def print_error(message: str) -> None:
     """One line on stderr, if it can be written to."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):
         print(f"fedclip: error: {' '.join(message.split())}", file=sys.stderr)

@@ -12,13 +12,14 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..config.fields import as_path
-from ..errors import FedClipError
+from ..config.paths import as_file, as_path
+from ..errors import ConfigError, FedClipError
 from ..settings import options
-from .console import Display, print_error
+from .console import Display, Stream, open_closed_streams, print_error
 from .interrupts import Stops
 
 EPILOG = """examples:
@@ -27,6 +28,21 @@ EPILOG = """examples:
   fedclip run --features DIR --target sketch --seed 0 1 2
   fedclip run --resume --out runs/pacs          resume after a crash
 """
+
+
+def _argument(read: Callable[[str], Path]) -> Callable[[str], Path]:
+    """``read`` as argparse wants it: its error is shown with the flag."""
+
+    def convert(text: str) -> Path:
+        try:
+            return read(text)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+_PATH, _FILE = _argument(as_path), _argument(as_file)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -99,7 +115,7 @@ def _add_run(commands: _Commands[_Parser]) -> None:
 
     parser = _command(commands, "run", run, "Run a federation and report it.", EPILOG)
     add = parser.add_argument
-    add("--config", metavar="FILE.toml", type=as_path, help="options from a file")
+    add("--config", metavar="FILE.toml", type=_PATH, help="options from a file")
     add("--dry-run", action="store_true",
         help="check data and weights, tell what the run would cost, and stop",
         )  # fmt: skip
@@ -113,7 +129,7 @@ def _add_features(commands: _Commands[_Parser]) -> None:
     parser = _command(
         commands, "features", features, "Encode a data set to a feature directory."
     )
-    parser.add_argument("--to", metavar="DIR", type=as_path, required=True)
+    parser.add_argument("--to", metavar="DIR", type=_PATH, required=True)
     options.add_model_options(parser)
     options.add_data_options(parser)
 
@@ -125,10 +141,11 @@ def _add_data(commands: _Commands[_Parser]) -> None:
         commands, "data", data, "Write a data set as <domain>/<class>/<image> folders."
     )
     parser.add_argument("name", help="pacs, officehome, digits, ... (from the hub)")
-    parser.add_argument("--to", metavar="DIR", type=as_path, required=True)
+    parser.add_argument("--to", metavar="DIR", type=_PATH, required=True)
     parser.add_argument(
-        "--from", dest="source", metavar="PATH", help="a local parquet file or folder"
-    )
+        "--from", dest="source", metavar="PATH", type=_PATH,
+        help="a local parquet file or folder",
+    )  # fmt: skip
 
 
 def _add_report(commands: _Commands[_Parser]) -> None:
@@ -137,14 +154,14 @@ def _add_report(commands: _Commands[_Parser]) -> None:
     parser = _command(
         commands, "report", report, "Show finished runs; several merge into one table."
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=as_path)
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=_PATH)
     parser.add_argument(
         "--format", choices=("table", "markdown", "latex", "csv", "html"),
         default="table",
         help="html writes report.html anew in every RUN, or with --to one page of all",
     )  # fmt: skip
     parser.add_argument(
-        "--to", metavar="FILE", type=as_path, help="write there what --format says"
+        "--to", metavar="FILE", type=_FILE, help="write there what --format says"
     )
 
 
@@ -157,8 +174,8 @@ def _add_export(commands: _Commands[_Parser]) -> None:
         export,
         "Fold backbone and adapter of a run into one module that needs no fedclip.",
     )
-    parser.add_argument("run_directory", metavar="RUN", type=as_path)
-    parser.add_argument("--to", metavar="DIR", type=as_path, required=True)
+    parser.add_argument("run_directory", metavar="RUN", type=_PATH)
+    parser.add_argument("--to", metavar="DIR", type=_PATH, required=True)
     parser.add_argument(
         "--format", action="append", choices=("torch", "onnx"),
         help="default: both",
@@ -204,7 +221,7 @@ def _add_register(commands: _Commands[_Parser]) -> None:
         "example:\n  fedclip register personalizedfl ~/PersonalizedFL",
     )
     parser.add_argument("host", metavar="HOST", help="personalizedfl")
-    parser.add_argument("path", metavar="PATH", type=as_path, nargs="?")
+    parser.add_argument("path", metavar="PATH", type=_PATH, nargs="?")
     parser.add_argument("--undo", action="store_true", help="restore every byte")
 
 
@@ -226,7 +243,7 @@ def _add_fedml(commands: _Commands[_Parser]) -> None:
         FEDML_EPILOG,
     )
     parser.add_argument(
-        "--cf", metavar="FILE", type=as_path, required=True, help="fedml_config.yaml"
+        "--cf", metavar="FILE", type=_PATH, required=True, help="fedml_config.yaml"
     )
     parser.add_argument("--rank", type=int, metavar="N", help="cross-silo: 0 = server")
     parser.add_argument("--role", choices=("server", "client"), help="cross-silo")
@@ -257,7 +274,7 @@ def _add_bench(commands: _Commands[_Parser]) -> None:
         help="as many threads, and one (default: torch's)")  # fmt: skip
     add("--rounds", metavar="N", type=int, default=60,
         help="timings of each (default: 60)")  # fmt: skip
-    add("--json", metavar="FILE", type=as_path, help="write the figures to a file")
+    add("--json", metavar="FILE", type=_FILE, help="write the figures to a file")
 
 
 def _add_doctor(commands: _Commands[_Parser]) -> None:
@@ -276,6 +293,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before torch is loaded: threads that spin while they wait make a run ten times
     # slower as soon as another process uses one of the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    open_closed_streams()
+    with Stream("stderr"), Stream("stdout") as out:
+        code = _command_line(words)
+    if out.error is None or out.error.errno == errno.EPIPE:
+        return code  # `fedclip report ... | head`
+    print_error(f"cannot write the output: {out.error.strerror}; free some space")
+    return code or 2
+
+
+def _command_line(words: Sequence[str]) -> int:
     args = build_parser().parse_args(words)
     with Stops(args, words) as stops:
         try:
@@ -289,32 +316,17 @@ def _run(args: argparse.Namespace) -> int:
     try:
         with Display(args.quiet) as display:
             code: int = args.run(args, display)
-            sys.stdout.flush()
             return code
     except FedClipError as error:
         print_error(str(error))
         return 2
-    except BrokenPipeError:  # `fedclip report ... | head`
-        _drop_stdout()
-        return 0
     except OSError as error:
-        if error.filename is not None:
-            print_error(
-                f"{error.filename}: {error.strerror}; check the path and its disk"
-            )
-            return 2
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.filename is None:
             return _fault(error)
-        print_error(f"cannot write the output: {error.strerror}; free some space")
-        _drop_stdout()
+        print_error(f"{error.filename}: {error.strerror}; check the path and its disk")
         return 2
     except Exception as error:
         return _fault(error)
-
-
-def _drop_stdout() -> None:
-    """Python would fail once more when it writes out the rest at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fault(error: Exception) -> int:

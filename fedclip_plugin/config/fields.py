@@ -6,10 +6,13 @@ hosts, its checks, its help and its place in docs/options.md follow from the fie
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import dataclasses
 import math
 import os
 import re
+import shlex
 import types
 import typing
 from collections.abc import Iterator
@@ -19,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from .paths import as_path
 
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 _NUMBERS = {int: "a whole number", float: "a number"}
@@ -40,7 +44,7 @@ class Option:
     aliases: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     within: str = ""
-    path: bool = False
+    path: bool | str = False
     metavar: str = ""
     shown: str = ""
 
@@ -81,8 +85,9 @@ def option(default: Any, help: str = "", **more: Any) -> Any:
 
     ``more`` are fields of :class:`Option`: ``name`` where the flag is not named after
     the field (of an algorithm: ``<algorithm>-<field>``), ``aliases`` (further flags),
-    ``choices``, ``within`` (an interval such as ``"(0, 1]"``), ``path`` (``~`` and
-    ``$VARIABLES`` are replaced), ``metavar``, and ``shown``, the default in words.
+    ``choices``, ``within`` (an interval such as ``"(0, 1]"``), ``path`` (True:
+    :func:`as_path`; ``"file"``: unless it is a mere name; ``"x:"``: what comes after
+    this prefix), ``metavar``, and ``shown``, the default in words.
     A field without this is an option as well.
     """
     return dataclasses.field(default=default, metadata={"help": help, **more})
@@ -131,21 +136,50 @@ def parse(option: Option, value: Any, written: str) -> Any:
     """``value``, a text or what a file had, as the field's type.
 
     ``written`` is the option with its value as the user wrote it; ConfigError begins
-    with it.
+    with it.  Every source comes here, so a value means the same in all of them.
     """
     if value is None and option.default is None:
         return None
-    if not option.several:
-        return _one(option, value, written)
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return tuple(_one(option, each, written) for each in values)
+    try:
+        if not option.several:
+            return _one(option, value)
+        values = _listed(option, value) if isinstance(value, str) else value
+        if not isinstance(values, (list, tuple)):
+            values = [values]
+        return tuple(_one(option, each) for each in values)
+    except ValueError as error:
+        raise ConfigError(f"{written}: {error}") from error
 
 
-def _one(option: Option, value: Any, written: str) -> Any:
+def _listed(option: Option, text: str) -> list[Any]:
+    """The values in one text: itself, unless it is written as a list, or quoted.
+
+    Numbers need no quotes; ``'a {}' 'the {}'`` are the words of a shell.
+    """
+    if option.kind is not str:
+        return text.strip("[] ").replace(",", " ").split()
+    if text.startswith(("'", '"')):
+        return shlex.split(text)
+    if text.startswith("["):
+        with contextlib.suppress(ValueError, TypeError, SyntaxError, RecursionError):
+            return list(ast.literal_eval(text.strip()))
+    return [text]
+
+
+def _one(option: Option, value: Any) -> Any:
     converted = _convert(option, value)
     if converted is None or not _allowed(option, converted):
-        raise ConfigError(f"{written}: expected {option.expected}")
-    return expand(converted) if option.path else converted
+        raise ValueError(f"expected {option.expected}")
+    return _located(option.path, converted) if option.path else converted
+
+
+def _located(kind: bool | str, text: str) -> str:
+    """``text`` with what is a path in it made absolute."""
+    if isinstance(kind, str) and kind.endswith(":"):
+        found = text.startswith(kind)
+        return f"{kind}{as_path(text.removeprefix(kind))}" if found else text
+    like_a_path = os.sep in text or text.startswith(("~", "$")) or Path(text).is_file()
+    return text if kind == "file" and not like_a_path else str(as_path(text))
 
 
 def _convert(option: Option, value: Any) -> Any:
@@ -157,8 +191,8 @@ def _convert(option: Option, value: Any) -> Any:
         if option.kind is bool or switch is None:
             return switch
         return "on" if switch else "off"
-    if option.kind is str and isinstance(value, Path):
-        return str(value)
+    if option.kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return None
     if option.kind is str:
@@ -187,16 +221,6 @@ def _allowed(option: Option, value: Any) -> bool:
     at_low = option.within[0] == "[" and value == low
     at_high = option.within[-1] == "]" and value == high
     return bool(inside or at_low or at_high)
-
-
-def expand(path: str) -> str:
-    """``path`` with ``~`` and ``$VARIABLES`` in it replaced, as a shell would."""
-    return os.path.expanduser(os.path.expandvars(path))
-
-
-def as_path(text: str | Path) -> Path:
-    """``text`` as a path, expanded: for options that are no fields of a section."""
-    return Path(expand(str(text)))
 
 
 class Section:

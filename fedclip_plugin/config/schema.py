@@ -45,9 +45,10 @@ class ModelConfig(Section):
 
     name: str = option(
         "auto", "open_clip model or the paper's name, e.g. ViT-B/32", name="model",
-        aliases=("--net",), shown="fedclip-tiny for digits, else ViT-B/32")  # fmt: skip
+        aliases=("--net",), path="local-dir:",
+        shown="fedclip-tiny for digits, else ViT-B/32")  # fmt: skip
     pretrained: str = option(
-        "auto", "open_clip tag or checkpoint file", metavar="TAG|FILE", path=True,
+        "auto", "open_clip tag or checkpoint file", metavar="TAG|FILE", path="file",
         shown="openai")  # fmt: skip
     config_dir: str | None = option(
         None, "folder with further open_clip model configs (*.json)",
@@ -236,7 +237,8 @@ class PrivacyConfig(Section):
 class RunConfig(Section):
     """One `fedclip run`: algorithm, seeds, the sections above, and its own ``params``.
 
-    ``params`` None stands for the defaults of the algorithm's ``Params``.
+    ``params`` None stands for the defaults of the algorithm's ``Params``.  ``notes``
+    are lines on what was said in vain; they are no part of its identity.
     """
 
     algorithm: str = option("fedclip", "algorithm", name="alg")
@@ -253,6 +255,7 @@ class RunConfig(Section):
     wire: WireConfig = field(default_factory=WireConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     params: Any = None
+    notes: Any = field(default=(), compare=False)  # tuple[str, ...]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,6 +11,7 @@ from typing import Any
 import tomli_w
 
 from ..errors import ConfigError
+from .paths import read_text
 from .schema import RunConfig
 
 if sys.version_info >= (3, 11):
@@ -31,6 +32,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
         return list(value) if isinstance(value, tuple) else value
 
     values: dict[str, Any] = plain(dataclasses.asdict(config))
+    del values["notes"]
     if params := values.pop("params", None):
         values[config.algorithm.lower()] = params
     return values
@@ -44,9 +46,9 @@ def to_toml(config: RunConfig) -> str:
 def load_toml(path: str | Path) -> dict[str, Any]:
     """Read a TOML file to a dict; raises ConfigError naming the file and the line."""
     try:
-        values: dict[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        values: dict[str, Any] = tomllib.loads(read_text(path))
         return values
     except OSError as error:
         raise ConfigError(f"cannot read --config {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path} is not valid TOML: {error}") from error

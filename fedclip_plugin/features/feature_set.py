@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config.fields import as_path
+from ..config.paths import as_path
 from ..data.listing import is_image_name, printable, safe_folder
 from ..errors import FeaturesError
 from ..storage.files import write_json

@@ -120,4 +120,15 @@ def _move_aside(out: Path) -> None:
     number = 1
     while (aside := out.with_name(f"{out.name}.previous-{number}")).exists():
         number += 1
-    out.rename(aside)
+    try:
+        if not Path.cwd().is_relative_to(out):
+            out.rename(aside)
+            return
+        aside.mkdir()  # of the working directory only what is in it moves
+        for path in out.iterdir():
+            path.rename(aside / path.name)
+    except OSError as error:
+        raise RunError(
+            f"--out {out}: the run there cannot be moved aside ({error.strerror}); "
+            "choose another directory, or go on with --resume"
+        ) from error

@@ -7,7 +7,6 @@ follow; docs/options.md is made from the table too.
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -85,7 +84,7 @@ class Table:
 
     def place(self, section: str, field: str, where: str) -> Option:
         """The option at ``[section] field`` of a TOML file, or where it once was."""
-        sections = [section, *FORMER.get(section, ())]
+        sections = [section, *FORMER.get(section, () if section else (FILES,))]
         for o in (o for s in sections for o in self.groups.get(s, ())):
             if o.field == field:
                 return o
@@ -119,16 +118,6 @@ def variable(name: str) -> str:
     return PREFIX + name.replace("-", "_").upper()
 
 
-def words(option: Option, value: Any, written: str) -> Any:
-    """``value`` of a text-only source: of several values, the words of a shell."""
-    if not option.several or not isinstance(value, str):
-        return value
-    try:
-        return shlex.split(value)
-    except ValueError as error:
-        raise ConfigError(f"{written}: {error}") from error
-
-
 def add_options(
     parser: argparse.ArgumentParser, title: str, options: Iterable[Option]
 ) -> None:
@@ -149,7 +138,7 @@ def add_options(
 def _metavar(o: Option) -> str:
     if o.choices:
         return f"{{{','.join(o.choices)}}}"
-    return "DIR" if o.path else {int: "N", float: "F"}.get(o.kind, "NAME")
+    return "DIR" if o.path is True else {int: "N", float: "F"}.get(o.kind, "NAME")
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

@@ -8,26 +8,33 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..clip.prompts import prompt_templates
-from ..config.fields import Option, as_path, options_of, parse
+from ..config.fields import Option, options_of, parse
+from ..config.paths import as_path
 from ..config.schema import SECTIONS, RunConfig
 from ..config.toml import load_toml
 from ..errors import ConfigError, did_you_mean
-from .options import PREFIX, Files, Table, words
+from .effects import without_effect
+from .options import FILES, PREFIX, Files, Table
 
 if TYPE_CHECKING:
     from ..algorithms import Algorithm
 
 FILE = "fedclip.toml"
+CONFIG = f"{PREFIX}CONFIG"
+_FILES = ("out", "resume")
 OF_THE_PACKAGE = {
-    f"{PREFIX}{name}" for name in ("CACHE", "CUDA", "DEBUG", "ISA", "PURE_PYTHON")
+    f"{PREFIX}{name}"
+    for name in (
+        *("CACHE", "CONFIG", "CUDA", "CUDA_GROUP", "CXX_FLAGS", "DEBUG", "ISA"),
+        "PURE_PYTHON",
+    )
 }
-_ABSOLUTE = ("root", "features", "model-config")  # so that a run resumes from anywhere
 
 
 class Given(NamedTuple):
@@ -48,14 +55,33 @@ class Output(NamedTuple):
 
 
 def read_config(args: argparse.Namespace, base: Path | None = None) -> RunConfig:
-    """The RunConfig of parsed flags over ``--config``, over the file ``base``.
+    """The RunConfig of flags over variables over ``--config``, over the file ``base``.
 
     ``base`` is the ``config.toml`` of an earlier run, if there is one.  Raises
     ConfigError naming the option or the file.
     """
     table = Table()
-    files = _of_file(base, table) | _of_file(getattr(args, "config", None), table, True)
-    return build({**files, **_of_flags(args, table)}, table)[0]
+    return build({**_of_file(base, table), **_of_command(args, table)}, table)[0]
+
+
+def read_run(args: argparse.Namespace) -> tuple[RunConfig, Output]:
+    """The same, and where the results go; a run that goes on has its own as ``base``.
+
+    Raises ConfigError.
+    """
+    table = Table()
+    source = _of_command(args, table)
+    files = {n: parse(table.options[n], *source[n]) for n in _FILES if n in source}
+    resumes = files.get("resume") and files.get("out")
+    base = Path(files["out"]) / "config.toml" if resumes else None
+    return build({**_of_file(base, table), **source}, table)
+
+
+def _of_command(args: argparse.Namespace, table: Table) -> dict[str, Given]:
+    environ = os.environ
+    path = getattr(args, "config", None) or environ.get(CONFIG)
+    file = _of_file(as_path(path), table, True) if path else {}
+    return {**file, **_of_variables(environ, table), **_of_flags(args, table)}
 
 
 def configure(options: Mapping[str, Any], base: Path | None = None) -> RunConfig:
@@ -103,13 +129,37 @@ def load_settings(
     next, then the file (``path``, or ``fedclip.toml`` in the working directory).
     Raises ConfigError naming the variable, key or file that is wrong.
     """
-    table, file = Table(), as_path(path or FILE)
-    if path is not None and not file.is_file():
-        raise ConfigError(f"{path}: no such file; it would hold fedclip's options")
-    return build(
-        {**_of_file(file, table), **_of_variables(environ, table), **(host or {})},
-        table,
-    )
+    table, ours = Table(), outside(path, environ)
+    config, out = build({**ours, **(host or {})}, table)
+    notes = list(_overruled(ours, host or {}, table))
+    if config.train.patience is not None:
+        notes.append(f"patience {config.train.patience} has no effect in a host")
+    return add_notes(config, notes), out
+
+
+def outside(
+    path: str | Path | None = None, environ: Mapping[str, str] = os.environ
+) -> dict[str, Given]:
+    """What variables and the file say, which a host's own keys win over."""
+    table, path = Table(), path or environ.get(CONFIG)
+    file = as_path(path or FILE)
+    if path and not file.is_file():
+        raise ConfigError(f"{file}: no such file; it would hold fedclip's options")
+    return {**_of_file(file, table), **_of_variables(environ, table)}
+
+
+def _overruled(ours: Source, host: Source, table: Table) -> Iterator[str]:
+    """A line for what variables or file say in vain, since the host decides it."""
+    for name in host.keys() & ours.keys():
+        given, decides = ours[name], host[name]
+        first, second = (parse(table.options[name], *g) for g in (given, decides))
+        if first != second:
+            yield f"{given.written} has no effect here: {decides.written} decides"
+
+
+def add_notes(config: RunConfig, notes: Iterable[str]) -> RunConfig:
+    """``config`` with further lines on what was passed over."""
+    return replace(config, notes=(*config.notes, *notes))
 
 
 def _of_flags(args: argparse.Namespace, table: Table) -> dict[str, Given]:
@@ -130,7 +180,6 @@ def _of_variables(environ: Mapping[str, str], table: Table) -> dict[str, Given]:
         if name in options:
             written = f"{name}={value}"
             if value:
-                value = words(options[name], value, written)
                 source[options[name].name] = Given(value, written)
         elif near := did_you_mean(name, options, cutoff=0.85):
             raise ConfigError(f"variable {name} is unknown{near}")
@@ -166,12 +215,13 @@ def build(source: Source, table: Table) -> tuple[RunConfig, Output]:
     """The configuration of merged sources, over what the algorithm wants."""
     from ..algorithms import get_algorithm  # needs torch
 
-    name = str(source["alg"].value if "alg" in source else RunConfig.algorithm)
+    said = {n: parse(table.options[n], *given) for n, given in source.items()}
+    name = said.get("alg", RunConfig.algorithm)
     algorithm, section = get_algorithm(name), name.lower()
     if section in table.broken:
         raise ConfigError(table.broken[section])
-    merged = {**_usual(algorithm, section, source.get("preset"), table), **source}
-    values = {n: parse(table.options[n], *given) for n, given in merged.items()}
+    usual = _usual(algorithm, section, said.get("preset"), table)
+    values = {n: parse(table.options[n], *given) for n, given in usual.items()} | said
     _settle(values)
 
     def part(cls: type, options: tuple[Option, ...]) -> Any:
@@ -184,7 +234,12 @@ def build(source: Source, table: Table) -> tuple[RunConfig, Output]:
     top = {o.field: values[o.name] for o in table.groups[""] if o.name in values}
     files = part(Files, options_of(Files))
     out = Output(None if files.out is None else Path(files.out), files.resume)
-    return replace(config, **top), out
+    config = replace(config, **top)
+    changed = (n for n in said if said[n] != table.options[n].default)
+    groups = ("", FILES, *SECTIONS, section)
+    known = {o.name for group in groups for o in table.groups[group]}
+    written = {n: source[n].written for n in changed}
+    return add_notes(config, without_effect(written, known, config)), out
 
 
 def _params(algorithm: Algorithm, section: str, part: Any, table: Table) -> Any:
@@ -195,16 +250,16 @@ def _params(algorithm: Algorithm, section: str, part: Any, table: Table) -> Any:
 
 
 def _usual(
-    algorithm: Algorithm, section: str, preset: Given | None, table: Table
+    algorithm: Algorithm, section: str, preset: str | None, table: Table
 ) -> dict[str, Given]:
     """What the algorithm, or a preset of it, wants where nothing else is said."""
     wanted = dict(algorithm.defaults)
     if preset is not None:
         presets = algorithm.presets
-        if preset.value not in presets:
+        if preset not in presets:
             some = f"one of {', '.join(presets)}" if presets else "none"
-            raise ConfigError(f"{preset.written}: expected {some} for --alg {section}")
-        wanted |= presets[preset.value]
+            raise ConfigError(f"--preset {preset}: expected {some} for --alg {section}")
+        wanted |= presets[preset]
     where, own = f"defaults of --alg {section}", {}
     for field, value in wanted.items():
         mine = any(o.field == field for o in table.groups[section])
@@ -214,14 +269,8 @@ def _usual(
 
 
 def _settle(values: dict[str, Any]) -> None:
-    """Paths made absolute; names filled in."""
+    """Names filled in."""
     if values.get("features"):
         values.setdefault("dataset", Path(values["features"]).resolve().name)
-    for name in _ABSOLUTE:
-        if values.get(name) is not None:
-            values[name] = str(Path(values[name]).resolve())
     if "prompt" in values:
         values["prompt"] = prompt_templates(values["prompt"])
-    tag = values.get("pretrained")
-    if tag and Path(tag).is_file():
-        values["pretrained"] = str(Path(tag).resolve())

@@ -6,20 +6,23 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from ...config.paths import read_text
 from ...errors import ConfigError, one_line
 from .settings import FILE
 
 _BACKENDS = {"simulation": ("sp", "MPI"), "cross_silo": ("GRPC", "MQTT_S3", "TRPC")}
 
 
-def check_file(cf: Path) -> None:
-    """Raise ConfigError where ``cf`` is no YAML file of sections with keys."""
+def check_file(cf: Path) -> dict[str, Any]:
+    """The keys of all sections of ``cf``; ConfigError where it is no such YAML file."""
     yaml = importlib.import_module("yaml")  # FedML depends on it
     if not cf.is_file():
         raise ConfigError(f"--cf {cf}: no such file; expected FedML's {FILE}")
     try:
-        sections = yaml.safe_load(cf.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        sections = yaml.safe_load(read_text(cf))
+    except OSError as error:
+        raise ConfigError(f"cannot read --cf {cf}: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--cf {cf} is not valid YAML: {one_line(error)}") from error
     if not isinstance(sections, dict) or not all(
         isinstance(section, dict) for section in sections.values()
@@ -27,6 +30,11 @@ def check_file(cf: Path) -> None:
         raise ConfigError(
             f"--cf {cf}: expected sections such as train_args:, each with its keys"
         )
+    return {
+        str(key): value
+        for section in sections.values()
+        for key, value in section.items()
+    }
 
 
 def check_offline(args: Any) -> None:
@@ -43,7 +51,7 @@ def check_offline(args: Any) -> None:
         )
 
 
-def check_mode(args: Any, rank: int | None) -> str:
+def check_mode(args: Any, rank: int | None, role: str | None = None) -> str:
     """The backend; ConfigError where the process cannot play its part."""
     kind = getattr(args, "training_type", None)
     if kind not in _BACKENDS:
@@ -57,6 +65,12 @@ def check_mode(args: Any, rank: int | None) -> str:
         )
     if kind == "cross_silo" and rank is None:
         raise ConfigError("cross-silo: give every process its --rank: 0 is the server")
+    if rank is not None and rank < 0:
+        raise ConfigError(f"--rank {rank}: expected 0 (the server), 1, 2, ...")
+    if role is not None and rank is not None and (role == "server") != (rank == 0):
+        raise ConfigError(
+            f"--rank {rank} --role {role}: rank 0 is the server, the others are clients"
+        )
     if backend == "MPI":
         _check_mpi()
     return str(backend)

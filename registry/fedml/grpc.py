@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import csv
 import errno
+import functools
+import logging
 import socket
+import sys
+import time
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ...config.fields import as_path
-from ...errors import ConfigError
-from .settings import FILE, PICKLE, TLS
+from ...config.fields import parse
+from ...config.paths import read_text
+from ...errors import ConfigError, one_line
+from .settings import FILE, PATH, PICKLE, TLS, value
 
+_log = logging.getLogger("fedclip")
 _IP_HEAD = "eid,rank,grpc_server_ip,grpc_server_port"
+KNOWN_WITHIN = 20.0  # seconds, for the names of hosts that start together
 
 
 @dataclass(frozen=True)
@@ -63,39 +71,95 @@ def check_silo(args: Any) -> None:
         return
     read_tls(args)
     path, known = _rows(args)
-    for place in range(args.worker_num + 1):
+    workers = value(args, "worker_num")  # of a run with fewer keys known later
+    for place in {int(args.rank), *range(workers + 1 if workers else 0)}:
         if place not in known:
             raise ConfigError(f"{path}: no line for rank {place}")
-    own = known[int(args.rank)]
-    _check_port(path, own["grpc_server_ip"], own["grpc_server_port"])
+    _listening(path, *known[int(args.rank)][:2])
 
 
 def read_addresses(args: Any) -> dict[int, Address]:
     """The addresses of all processes, by rank; raises ConfigError."""
-    _, rows = _rows(args)
+    path, rows = _rows(args)
     found = {}
-    for rank, row in rows.items():
-        host, port = row["grpc_server_ip"], row["grpc_server_port"]
-        outside = row.get("ingress_ip") or host
-        found[rank] = Address(f"{host}:{port}", f"{outside}:{port}")
+    for rank, (host, port, outside) in rows.items():
+        own = _listening(path, host, port) if rank == int(args.rank) else host
+        if own != host:
+            _log.warning("%s is no address of this machine: listening on all", host)
+        found[rank] = Address(_joined(own, port), _joined(outside, port))
     return found
 
 
-def _rows(args: Any) -> tuple[Path, dict[int, dict[str, str]]]:
-    path = Path(str(getattr(args, "grpc_ipconfig_path", None)))
-    if not path.is_file():
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _rows(args: Any) -> tuple[Path, dict[int, tuple[str, int, str]]]:
+    """The CSV's path, and rank -> (own host, port, host where others reach it)."""
+    text = getattr(args, "grpc_ipconfig_path", None)
+    path = value(args, "grpc_ipconfig_path", PATH)
+    if path is None or not Path(path).is_file():
         raise ConfigError(
-            f"{FILE}: grpc_ipconfig_path: {path}: no such file; expected a CSV with "
+            f"{FILE}: grpc_ipconfig_path: {text}: no such file; expected a CSV with "
             f"the head {_IP_HEAD}, a line for the server (0) and for each client"
         )
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not set(_IP_HEAD.split(",")) <= set(rows[0]):
-        raise ConfigError(f"{path}: expected lines under the head {_IP_HEAD}")
     try:
-        return path, {int(row["eid"]): row for row in rows}
-    except ValueError as error:
-        raise ConfigError(f"{path}: eid must be a whole number ({error})") from error
+        lines = read_text(path).splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {one_line(error)}") from error
+    lines = [line for line in lines if line.strip(" ,;")]
+    comma = ";" if lines and ";" in lines[0] else ","  # as a spreadsheet saves it
+    head, *rows = (
+        [c.strip() for c in row] for row in csv.reader(lines or [""], delimiter=comma)
+    )
+    if not rows or not set(_IP_HEAD.split(",")) <= set(head):
+        raise ConfigError(f"{path}: expected lines under the head {_IP_HEAD}")
+    found: dict[int, tuple[str, int, str]] = {}
+    for cells in rows:
+        row = dict(zip_longest(head, cells[: len(head)], fillvalue=""))
+        where = f"{path}: {comma.join(cells)}"
+        rank = _whole(row["eid"], f"{where}: eid", 0, sys.maxsize)
+        port = _whole(row["grpc_server_port"], f"{where}: grpc_server_port", 1, 65535)
+        host = row["grpc_server_ip"].strip("[]")
+        outside = row.get("ingress_ip", "").strip("[]") or host
+        if rank in found:
+            raise ConfigError(f"{where}: a second line for rank {rank}; take one out")
+        if (outside, port) in [(o, p) for _, p, o in found.values()]:
+            raise ConfigError(
+                f"{where}: another line has this address: each process needs its own"
+            )
+        found[rank] = host, port, outside
+        for each in {host, outside}:
+            _check_host(each, where)
+    return Path(path), found
+
+
+def _whole(text: str, where: str, low: int, high: int) -> int:
+    if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+        to = f"{low} to {high}" if high < sys.maxsize else f">= {low}"
+        raise ConfigError(f"{where}: {text!r}: expected a whole number {to}")
+    return int(text)
+
+
+@functools.cache  # the lines are read twice
+def _check_host(host: str, where: str) -> None:
+    """Raise ConfigError for what is no address, nor the name of a known host.
+
+    A name may be known a little later, where all processes start at once.
+    """
+    end = time.monotonic() + KNOWN_WITHIN
+    while True:
+        try:
+            if not host or host != "".join(host.split()):
+                raise OSError(None, "expected a host")
+            socket.getaddrinfo(host, None)
+            return
+        except (OSError, UnicodeError) as error:
+            if host and time.monotonic() < end and isinstance(error, socket.gaierror):
+                time.sleep(1.0)
+                continue
+            reason = getattr(error, "strerror", None) or one_line(error)
+            raise ConfigError(f"{where}: host {host!r}: {reason}") from error
 
 
 def read_tls(args: Any) -> Tls | None:
@@ -111,7 +175,8 @@ def read_tls(args: Any) -> Tls | None:
     for key, name in given.items():
         if not name:
             raise ConfigError(f"{FILE}: {key} is missing: TLS needs {', '.join(TLS)}")
-        path = as_path(str(name).replace("{rank}", str(args.rank)))
+        text = str(name).replace("{rank}", str(args.rank))
+        path = Path(parse(PATH, text, f"{FILE}: {key}: {name}"))
         try:
             texts.append(path.read_bytes())
         except OSError as error:
@@ -121,19 +186,30 @@ def read_tls(args: Any) -> Tls | None:
     return Tls(*texts)
 
 
-def _check_port(path: Path, host: str, port: str) -> None:
-    """gRPC would share the port of a process left behind, and lose messages."""
-    try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, int(port)))
-    except ValueError as error:
-        raise ConfigError(
-            f"{path}: grpc_server_port: {port!r} is not a port"
-        ) from error
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(
-                f"{path}: {host}:{port} is in use: stop the process that holds it, "
-                "or name another port"
-            ) from error
+def _listening(path: Path, host: str, port: int) -> str:
+    """Where a process whose line says ``host`` listens: there, else on all addresses.
+
+    The address by which others know a machine is often not its own (clouds, NAT).
+    Raises ConfigError for a port in use: gRPC would share that of a process left
+    behind, and lose messages.
+    """
+    anywhere = "::" if ":" in host else "0.0.0.0"
+    for place in (host, anywhere):
+        family, kind, _, _, address = socket.getaddrinfo(
+            place, port, type=socket.SOCK_STREAM
+        )[0]
+        try:
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+            return place
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL and place == host:
+                continue
+            reason = (
+                "is in use: stop the process that holds it, or name another port"
+                if error.errno == errno.EADDRINUSE
+                else f"cannot be listened on: {error.strerror}"
+            )
+            raise ConfigError(f"{path}: {_joined(place, port)} {reason}") from error
+    raise AssertionError  # one of the two returned or raised

@@ -21,6 +21,7 @@ from typing import Any
 from ...errors import ConfigError, FedClipError
 from .checks import check_file, check_mode, check_offline
 from .data import create_model, load
+from .grpc import check_silo
 from .log import forward
 from .settings import FILE, OPTIMIZER, bind, selected
 
@@ -195,15 +196,20 @@ def run(
     """
     fedml = _fedml()
     register()
-    check_file(cf)
+    keys = check_file(cf)
     args = _arguments(fedml, cf, rank, role, run_id, extra)
+    vars(args).update(keys)  # FedML passes over a file that it cannot read
+    given = {"rank": rank, "role": role, "run_id": run_id}
+    vars(args).update((k, v) for k, v in given.items() if v is not None)
     if offline:
         check_offline(args)
         go_offline()
     _choose(args, algorithm)
     if resume:
         args.fedclip_resume = True
-    mode = check_mode(args, rank)
+    mode = check_mode(args, rank, role)
+    if args.training_type == "cross_silo":
+        check_silo(args)
     _bind_quietly(args)
     try:
         args = fedml.init(args, check_env=not offline)

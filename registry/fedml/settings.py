@@ -7,18 +7,18 @@ of ``fedclip run`` that has no key in FedML is ``fedclip_<option>``, in any sect
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...config.fields import Option, expand, parse
+from ...config.fields import Option, parse
 from ...config.schema import EMBEDDED_DATASET, RunConfig
 from ...data.dataset import KNOWN, canonical_name
 from ...errors import ConfigError, did_you_mean
+from ...federation.build import participants
 from ...runs.host_run import Setup, open_setup
-from ...settings.options import PREFIX, Table, words
-from ...settings.sources import Given, Output, load_settings
+from ...settings.options import PREFIX, Table
+from ...settings.sources import Given, Output, load_settings, outside
 
 OPTIMIZER = "FedCLIP"
 FILE = "fedml_config.yaml"
@@ -44,6 +44,7 @@ KEYS = {  # FedML's -> the option that it sets
 }
 SECONDS = Option("", "", float, False, None, within="[0, inf)")
 _COUNT = Option("", "", int, False, None, within="[1, inf)")
+PATH = Option("", "", str, False, None, path=True)
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,21 @@ def selected(args: Any) -> bool:
 def bind(args: Any) -> Binding:
     """Settings and data of a run; read once per ``args``, opened once a process.
 
-    Sets ``client_num_in_total`` and ``client_num_per_round`` where they are absent.
-    Raises FedClipError in one line.
+    Sets ``comm_round``, ``client_num_in_total`` and ``client_num_per_round``: FedML
+    takes them as they are.  Raises FedClipError in one line.
     """
     found = vars(args).get("_fedclip")
     if not isinstance(found, Binding):
         config, out = read_settings(args)
-        found = Binding(open_setup(config), out)
-        _settle_clients(args, [client.name for client in found.setup.fed.clients])
-        args._fedclip = found
+        setup = open_setup(config)
+        names, share = [c.name for c in setup.fed.clients], config.server.participation
+        _settle_clients(args, names, share)
+        drawn = args.client_num_per_round / len(names)
+        if participants(names, share, 0, 1) != participants(names, drawn, 0, 1):
+            server = replace(config.server, participation=drawn)
+            setup = open_setup(replace(config, server=server))
+        args.comm_round = config.train.rounds
+        found = args._fedclip = Binding(setup, out)
     return found
 
 
@@ -85,7 +92,7 @@ def read_settings(args: Any) -> tuple[RunConfig, Output]:
         share = min(1.0, chosen / total)
         host["participation"] = Given(share, f"{FILE}: {_PER_ROUND}: {chosen}")
     alpha = host.pop("alpha")
-    partition = ours.get("partition") or _of_environ("FEDCLIP_PARTITION")
+    partition = ours.get("partition") or outside(path).get("partition")
     if partition is not None and partition.value != "domain":
         kind = _PARTITIONS.get(str(partition.value), partition.value)
         host["partition"] = Given(kind, partition.written)
@@ -110,11 +117,6 @@ def _given(args: Any, name: str) -> Given | None:
     return Given(found, f"{FILE}: {name}: {found}")
 
 
-def _of_environ(variable: str) -> Given | None:
-    found = os.environ.get(variable)
-    return Given(found, f"{variable}={found}") if found else None
-
-
 def _own_keys(args: Any, table: Table) -> tuple[dict[str, Given], str | None]:
     """What ``fedclip_*`` keys set, by the options' names; and ``fedclip_config``."""
     options = {name.lower(): o for name, o in table.variables().items()}
@@ -127,7 +129,7 @@ def _own_keys(args: Any, table: Table) -> tuple[dict[str, Given], str | None]:
         if name in (TIMEOUT, PICKLE, *TLS):
             continue
         if name == _FILE_KEY:
-            path = str(given.value)
+            path = parse(PATH, *given)
             continue
         if name not in options:
             raise ConfigError(
@@ -139,7 +141,7 @@ def _own_keys(args: Any, table: Table) -> tuple[dict[str, Given], str | None]:
                 f"{FILE}: {name}: FedML has a key of its own for it, "
                 f"{theirs[option.name]}"
             )
-        found[option.name] = Given(words(option, *given), given.written)
+        found[option.name] = given
     return found, path
 
 
@@ -152,18 +154,19 @@ def _device(args: Any) -> dict[str, Given]:
 
 def _with_root(args: Any, config: RunConfig) -> RunConfig:
     """FedML keeps data under ``data_cache_dir``: images are looked for there last."""
-    data, cache = config.data, getattr(args, "data_cache_dir", None)
-    if not cache or data.root or data.features or data.dataset == EMBEDDED_DATASET:
+    data, root = config.data, None
+    if not (data.root or data.features or data.dataset == EMBEDDED_DATASET):
+        root = value(args, "data_cache_dir", PATH)
+    if root is None:
         return config
-    root = Path(expand(str(cache))).resolve()
-    if canonical_name(data.dataset) in KNOWN or (root / data.dataset).is_dir():
-        return replace(config, data=replace(data, root=str(root)))
+    if canonical_name(data.dataset) in KNOWN or Path(root, data.dataset).is_dir():
+        return replace(config, data=replace(data, root=root))
     return config
 
 
-def _settle_clients(args: Any, names: list[str]) -> None:
+def _settle_clients(args: Any, names: list[str], share: float) -> None:
     total = value(args, "client_num_in_total") or len(names)
-    chosen = value(args, _PER_ROUND) or total
+    chosen = value(args, _PER_ROUND) or max(1, round(share * total))
     if total != len(names):
         shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
         raise ConfigError(

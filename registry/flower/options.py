@@ -16,7 +16,7 @@ from ...config.schema import RunConfig
 from ...config.toml import to_dict
 from ...data.partition import NO_TARGET
 from ...errors import ConfigError, did_you_mean
-from ...settings.options import Table, words
+from ...settings.options import Table
 from ...settings.sources import Given, Output, config_of, load_settings
 
 ALIASES = {"num-server-rounds": "rounds", "fraction-train": "participation"}
@@ -140,13 +140,13 @@ def _written(where: str, key: str, value: Any) -> str:
 
 
 def _source(values: Values, table: Table) -> dict[str, Given]:
-    """Values by the options' names; texts are split where an option takes several."""
+    """Values by the options' names."""
     source = {}
     for key, value in values.items():
         found = table.options.get(ALIASES.get(key, key))
         if found is not None:
             written = _written("run config", key, value)
-            source[found.name] = Given(words(found, value, written), written)
+            source[found.name] = Given(value, written)
     return source
 
 

@@ -52,7 +52,7 @@ def test_own_keys_over_variables_over_file(args, tmp_path, monkeypatch):
     assert config.data.targets == ("photo",)
     assert config.data.prompts == ("a {}", "the {} of it")
     assert (config.server.weighting, config.train.beta1) == ("examples", 0.5)
-    assert str(out.directory) == "out"
+    assert out.directory == tmp_path / "out"
 
 
 @pytest.mark.parametrize(

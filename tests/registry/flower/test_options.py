@@ -65,7 +65,7 @@ def test_without_flower_the_module_imports_and_says_what_to_install(
 # --------------------------------------------------------------------------- run config
 
 
-def test_every_option_is_a_key_by_its_long_name() -> None:
+def test_every_option_is_a_key_by_its_long_name(tmp_path: Path) -> None:
     config, out, sampling = server_settings(
         {
             "num-server-rounds": 7,
@@ -89,7 +89,7 @@ def test_every_option_is_a_key_by_its_long_name() -> None:
     assert config.data.targets == ("photo",)
     assert config.data.prompts == ("a {}", "the {}")
     assert config.model.name == "auto"
-    assert out == (Path("runs/x"), False)
+    assert out == (tmp_path / "runs/x", False)
     assert (sampling.min_available_nodes, sampling.round_timeout) == (4, 30.0)
 
 

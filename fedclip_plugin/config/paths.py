@@ -1,0 +1,58 @@
+"""Paths and text files as users write them: one reading, wherever they come from."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+from pathlib import Path
+
+from ..errors import ConfigError
+
+
+class PathError(ConfigError, ValueError):
+    """A path of the user's that names no place."""
+
+
+def as_path(text: str | os.PathLike[str]) -> Path:
+    """A path that a user wrote, absolute: ``~`` and ``$VARIABLES`` as in a shell.
+
+    The one reading of paths, whatever they come from.  Relative ones begin in the
+    working directory; links stay where they end the path.  Raises :class:`PathError`,
+    a ConfigError and ValueError, for what names no place.
+    """
+    given = os.fspath(text)
+    path = os.path.expanduser(os.path.expandvars(given))
+    unset = re.search(r"\$(\w+|\{\w*\})", path)
+    if not given.strip() or "\0" in given:
+        raise PathError(f"{given!r} is no path")
+    if path.startswith("~") and not os.path.lexists(path):
+        raise PathError(f"{given}: {path.split(os.sep)[0]} has no home directory here")
+    if unset and not os.path.lexists(path):
+        raise PathError(f"{given}: the variable {unset[0]} is not set")
+    head, name = os.path.split(path)
+    try:
+        if name in ("", ".", ".."):
+            return Path(os.path.realpath(path))
+        return Path(os.path.realpath(head), name)
+    except OSError as error:
+        raise PathError(f"{given}: the working directory is gone") from error
+
+
+def as_file(text: str) -> Path:
+    """:func:`as_path` of a file that may be written; PathError for a folder."""
+    path = as_path(text)
+    if path.is_dir() or text.endswith(os.sep):
+        raise PathError(f"{text} is a folder; expected the path of a file")
+    return path
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A text file that a person wrote, with or without the mark of its encoding.
+
+    UTF-8, or UTF-16 with its mark, as editors and spreadsheets save it.  Raises OSError
+    or ValueError.
+    """
+    data = Path(path).read_bytes()
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if marked else "utf-8-sig")

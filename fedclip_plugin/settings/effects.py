@@ -1,0 +1,81 @@
+"""Options that change nothing beside the others: told, never passed over in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping
+
+from ..config.schema import RunConfig
+
+
+def _adapts(config: RunConfig) -> bool:
+    return hasattr(config.params, "adapter")
+
+
+def _as_published(config: RunConfig) -> bool:
+    p, t = config.params, config.train
+    if not _adapts(config):
+        return False
+    chosen = (p.adapter, p.side, p.loss, t.optimizer, t.optimizer_state)
+    return chosen == ("attention", "image", "in-batch", "adam", "reset")
+
+
+_Rule = tuple[str, str, Callable[[RunConfig], bool]]
+_RULES: tuple[_Rule, ...] = (  # options, what they need, and whether it is there
+    (
+        "lr batch-size local-epochs weight-decay optimizer beta1 beta2 eps",
+        "an --alg that trains step by step",
+        lambda c: c.algorithm.lower() not in ("gda", "zeroshot"),
+    ),
+    (
+        "aggregation compress compress-down max-norm-ratio weighting",
+        "an --alg that sends something",
+        lambda c: c.algorithm.lower() not in ("local", "zeroshot"),
+    ),
+    (
+        "model pretrained model-config precision root prompt on-bad-image",
+        "images, and --features has them encoded",
+        lambda c: c.data.features is None,
+    ),
+    (
+        "beta1 beta2 eps",
+        "--optimizer adam or adamw",
+        lambda c: c.train.optimizer in ("adam", "adamw"),
+    ),
+    (
+        "weighting",
+        "an --aggregation that weighs the clients",
+        lambda c: c.server.aggregation not in ("median", "trimmed-mean", "krum"),
+    ),
+    (
+        "byzantine",
+        "--aggregation trimmed-mean, krum or multi-krum",
+        lambda c: c.server.aggregation in ("trimmed-mean", "krum", "multi-krum"),
+    ),
+    (
+        "train-precision",
+        "--alg fedclip as published",
+        _as_published,
+    ),
+    ("optimizer-state", "an --alg with an adapter, such as fedclip", _adapts),
+    ("alpha", "--partition dirichlet", lambda c: c.data.partition == "dirichlet"),
+    ("topk-share", "--compress topk", lambda c: c.wire.compress == "topk"),
+    ("error-feedback", "--compress", lambda c: c.wire.compress != "none"),
+    ("dp-delta dp-seed", "--dp-noise-multiplier", lambda c: c.privacy.private),
+)
+
+
+def without_effect(
+    given: Mapping[str, str], known: Container[str], config: RunConfig
+) -> Iterator[str]:
+    """A line for each option of ``given`` that changes nothing in a run of ``config``.
+
+    ``given`` is name -> option as its user wrote it; ``known`` are the names that the
+    algorithm of ``config`` has at all.
+    """
+    unmet = [(names.split(), need) for names, need, met in _RULES if not met(config)]
+    for name, written in given.items():
+        needs = [need for names, need in unmet if name in names]
+        if name not in known:
+            yield f"{written} has no effect with --alg {config.algorithm}"
+        elif needs:
+            yield f"{written} has no effect: it needs {needs[0]}"
