@@ -18,7 +18,6 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
@@ -178,8 +177,8 @@ def _located(kind: bool | str, text: str) -> str:
     if isinstance(kind, str) and kind.endswith(":"):
         found = text.startswith(kind)
         return f"{kind}{as_path(text.removeprefix(kind))}" if found else text
-    like_a_path = os.sep in text or text.startswith(("~", "$")) or Path(text).is_file()
-    return text if kind == "file" and not like_a_path else str(as_path(text))
+    named = kind == "file" and os.sep not in text and not text.startswith(("~", "$"))
+    return text if named and not os.path.isfile(text) else str(as_path(text))
 
 
 def _convert(option: Option, value: Any) -> Any:

@@ -279,11 +279,6 @@ class RunConfig(Section):
             return self.model.pretrained
         return EMBEDDED_MODEL if self.model_name == EMBEDDED_MODEL else "openai"
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What this configuration asks for to no effect, a line each."""
-        return ()
-
 
 SECTIONS: dict[str, type[Section]] = {
     "model": ModelConfig,

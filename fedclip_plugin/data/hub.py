@@ -29,7 +29,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..config.fields import as_path
+from ..config.paths import as_path
 from ..config.schema import EMBEDDED_DATASET
 from ..errors import DataError, one_line
 from ..storage.files import cannot_write, remove_leftovers, write_bytes
@@ -67,7 +67,7 @@ def materialise(
     made before the source has given an image.  Raises DataError, or RunError where
     nothing can be written.
     """
-    name, path = canonical_name(name), as_path(os.fspath(to))
+    name, path = canonical_name(name), as_path(to)
     done = _finished(name, path)
     if source is None and done is not None:
         return Materialised(path, done, 0)
@@ -100,7 +100,7 @@ def _images(name: str, path: Path, source: str | os.PathLike[str] | None) -> _Im
         dataset = load_dataset(name, None)
         total = sum(len(domain.files) for domain in dataset.domains)
         return _Images(_embedded_files(dataset), total)
-    folder = _download(name, path) if source is None else as_path(os.fspath(source))
+    folder = _download(name, path) if source is None else as_path(source)
     tables = [ImageTable.open(file) for file in _parquet_files(folder)]
     total = sum(table.num_rows for table in tables)
     if total == 0:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..algorithms import Algorithm, Task, get_algorithm
 from ..clip.encoder import FrozenClip
+from ..config.paths import as_path
 from ..config.schema import RunConfig
 from ..data.images import decode_image, rgb_image
 from ..data.listing import read_file
@@ -110,5 +111,5 @@ def _batches(images: Sequence[Source], size: int) -> Iterator[Sequence[Source]]:
 def _open(image: Source) -> Image.Image:
     if isinstance(image, Image.Image):
         return rgb_image(image)
-    path = str(Path(image).expanduser())
+    path = str(as_path(image))
     return decode_image(read_file([path], 0), path)

@@ -271,6 +271,7 @@ def _usual(
 def _settle(values: dict[str, Any]) -> None:
     """Names filled in."""
     if values.get("features"):
-        values.setdefault("dataset", Path(values["features"]).resolve().name)
+        name = os.path.basename(os.path.realpath(values["features"]))
+        values.setdefault("dataset", name)
     if "prompt" in values:
         values["prompt"] = prompt_templates(values["prompt"])

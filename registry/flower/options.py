@@ -17,7 +17,7 @@ from ...config.toml import to_dict
 from ...data.partition import NO_TARGET
 from ...errors import ConfigError, did_you_mean
 from ...settings.options import Table
-from ...settings.sources import Given, Output, config_of, load_settings
+from ...settings.sources import Given, Output, add_notes, config_of, load_settings
 
 ALIASES = {"num-server-rounds": "rounds", "fraction-train": "participation"}
 FILE = "config"  # the key for the path of a fedclip.toml
@@ -73,6 +73,14 @@ def server_settings(run_config: Values) -> tuple[RunConfig, Output, Sampling]:
         if name in given
     }
     config, out = load_settings(_source(given, table), given.get(FILE))
+    if config.train.personalize != "none" and not set(config.data.targets) - {
+        NO_TARGET
+    }:
+        line = (
+            f"personalize = {config.train.personalize!r} has no effect: the data are "
+        )
+        line += "with the clients; `fedclip run` has them"
+        config = add_notes(config, [line])
     return config, out, Sampling(**chosen)
 
 

@@ -114,6 +114,9 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
                 setup = open_setup(self.config)  # who else has the held-out domain?
                 own = make_card(setup, setup.fed.clients[0], False)
                 self.nodes.roster.model = own
+            else:
+                for note in self.config.notes:
+                    _log.warning("fedclip: note: %s", note)
             cards = list(self.nodes.clients(grid).values())
             setup = setup or setup_without_data(self.config, cards)
             self.host_run = HostRun(setup, *self.out, len(cards))

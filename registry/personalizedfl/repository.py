@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 
+from ...config.paths import as_path
 from ...errors import ConfigError, RunError
 from ...storage.files import write_bytes
 
@@ -60,7 +61,7 @@ def register(path: Path, undo: bool = False) -> str:
 
 def find_repository(path: Path) -> Path:
     """The folder with ``main.py`` and ``alg/algs.py``; raises ConfigError."""
-    folder = path.expanduser()
+    folder = as_path(path)
     for name in ("main.py", "alg/algs.py"):
         if not (folder / name).is_file():
             raise ConfigError(

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import io
 import runpy
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...config.paths import as_path
 from ...config.schema import RunConfig
 from ...data.partition import NO_TARGET
 from ...errors import ConfigError, DataError, FedClipError
@@ -38,7 +41,6 @@ def settings_of(args: argparse.Namespace) -> tuple[RunConfig, Path | None]:
     given = any(word.partition("=")[0] == "--lr" for word in sys.argv)
     folder = data_folder(args)
     host = {
-        "alg": "fedclip",
         "seed": [args.seed],
         "device": args.device,
         "dataset": args.dataset,
@@ -56,6 +58,11 @@ def settings_of(args: argparse.Namespace) -> tuple[RunConfig, Path | None]:
             if value is not None
         }
     )
+    if config.algorithm.lower() != "fedclip":
+        raise ConfigError(
+            f"main.py --alg fedclip trains fedclip, not {config.algorithm}: take the "
+            "algorithm out of fedclip.toml and FEDCLIP_ALG (`fedclip run` has it)"
+        )
     if resume:
         raise ConfigError(
             "FEDCLIP_RESUME: main.py begins with its first round; run it again without"
@@ -69,7 +76,10 @@ def settings_of(args: argparse.Namespace) -> tuple[RunConfig, Path | None]:
                 "business; take it out of fedclip.toml and of the FEDCLIP_* variables "
                 "(`fedclip run` has it)"
             )
-    return one_run(config), out
+    notes = tuple(n for n in config.notes if not n.startswith("main.py: "))
+    for note in notes:  # what main.py always says is no news
+        say(f"note: {note}")
+    return one_run(replace(config, notes=notes)), out
 
 
 def data_folder(args: argparse.Namespace) -> str:
@@ -124,15 +134,40 @@ def prepare() -> None:
     Other algorithms find the host as it is.  Exits with a line and code 2 for a data
     set that ``main.py`` cannot hand over.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--alg")
     parser.add_argument("--dataset", default="pacs")
+    parser.add_argument("--root_dir", default="./data/")
     args, _ = parser.parse_known_args()
     if args.alg != "fedclip":
         return
+    for stream in (sys.stdout, sys.stderr):  # names may have signs that they lack
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     _check_dataset(args.dataset)
+    _settle_root(args)
     if not hasattr(np, "int"):
         _module("datautil.datasplit").np = FormerNumpy()
+
+
+def _settle_root(args: argparse.Namespace) -> None:
+    """``--root_dir`` as main.py will find it; ConfigError where nothing is there."""
+    root = f"{as_path(args.root_dir)}{'/' * args.root_dir.endswith('/')}"
+    if Path(given := data_folder(args)).is_dir():
+        return
+    args.root_dir, name = root, given.removeprefix(args.root_dir)
+    if Path(data_folder(args)).is_dir():  # main.py reads these words next
+        sys.argv += ["--root_dir", root]
+    elif Path(root, name).is_dir():
+        raise ConfigError(
+            f"--root_dir {root}: main.py joins it to {name} as it is: write "
+            f"--root_dir {root}/"
+        )
+    else:
+        raise ConfigError(
+            f"--root_dir {root}: {data_folder(args)} is no folder; expected the images "
+            f"of --dataset {args.dataset} in ROOT_DIR/{name}/"
+        )
 
 
 def _module(name: str) -> Any:
@@ -183,7 +218,7 @@ def run_main(argv: Sequence[str], algorithm: type) -> dict[str, Any]:
         raise ConfigError(
             f"which main.py? python -m {MODULE} DIR/main.py --alg fedclip"
         )
-    script = Path(argv[0]).expanduser()
+    script = as_path(argv[0])
     if script.name != "main.py" or not script.is_file():
         raise ConfigError(f"{argv[0]}: expected the path of PersonalizedFL's main.py")
     sys.path[0] = str(find_repository(script.parent))

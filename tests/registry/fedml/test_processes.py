@@ -25,6 +25,7 @@ from tests.registry.fedml.runs import (
     close,
     embedded,
     finish,
+    free_ports,
     mpirun,
     namespace,
     options,
@@ -35,6 +36,8 @@ from tests.registry.fedml.runs import (
     write_addresses,
     write_yaml,
 )
+
+HEAD = "eid,rank,grpc_server_ip,grpc_server_port\n"
 
 # ----------------------------------------------------------------- the command, alone
 
@@ -83,18 +86,81 @@ def test_files_that_are_none(features, tmp_path):
     [
         (None, "no such file"),
         ("rank,port\n0,1\n", "under the head eid,rank"),
-        ("eid,rank,grpc_server_ip,grpc_server_port\n0,0,127.0.0.1,1\n", "for rank 1"),
+        (f"{HEAD}0,0,127.0.0.1,1\n", "for rank 1"),
+        (f"{HEAD}0,0,127.0.0.1,1\nx,1,127.0.0.1,2\n", "eid: 'x': expected a whole"),
+        (f"{HEAD}0,0,127.0.0.1,1\n1,1,127.0.0.1,x\n", "port: 'x': .* 1 to 65535"),
+        (f"{HEAD}0,0,127.0.0.1,1\n1,1,127.0.0.1,70000\n", "1 to 65535"),
+        (f"{HEAD}0,0,127.0.0.1,1\n1,1,,2\n", "host '': expected a host"),
+        (f"{HEAD}0,0,127.0.0.1,1\n1\n", "port: '': expected a whole number"),
+        (f"{HEAD}0,0,127.0.0.1,1\n1,1,no such,2\n", "host 'no such': expected a host"),
+        (f"{HEAD}0,0,127.0.0.1,1\n1,1,no-such.invalid,2\n", "host 'no-such.invalid'"),
+        (f"{HEAD}0,0,127.0.0.1,1\n0,1,127.0.0.1,2\n", "a second line for rank 0"),
+        (f"{HEAD}0,0,127.0.0.1,1\n1,1,127.0.0.1,1\n", "another line has this address"),
     ],
 )
-def test_addresses_are_checked(features, tmp_path, text, message):
+def test_addresses_are_checked(features, tmp_path, monkeypatch, text, message):
+    from fedclip_plugin.registry.fedml import grpc
     from fedclip_plugin.registry.fedml.grpc import check_silo
 
+    monkeypatch.setattr(grpc, "KNOWN_WITHIN", 0.0)
     args = namespace(features, backend="GRPC", grpc_ipconfig_path="ip.csv")
     args.worker_num = 3
     if text is not None:
         (tmp_path / "ip.csv").write_text(text)
     with pytest.raises(ConfigError, match=message):
         check_silo(args)
+
+
+def test_a_line_says_where_others_reach_a_process_not_where_it_listens(
+    features, tmp_path, caplog
+):
+    from fedclip_plugin.registry.fedml.grpc import Address, check_silo, read_addresses
+
+    first, second, third, fourth = free_ports(4)
+    (tmp_path / "ip.csv").write_bytes(
+        b"\xef\xbb\xbf"  # and blanks, as a spreadsheet leaves them
+        + f" eid ; rank; grpc_server_ip;grpc_server_port;ingress_ip\r\n"
+        f"0;0; 203.0.113.7 ;{first};\r\n1;1;::1;{second}\r\n;;;\r\n"
+        f"2;2;[::1];{third};\r\n3;3;127.0.0.1; {fourth} ;198.51.100.9\r\n".encode()
+    )
+    args = namespace(features, backend="GRPC", grpc_ipconfig_path="ip.csv")
+    args.worker_num, args.rank = 3, 0
+    check_silo(args)
+    assert read_addresses(args) == {
+        0: Address(f"0.0.0.0:{first}", f"203.0.113.7:{first}"),
+        1: Address(f"[::1]:{second}", f"[::1]:{second}"),
+        2: Address(f"[::1]:{third}", f"[::1]:{third}"),
+        3: Address(f"127.0.0.1:{fourth}", f"198.51.100.9:{fourth}"),
+    }
+    assert "203.0.113.7 is no address of this machine" in caplog.text
+    args.rank = 4
+    with pytest.raises(ConfigError, match="no line for rank 4"):
+        check_silo(args)
+
+
+@pytest.mark.parametrize(
+    ("rank", "role", "message"),
+    [
+        (1, "server", "--rank 1 --role server: rank 0 is the server"),
+        (0, "client", "--rank 0 --role client"),
+        (-1, None, "--rank -1: expected 0"),
+        (7, None, "no line for rank 7"),
+    ],
+)
+def test_ranks_are_checked_before_the_data(features, tmp_path, rank, role, message):
+    path = write_addresses(tmp_path / "ip.csv", 4)
+    silo = {"training_type": "cross_silo", "backend": "GRPC", "fedclip_features": "no"}
+    values = options(features) | silo | {"grpc_ipconfig_path": str(path)}
+    assert message in refused(values, tmp_path, rank=rank, role=role)
+
+
+def test_a_yaml_file_with_a_byte_order_mark(features, tmp_path):
+    cf = write_yaml(tmp_path / "fedml_config.yaml", options(features) | {"epochs": "x"})
+    for encoding in ("utf-8-sig", "utf-16"):
+        cf.write_text(cf.read_text("utf-8"), encoding=encoding)
+        with pytest.raises(ConfigError, match="epochs: x: expected a whole number"):
+            fedml_host.run(cf, offline=True)
+        cf.write_text(cf.read_text(encoding), "utf-8")
 
 
 @pytest.mark.parametrize("backend", ["TRPC", "MQTT_S3"])

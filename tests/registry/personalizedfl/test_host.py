@@ -19,6 +19,7 @@ from fedclip_plugin.algorithms.adapter import KEYS
 from fedclip_plugin.federation.engine import federate
 from fedclip_plugin.federation.evaluation import score_clients
 from fedclip_plugin.federation.personalization import personalize
+from fedclip_plugin.registry.personalizedfl import start as start_room
 from fedclip_plugin.registry.personalizedfl.algorithm import (
     PersonalizedFedClip,
     state_of,
@@ -322,3 +323,43 @@ def test_the_host_decides_what_it_has_options_for(world, monkeypatch):
 def test_a_learning_rate_counts_where_it_was_said(world, monkeypatch, argv, lr):
     monkeypatch.setattr(sys, "argv", ["main.py", *argv])
     assert settings_of(world.args(lr=0.5))[0].train.lr == lr
+
+
+def test_another_algorithm_is_refused(world, monkeypatch, capsys):
+    monkeypatch.setenv("FEDCLIP_ALG", "linear")
+    assert_one_line(capsys, world.args(), "trains fedclip, not linear")
+
+
+def test_what_main_overrules_is_noted(world, monkeypatch, capsys):
+    monkeypatch.setenv("FEDCLIP_ROUNDS", "99")
+    (note,) = settings_of(world.args())[0].notes
+    assert note == "FEDCLIP_ROUNDS=99 has no effect here: main.py: rounds = 4 decides"
+    assert f"fedclip: note: {note}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("root", "told"),
+    [
+        ("{}/data", "write --root_dir {}/data/"),
+        ("{}/nowhere/", "is no folder; expected the images of --dataset pacs"),
+        ("$NOT_SET/", "variable $NOT_SET is not set"),
+        ("{}/data/", None),
+        ("{}/da", "is no folder"),
+        ("~/data/", None),
+    ],
+)
+def test_the_root_is_checked_before_main_begins(world, monkeypatch, capsys, root, told):
+    monkeypatch.setenv("HOME", str(world.root))
+    monkeypatch.delenv("NOT_SET", raising=False)
+    monkeypatch.setattr(start_room, "_check_dataset", lambda name: None)
+    monkeypatch.setattr(np, "int", int, raising=False)
+    words = ["main.py", "--alg", "fedclip", "--root_dir", root.format(world.root)]
+    monkeypatch.setattr(sys, "argv", words)
+    if told is None:
+        start_room.prepare()
+        assert sys.argv[-1] == f"{world.root}/data/"
+        return
+    with pytest.raises(SystemExit):
+        start_room.prepare()
+    *_, line = capsys.readouterr().err.splitlines()
+    assert told.format(world.root) in line
