@@ -120,7 +120,7 @@ def features(args: argparse.Namespace, display: Display) -> int:
     from ..features.obtain import obtain_features
 
     config = read_config(args)
-    refuse_images(as_path(args.to))
+    refuse_images(args.to)
     feature_set, stats = obtain_features(config, display.images)
     save_features(feature_set, args.to)
     _say_features(display, config, feature_set, stats)
