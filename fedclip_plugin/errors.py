@@ -8,6 +8,7 @@ the flag.  Any other exception is a fault of ours and exits with code 1.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -39,6 +40,14 @@ class RunError(FedClipError):
     """An output directory or checkpoint that cannot be used as requested."""
 
 
+class MachineError(FedClipError):
+    """Memory, a GPU, an installed library or the hub that fails; see `translate`."""
+
+
+class GpuMemoryError(MachineError):
+    """The memory of the GPU is full."""
+
+
 def did_you_mean(
     name: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6
 ) -> str:
@@ -61,3 +70,77 @@ def one_line(error: BaseException) -> str:
     """The message of another library's error, as part of one line of ours."""
     text = " ".join(str(error).split())
     return text[:200] if text else type(error).__name__
+
+
+_FOREIGN: tuple[tuple[str, type[MachineError], str], ...] = (
+    (
+        r"(cuda|hip)\b.*out of memory|OutOfMemoryError|(CUBLAS|CUDNN)_STATUS_ALLOC",
+        GpuMemoryError,
+        "the GPU's memory is full: free it (nvidia-smi shows whose it is), or give "
+        "--device cpu, or --device cuda:N for another; what was encoded is kept",
+    ),
+    (
+        r"MemoryError|can't allocate memory|not enough memory|"
+        r"Cannot allocate memory|bad_alloc",
+        MachineError,
+        "the main memory is full: close other programs, take a smaller --model, or "
+        "run from a feature directory (--features); what was encoded is kept",
+    ),
+    (
+        r"no kernel image|not compatible with the current PyTorch|CUDA driver|"
+        r"NVIDIA driver|CUDA error: (initialization|invalid device|unknown|all CUDA)|"
+        r"(CUBLAS|CUDNN)_STATUS",
+        MachineError,
+        "this PyTorch cannot use the GPU: give --device cpu, or install a PyTorch for "
+        "its driver",
+    ),
+    (
+        r"torchvision::|(module|named|name) 'torchvision",
+        MachineError,
+        "torchvision does not fit this torch: install both together, from the same "
+        "index (pip install -U torch torchvision)",
+    ),
+    (
+        r"No module named|pip install|undefined symbol|cannot open shared object",
+        MachineError,
+        "a library is missing or broken: install it again",
+    ),
+    (r"No space left", MachineError, "the disk is full: free some space"),
+    (
+        r"GatedRepo|40[13] Client Error|HTTP Error 40[13]",
+        MachineError,
+        "the hub gives it to accounts with access only: ask for it on the model's "
+        "page, and set HF_TOKEN",
+    ),
+    (
+        r"RepositoryNotFound|404 Client Error|HTTP Error 404",
+        MachineError,
+        "the hub has no such repository or file: check the name",
+    ),
+    (
+        r"429 Client Error|Too Many Requests",
+        MachineError,
+        "the hub takes no more requests now: wait some minutes, or set HF_TOKEN",
+    ),
+    (
+        r"SSLError|CERTIFICATE_VERIFY",
+        MachineError,
+        "the hub's certificate is not trusted here: set REQUESTS_CA_BUNDLE to your "
+        "network's",
+    ),
+)
+
+
+def translate(error: BaseException) -> FedClipError | None:
+    """What went wrong with the machine, a library or the hub, and the remedy.
+
+    None for an error that says nothing of the kind: a file's, a user's or ours.
+    """
+    if isinstance(error, FedClipError):
+        return error
+    kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
+    text = f"{kinds}: {error}"
+    for pattern, kind, remedy in _FOREIGN:
+        if re.search(pattern, text, re.IGNORECASE | re.DOTALL):
+            return kind(f"{remedy} ({one_line(error)})")
+    return None

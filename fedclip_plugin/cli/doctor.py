@@ -24,12 +24,12 @@ from torch import Tensor
 
 from .. import capabilities
 from ..clip.download import HUB, OFFLINE_HINT, ModelSource, cached_file, reachable
-from ..clip.encoder import EncoderSpec, FrozenClip
+from ..clip.encoder import EncoderSpec, FrozenClip, scale_note
 from ..config.schema import RunConfig
 from ..data.dataset import ImageDataset
 from ..data.folders import load_dataset
 from ..data.images import decode_image
-from ..errors import FedClipError
+from ..errors import FedClipError, translate
 from ..features.feature_set import load_features
 from ..ops.kernels import cpu_has_bf16, low_precision, resolve_device
 from ..storage.hashes import cache_dir
@@ -45,7 +45,6 @@ EXTRAS = {
     "tensorboard": ("tensorboard",),
 }
 
-SCALE = (20.0, 200.0)  # of the logits: 100 in CLIP, 115 in SigLIP, 14 untrained
 SAMPLE = 8  # images that are encoded as a test
 GIB = 2**30
 
@@ -253,6 +252,8 @@ def _guarded(name: str, part: Callable[[], Sequence[Check]]) -> Sequence[Check]:
         detail, _, remedy = str(error).partition("; ")
         return [Check(name, "fail", detail, remedy)]
     except Exception as error:  # a broken installation can fail anywhere
+        if known := translate(error):
+            return [Check(name, "fail", str(known))]
         return [Check(name, "fail", f"{type(error).__name__}: {error}")]
 
 
@@ -302,9 +303,8 @@ def _features(directory: str) -> list[Check]:
 def _model(config: RunConfig) -> list[Check]:
     spec = EncoderSpec.from_config(config)
     source = spec.source()
-    activation = "QuickGELU" if source.config.get("quick_gelu") else "GELU"
     size = "x".join(map(str, source.image_size))
-    detail = f"{source.name} with {source.tag}: {size} pixels, {activation}"
+    detail = f"{source.name} with {source.tag}: {size} pixels, {source.activation}"
     checks = [Check("model", "ok", detail), *_notes("model", source.notes)]
     if cached_file(source) is None:
         return [*checks, _not_here(source)]
@@ -325,10 +325,8 @@ def _not_here(source: ModelSource) -> Check:
 
 def _scale(clip: FrozenClip) -> Check:
     detail = f"loaded: {clip.embed_dim} wide, logit scale {clip.logit_scale:.2f}"
-    if SCALE[0] <= clip.logit_scale <= SCALE[1]:
-        return Check("weights", "ok", detail)
-    remedy = "a trained CLIP has about 100: is the checkpoint a finished one?"
-    return Check("weights", "warn", detail, remedy)
+    odd = scale_note(clip.logit_scale)
+    return Check("weights", "warn" if odd else "ok", detail, odd or "")
 
 
 def _encoding(config: RunConfig, clip: FrozenClip) -> Check:

@@ -17,7 +17,7 @@ from typing import Any
 
 from .. import __version__
 from ..config.paths import as_file, as_path
-from ..errors import ConfigError, FedClipError
+from ..errors import ConfigError, FedClipError, translate
 from ..settings import options
 from .console import Display, Stream, open_closed_streams, print_error
 from .interrupts import Stops
@@ -332,6 +332,9 @@ def _run(args: argparse.Namespace) -> int:
 def _fault(error: Exception) -> int:
     if os.environ.get("FEDCLIP_DEBUG"):
         raise error
+    if known := translate(error):
+        print_error(str(known))
+        return 2
     print_error(
         f"internal fault, {type(error).__name__}: {error}; please report it "
         "(FEDCLIP_DEBUG=1 shows where)"

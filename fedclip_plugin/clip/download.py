@@ -11,12 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import WeightsError, one_line
+from ..config.fields import as_path
+from ..errors import WeightsError, one_line, translate
 
 HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 CONFIG_NAME = "open_clip_config.json"
 QUICKGELU = "-quickgelu"  # ends the name of a model with QuickGELU
 WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+LOCAL_NAMES = (  # in the order in which open_clip prefers them
+    *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
+    *("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth"),
+    *("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
+)
+
+LOCAL_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 
 OFFLINE_HINT = (
     "without network, give a local file with --pretrained FILE, or fill the Hugging "
@@ -34,7 +42,13 @@ class ModelSource:
     preprocess: Mapping[str, Any]  # the fields of open_clip.PreprocessCfg
     file: Path | None = None  # None: on the hub, see weights_file
     config_file: Path | None = None  # None: open_clip knows the model
+    asked: str = ""  # the name as the user meant it, in its one spelling
     notes: tuple[str, ...] = ()  # what was assumed of the weights
+
+    @property
+    def activation(self) -> str:
+        """Of both towers."""
+        return "QuickGELU" if self.config.get("quick_gelu") else "GELU"
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -60,12 +74,12 @@ def weights_file(source: ModelSource) -> Path:
         try:
             return _from_hub(*_hub_names(hub))
         except Exception as error:  # hub, HTTP and OS errors have no common base
-            reason = one_line(error)
+            reason = str(translate(error) or one_line(error))
     if url and (_clip_cache(url).is_file() or reachable(url)):
         try:
             return Path(download_pretrained(dict(entry), prefer_hf_hub=False))
         except Exception as error:
-            reason = one_line(error)
+            reason = str(translate(error) or one_line(error))
     raise WeightsError(
         f"cannot fetch the weights {source.tag} of {source.name} ({hub or url}): "
         f"{reason}; {OFFLINE_HINT}"
@@ -98,23 +112,42 @@ def _hub_names(hub: str) -> tuple[str, Sequence[str]]:
     return repository, (name,) if name else WEIGHTS_NAMES
 
 
-def schema_files(model: str) -> tuple[Path, Path]:
-    """Config and weights of a ``hf-hub:org/name`` or ``local-dir:PATH`` model."""
+def schema_files(model: str) -> tuple[Path, Path, tuple[str, ...]]:
+    """Config, weights and notes of a ``hf-hub:org/name`` or ``local-dir:PATH`` model.
+
+    Raises WeightsError for what is not there.
+    """
     schema, _, where = model.partition(":")
     if schema == "local-dir":
-        folder = Path(where).expanduser()
-        weights = [folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()]
-        if not (folder / CONFIG_NAME).is_file() or not weights:
-            raise WeightsError(
-                f"--model {model}: expected {CONFIG_NAME} and {WEIGHTS_NAMES[0]} there"
-            )
-        return folder / CONFIG_NAME, weights[0]
+        return _local_files(model, as_path(where))
     try:
-        return _from_hub(where, (CONFIG_NAME,)), _from_hub(where, WEIGHTS_NAMES)
+        return _from_hub(where, (CONFIG_NAME,)), _from_hub(where, WEIGHTS_NAMES), ()
     except Exception as error:
+        reason = translate(error) or one_line(error)
         raise WeightsError(
-            f"cannot fetch --model {model}: {one_line(error)}; {OFFLINE_HINT}"
+            f"cannot fetch --model {model}: {reason}; {OFFLINE_HINT}"
         ) from error
+
+
+def _local_files(model: str, folder: Path) -> tuple[Path, Path, tuple[str, ...]]:
+    config = folder / CONFIG_NAME
+    found = sorted(
+        (file for suffix in LOCAL_SUFFIXES for file in folder.glob(f"*{suffix}")),
+        key=lambda file: (
+            LOCAL_NAMES.index(file.name) if file.name in LOCAL_NAMES else 99,
+            file.suffix != ".safetensors",
+            file.name,
+        ),
+    )
+    if not config.is_file() or not found:
+        raise WeightsError(
+            f"--model {model}: expected {CONFIG_NAME} and {WEIGHTS_NAMES[0]}, or "
+            f"another *{', *'.join(LOCAL_SUFFIXES)} there"
+        )
+    if len(found) == 1 or found[0].name in LOCAL_NAMES:
+        return config, found[0], ()
+    note = f"of {len(found)} checkpoints in {folder}, {found[0].name} is used"
+    return config, found[0], (f"{note}; name yours {WEIGHTS_NAMES[0]} to choose it",)
 
 
 def _hub_cached(repository: str, names: Sequence[str]) -> Path | None:

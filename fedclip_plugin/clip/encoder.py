@@ -14,6 +14,7 @@ import copy
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.schema import RunConfig
-from ..errors import WeightsError, one_line
+from ..errors import WeightsError, one_line, translate
 from ..ops.kernels import low_precision, resolve_device
 from ..storage.hashes import file_sha256
+from .assumed import ASSUMED
 from .download import ModelSource, weights_file
 from .load import build_model, open_clip_name
 from .resolve import resolve
@@ -36,6 +38,7 @@ MIN_COSINE = 0.999  # of every checked feature with its fp32 self, for `auto`
 MIN_PARAMETERS = 8_000_000  # a smaller tower is fast anyway: keep it bit-stable
 CHECKED_IMAGES = 64
 CAPTION_BATCH = 256
+SCALE = (20.0, 200.0)  # of the logits: 100 in CLIP, 115 in SigLIP, 14 untrained
 _log = logging.getLogger("fedclip")
 
 
@@ -80,6 +83,18 @@ def fingerprint(spec: EncoderSpec) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
+def record(source: ModelSource) -> dict[str, str]:
+    """What a run says of its encoder: the names and the hash of what was used."""
+    chosen = source.preprocess
+    return {
+        "name": source.name,
+        "weights": source.tag,
+        "sha256": file_sha256(weights_file(source)),
+        "activation": source.activation,
+        **{key: str(chosen[key]) for key in ASSUMED},
+    }
+
+
 class FrozenClip:
     """A CLIP in eval mode with constant weights: it cannot be trained by accident.
 
@@ -96,12 +111,20 @@ class FrozenClip:
         precision: str,
         device: torch.device,
     ) -> None:
-        self._model: Any = model.to(device).eval().requires_grad_(False)
+        try:
+            self._model: Any = model.to(device).eval().requires_grad_(False)
+        except RuntimeError as error:
+            raise translate(error) or error from error
         self._tokenizer = tokenizer
         self.source = source
         self.device = device
         self.embed_dim = int(source.config["embed_dim"])
         self.logit_scale = float(model.get_parameter("logit_scale").detach().exp())
+        if not 0 < self.logit_scale < math.inf:
+            raise WeightsError(
+                f"{source.tag}: its logit scale is {self.logit_scale}: the weights are "
+                "damaged; take another checkpoint"
+            )
         self.preprocess = image_transform(source)
         self.precision = precision
         if precision == "auto" and not self._worth_low_precision():
@@ -148,11 +171,7 @@ class FrozenClip:
         Raises WeightsError on NaN or infinity, which fp16 can overflow to.
         """
         features = self._encode(self.image_tower, pixels, self._dtype())  # (B, D)
-        if not torch.isfinite(features).all():
-            raise WeightsError(
-                f"{self.source.name} gave NaN or infinite image features in "
-                f"{self.precision}: {self._overflow_remedy()}"
-            )
+        self._check("image", features, self.precision)
         return features
 
     def encode_text(self, captions: Sequence[str]) -> Tensor:
@@ -163,9 +182,14 @@ class FrozenClip:
         with torch.inference_mode(False), torch.no_grad():
             for start in range(0, len(captions), CAPTION_BATCH):
                 tokens = self._tokenizer(list(captions[start : start + CAPTION_BATCH]))
-                tokens = tokens.to(self.device)  # (b, context)
-                rows.append(self._model.encode_text(tokens, normalize=False))
-            return torch.cat(rows)
+                try:
+                    tokens = tokens.to(self.device)  # (b, context)
+                    rows.append(self._model.encode_text(tokens, normalize=False))
+                except RuntimeError as error:
+                    raise translate(error) or error from error
+            features = torch.cat(rows)
+        self._check("text", features, "fp32")
+        return features
 
     def resolve_precision(self, pixels: Tensor) -> str:
         """Settle ``auto`` on real images: low precision iff every feature agrees.
@@ -185,6 +209,8 @@ class FrozenClip:
                 rounded = self._encode(tower, sample, DTYPES[candidate])
                 worst = float(F.cosine_similarity(exact, rounded).min())
             except (RuntimeError, WeightsError) as error:  # an op without that dtype
+                if not isinstance(error, WeightsError) and (known := translate(error)):
+                    raise known from error
                 _log.info("%s is not supported here: %s", candidate, error)
                 worst = float("nan")
         if worst > MIN_COSINE:  # false for NaN
@@ -215,7 +241,7 @@ class FrozenClip:
                 out = tower(pixels.to(self.device, dtype))
             except RuntimeError as error:
                 if dtype == torch.float32 or "not implemented for" not in str(error):
-                    raise
+                    raise translate(error) or error from error
                 raise WeightsError(
                     f"--precision {self.precision} is not supported for "
                     f"{self.source.name} on {self.device}: use --precision fp32"
@@ -223,10 +249,35 @@ class FrozenClip:
             pooled: Tensor = out[0] if isinstance(out, tuple) else out
             return pooled.float()
 
-    def _overflow_remedy(self) -> str:
-        if self.precision == "fp16":
-            return "use --precision bf16 or fp32"
-        return "the weights or an image are damaged; try --precision fp32"
+    def _check(self, what: str, features: Tensor, precision: str) -> None:
+        """Raise WeightsError on NaN or infinite features, with what is at fault."""
+        if torch.isfinite(features).all():
+            return
+        weights = self._model.state_dict().items()
+        bad = [key for key, value in weights if not torch.isfinite(value).all()]
+        if bad:
+            reason = f"{self.source.tag} is damaged, its {bad[0]} holds NaN or "
+            reason += "infinity: take another checkpoint"
+        elif precision == "fp16":
+            reason = "use --precision bf16 or fp32"
+        elif precision == "bf16":
+            reason = "use --precision fp32"
+        else:
+            reason = "its weights are damaged, or not those of this model"
+        raise WeightsError(
+            f"{self.source.name} gave NaN or infinite {what} features in {precision}: "
+            f"{reason}"
+        )
+
+
+def scale_note(logit_scale: float) -> str | None:
+    """What is odd about a logit scale (the factor itself), or None."""
+    if SCALE[0] <= logit_scale <= SCALE[1]:
+        return None
+    return (
+        f"the logit scale of the weights is {logit_scale:.2f}, a trained CLIP's about "
+        "100: is the checkpoint a finished one?"
+    )
 
 
 def image_transform(source: ModelSource) -> Callable[[PIL.Image.Image], Tensor]:
@@ -248,6 +299,6 @@ def load_tokenizer(source: ModelSource) -> Callable[[list[str]], Tensor]:
     try:
         tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(name)
     except Exception as error:  # transformers or its files are missing
-        reason = one_line(error)
+        reason = translate(error) or one_line(error)
         raise WeightsError(f"no tokenizer for {source.name}: {reason}") from error
     return tokenizer

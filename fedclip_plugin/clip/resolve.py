@@ -12,59 +12,72 @@ weights.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
-import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from ..config.fields import as_path
+from ..config.schema import SCHEMAS
 from ..errors import WeightsError, did_you_mean
+from .assumed import (
+    DEFAULT_PREPROCESS,
+    OPENAI_NAMES,
+    Config,
+    assumed_activation,
+    origin_of,
+    preprocess_of,
+    preprocess_of_file,
+    published_for,
+    read_json,
+    told_by,
+)
+from .checkpoint import peek
 from .download import QUICKGELU, ModelSource, schema_files
 
-Config = Mapping[str, Any]
 MODELS_DIR = Path(__file__).parents[1] / "models"
-SCHEMAS = ("hf-hub:", "local-dir:")  # open_clip names that bring their own weights
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".npz")
 LIST_HINT = "python -c 'import open_clip; print(open_clip.list_pretrained())'"
 
-# OpenAI's own names; with its checkpoint file they mean the QuickGELU variant.
-OPENAI_NAMES = (
-    *("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"),
-    *("ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px"),
-)
-
-# open_clip's PreprocessCfg defaults, here so that a cached run need not import it.
-DEFAULT_PREPROCESS: Config = {
-    "mode": "RGB",
-    "mean": [0.48145466, 0.4578275, 0.40821073],
-    "std": [0.26862954, 0.26130258, 0.27577711],
-    "interpolation": "bicubic",
-    "resize_mode": "shortest",
-    "fill_color": 0,
-}
+NEEDED = {"embed_dim", "vision_cfg", "text_cfg"}
+_NEEDED_TEXT = "embed_dim, vision_cfg, text_cfg"
 
 
 def resolve(model: str, pretrained: str, config_dir: str | None = None) -> ModelSource:
     """Find the config and the weights of a model as the user names it.
 
-    Needs no network, except for a ``hf-hub:`` model, whose config is there.  Raises
-    WeightsError with the closest names on an unknown model, tag or file, and with the
-    remedy on a QuickGELU mismatch.
+    Names count in any case.  Needs no network, except for a ``hf-hub:`` model, whose
+    config is there.  Raises WeightsError with the closest names on an unknown model,
+    tag or file, and with the remedy on a QuickGELU mismatch.
     """
+    model = model.strip()
     if model.startswith(SCHEMAS):
         return _resolve_schema(model)
     name, config, config_file = _find_config(model, local_configs(config_dir))
-    shipped = MODELS_DIR / f"{pretrained}.safetensors"
-    if _is_shipped(pretrained):
-        return _resolve_shipped(name, config, shipped)
-    path = Path(pretrained).expanduser()
-    file_like = os.sep in pretrained or path.suffix in SUFFIXES
+    openai = {spelling.lower(): spelling for spelling in OPENAI_NAMES}
+    asked = openai.get(model.lower(), name)
+    source = _find_weights(asked, name, pretrained, config, config_file)
+    notes = source.notes
+    if config_dir is not None and config_file is None:
+        notes += (f"--model-config {config_dir} has no {name}: it changes nothing",)
+    return replace(source, asked=asked, notes=notes)
+
+
+def _find_weights(
+    asked: str, name: str, pretrained: str, config: Config, config_file: Path | None
+) -> ModelSource:
+    file_like = os.sep in pretrained or Path(pretrained).suffix in SUFFIXES
+    shipped = {} if file_like else {file.stem: file for file in _shipped()}
+    if (tag := pretrained.lower()) in shipped:
+        return _resolve_shipped(name, config, shipped[tag])
     tag_config = None if file_like else _tag_config(name, pretrained)
     if tag_config is not None:
-        return _resolve_tag(name, pretrained, config, tag_config, config_file)
+        tag = _registered_tag(name, pretrained)
+        return _resolve_tag(name, tag, config, tag_config, config_file)
+    path = as_path(pretrained)
     if path.is_file():
-        return _resolve_file(model, name, config, path, config_file)
+        return _resolve_file(asked, name, config, path, config_file)
     raise _no_weights(name, pretrained, path, file_like)
 
 
@@ -73,7 +86,7 @@ def local_configs(config_dir: str | None) -> dict[str, tuple[Path, Config]]:
     configs = _read_configs(MODELS_DIR)
     if config_dir is None:
         return configs
-    folder = Path(config_dir).expanduser()
+    folder = as_path(config_dir)
     if not folder.exists():
         raise WeightsError(f"--model-config {config_dir}: no such directory")
     own = _read_configs(folder)
@@ -89,7 +102,7 @@ def _read_configs(where: Path) -> dict[str, tuple[Path, Config]]:
     configs: dict[str, tuple[Path, Config]] = {}
     for file in [where] if where.is_file() else sorted(where.glob("*.json")):
         config = read_json(file)
-        if {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
+        if set(config) >= NEEDED:
             configs[file.stem] = (file, config)
     return configs
 
@@ -117,9 +130,8 @@ def _find_config(
     return name, open_clip.get_model_config(name), None
 
 
-def _is_shipped(tag: str) -> bool:
-    plain = os.sep not in tag and Path(tag).suffix not in SUFFIXES
-    return plain and (MODELS_DIR / f"{tag}.json").is_file()
+def _shipped() -> list[Path]:
+    return [f.with_suffix(".safetensors") for f in MODELS_DIR.glob("*.json")]
 
 
 def _resolve_shipped(name: str, config: Config, file: Path) -> ModelSource:
@@ -135,6 +147,15 @@ def _resolve_shipped(name: str, config: Config, file: Path) -> ModelSource:
     )
 
 
+def _registered_tag(name: str, tag: str) -> str:
+    """A tag as open_clip writes it, of one in any case, with - for _."""
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name.removesuffix(QUICKGELU))
+    spelled = {known.lower().replace("-", "_"): known for known in tags}
+    return spelled.get(tag.lower().replace("-", "_"), tag)
+
+
 def _resolve_tag(
     name: str, tag: str, config: Config, tag_config: Config, config_file: Path | None
 ) -> ModelSource:
@@ -147,18 +168,33 @@ def _resolve_tag(
 
 
 def _resolve_file(
-    model: str, name: str, config: Config, file: Path, config_file: Path | None
+    asked: str, name: str, config: Config, file: Path, config_file: Path | None
 ) -> ModelSource:
-    origin = origin_of(name, file)
-    quick = True if is_jit_archive(file) else origin.get("quick_gelu")
-    if quick is not None:
+    origin, published = dict(origin_of(name, file)), published_for(name, config)
+    notes: tuple[str, ...] = ()
+    trainer = False
+    if "quick_gelu" not in origin:
+        with contextlib.suppress(WeightsError):  # told when it is loaded
+            told = peek(file)
+            trainer, notes = told.open_clip, told.notes
+            if told.openai:
+                origin = {**DEFAULT_PREPROCESS, **origin, "quick_gelu": True}
+    if (quick := origin.get("quick_gelu")) is None:
+        quick, note = assumed_activation(
+            asked, name, config, config_file, published, trainer
+        )
+        notes += (f"{file.name} {note}",) if note else ()
+    else:
         _refuse_gelu_weights(name, f"--pretrained {file}", quick)
-    if quick and not config.get("quick_gelu", False):
-        if model.strip() not in OPENAI_NAMES:
+        if quick and not config.get("quick_gelu") and asked not in OPENAI_NAMES:
             raise _needs_quickgelu(name, file, config_file)
+    if quick and not config.get("quick_gelu"):
         name, config = _quickgelu_variant(name, config)
-    preprocess = preprocess_of(config, origin)
-    return ModelSource(name, file.name, config, preprocess, file, config_file)
+    preprocess, more = preprocess_of_file(config, origin, published, file)
+    return ModelSource(
+        *(name, file.name, config, preprocess, file, config_file),
+        notes=(*notes, *more),
+    )
 
 
 def _refuse_gelu_weights(name: str, weights: str, quick: bool) -> None:
@@ -195,24 +231,20 @@ def _quickgelu_variant(name: str, config: Config) -> tuple[str, Config]:
 
 def _resolve_schema(model: str) -> ModelSource:
     """A ``hf-hub:org/name`` or ``local-dir:PATH`` model of open_clip."""
-    config_file, file = schema_files(model)
+    config_file, file, notes = schema_files(model)
     config = read_json(config_file)
-    if "model_cfg" not in config:
-        raise WeightsError(f"--model {model}: {config_file} has no model_cfg")
-    preprocess = preprocess_of(config["model_cfg"], config.get("preprocess_cfg", {}))
-    return ModelSource(model, file.name, config["model_cfg"], preprocess, file)
-
-
-def preprocess_of(config: Config, overrides: Config | None = None) -> Config:
-    """The fields of open_clip's PreprocessCfg, as ``create_model`` would set them."""
-    size = config["vision_cfg"].get("image_size", 224)
-    sides = [size, size] if isinstance(size, int) else list(size)
-    chosen = {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in (overrides or {}).items()
-        if key in DEFAULT_PREPROCESS and value is not None
-    }
-    return {**DEFAULT_PREPROCESS, **chosen, "size": sides}
+    inner = config.get("model_cfg")
+    if not isinstance(inner, dict) or not set(inner) >= NEEDED:
+        raise WeightsError(
+            f"--model {model}: {config_file} has no whole model_cfg ({_NEEDED_TEXT})"
+        )
+    own, published = told_by(config), published_for("", inner)
+    preprocess, more = preprocess_of_file(inner, own, published, file)
+    if model.startswith("local-dir:"):
+        model = f"local-dir:{file.parent}"
+    return ModelSource(
+        model, file.name, inner, preprocess, file, asked=model, notes=(*notes, *more)
+    )
 
 
 def _tag_config(name: str, tag: str) -> Config | None:
@@ -242,48 +274,3 @@ def _no_weights(name: str, tag: str, path: Path, file_like: bool) -> WeightsErro
         f"--pretrained {tag} is neither a tag of {name} nor a file"
         f"{did_you_mean(tag, tags, 3, 0.5)}; tags: {', '.join(tags)}"
     )
-
-
-def read_json(file: Path) -> Mapping[str, Any]:
-    """A JSON object, {} if it is another value; WeightsError if unreadable."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{file}: not a readable JSON file: {error}") from error
-    return value if isinstance(value, dict) else {}
-
-
-def is_jit_archive(file: Path) -> bool:
-    """Whether a checkpoint is a TorchScript archive, as OpenAI's downloads are."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return any(n.endswith("/constants.pkl") for n in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False
-
-
-def origin_of(name: str, file: Path) -> Mapping[str, Any]:
-    """What the place of a downloaded file says about it; {} if nothing.
-
-    A hub snapshot has ``open_clip_config.json`` beside the weights; failing that, the
-    folder or the file is named as in open_clip's registry.  QuickGELU and the pixel
-    normalisation cannot be told from the weights themselves.
-    """
-    sibling = file.with_name("open_clip_config.json")
-    if sibling.is_file():
-        config = read_json(sibling)
-        quick = config.get("model_cfg", {}).get("quick_gelu", False)
-        return {**config.get("preprocess_cfg", {}), "quick_gelu": bool(quick)}
-    import open_clip
-    from open_clip.pretrained import get_pretrained_cfg
-
-    base = name.removesuffix(QUICKGELU)
-    folders = {part.rsplit("--", 1)[-1] for part in file.absolute().parts[:-1]}
-    for tag in open_clip.list_pretrained_tags_by_model(base):
-        entry: dict[str, Any] = get_pretrained_cfg(base, tag)
-        repository = entry.get("hf_hub", "").rstrip("/").rsplit("/", 1)[-1]
-        url_name = entry.get("url", "").rsplit("/", 1)[-1]
-        # OpenAI's files are plain "ViT-B-32.pt": too common a name to conclude from.
-        if repository in folders or (tag != "openai" and url_name == file.name):
-            return {"quick_gelu": False, **entry}
-    return {}

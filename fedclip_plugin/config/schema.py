@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, spelling_key
 from .fields import Section, option
 
 PAPER_PROMPT = "a picture of a {}"
@@ -28,6 +28,7 @@ DOWN_COMPRESSIONS = ("none", "fp16", "int8", "int4")
 COMPRESSIONS = (*DOWN_COMPRESSIONS, "topk")
 EMBEDDED_DATASET = "digits"
 EMBEDDED_MODEL = "fedclip-tiny"
+SCHEMAS = ("hf-hub:", "local-dir:")  # open_clip names that bring their own weights
 
 
 def is_template(prompt: str) -> bool:
@@ -59,6 +60,24 @@ class ModelConfig(Section):
         choices=("auto", "fp32", "bf16", "fp16"))  # fmt: skip
     device: str = option(
         "auto", "what computes", choices=("auto", "cpu", "cuda", "cuda:N"))  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("name", "pretrained"):
+            name = getattr(self, key).strip()
+            known = name.lower() in ("auto", EMBEDDED_MODEL)
+            object.__setattr__(self, key, name.lower() if known else name)
+        if not self.name.startswith(SCHEMAS):
+            return
+        for flag, value in (
+            ("--pretrained", self.pretrained),
+            ("--model-config", self.config_dir or "auto"),
+        ):
+            if value != "auto":
+                raise ConfigError(
+                    f"{flag} {value} has no effect beside --model {self.name}, which "
+                    f"brings its own: leave out {flag}"
+                )
 
 
 @dataclass(frozen=True)
@@ -98,6 +117,8 @@ class DataConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if spelling_key(self.dataset) == EMBEDDED_DATASET:
+            object.__setattr__(self, "dataset", EMBEDDED_DATASET)
         if self.partition == "domain" and self.clients is not None:
             raise ConfigError(
                 "data.clients is for --partition iid or dirichlet; "
@@ -277,6 +298,8 @@ class RunConfig(Section):
         """The weights' tag or file with ``auto`` resolved."""
         if self.model.pretrained != "auto":
             return self.model.pretrained
+        if self.model.name.startswith(SCHEMAS):
+            return "auto"
         return EMBEDDED_MODEL if self.model_name == EMBEDDED_MODEL else "openai"
 
 

@@ -12,9 +12,9 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -58,7 +58,8 @@ class EncodingJob:
     """What to encode: the data set, the encoder (loaded only when needed), prompts.
 
     ``encoder_key`` identifies weights, model configuration, preprocessing and the
-    precision asked for; equal keys mean equal features.  ``notes`` are on the model.
+    precision asked for; equal keys mean equal features.  ``notes`` are on the model,
+    ``encoder`` what was resolved.
     """
 
     dataset: ImageDataset
@@ -69,6 +70,7 @@ class EncodingJob:
     load_encoder: Callable[[], Encoder]
     on_bad_image: str = "fail"
     notes: tuple[str, ...] = ()
+    encoder: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -285,4 +287,5 @@ def _assemble(
         text=text,
         skipped=tuple(skipped),
         notes=(*job.dataset.notes, *job.notes),
+        encoder=job.encoder,
     )

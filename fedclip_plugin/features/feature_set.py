@@ -13,7 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..config.paths import as_path
 from ..data.listing import is_image_name, printable, safe_folder
 from ..errors import FeaturesError
 from ..storage.files import write_json
+from ..storage.shapes import each, text
 from ..storage.tensors import DamagedFileError, read_tensors, write_tensors
 
 FORMAT = 1
@@ -50,7 +51,8 @@ class FeatureSet:
     ``image[domain]`` (N, D) float32, raw encoder output; ``label[domain]`` (N,) int64
     index into ``classes``; ``text`` (C, D) float32, not normalised; ``logit_scale`` is
     the factor itself (100 for OpenAI's CLIP).  ``skipped`` lists unreadable images,
-    ``notes`` what is doubtful about data and model, a line each.
+    ``notes`` what is doubtful about data and model, a line each; ``encoder`` names and
+    hash of the weights that were used, where they are known.
     """
 
     model: str
@@ -66,6 +68,7 @@ class FeatureSet:
     text: Tensor
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    encoder: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def class_text(self) -> Tensor:
@@ -121,6 +124,8 @@ def save_features(features: FeatureSet, directory: str | Path) -> None:
     stems = _stems(features.domains)
     if stems:
         header["files"] = stems
+    if features.encoder:
+        header["encoder"] = dict(features.encoder)
     write_tensors(directory / "text.safetensors", {"text": features.text})
     for domain in features.domains:
         write_tensors(
@@ -166,6 +171,7 @@ def load_features(directory: str | Path) -> FeatureSet:
         label=label,
         text=text,
         **{name: tuple(header.get(name, ())) for name in _LISTS},
+        encoder=header.get("encoder", {}),
     )
 
 
@@ -226,6 +232,8 @@ def _read_header(directory: Path) -> dict[str, Any]:
             and len(set(values)) == len(values),
             f"{path}: {name!r} must list different, non-empty names",
         )
+    wrong = each(text)(header.get("encoder", {}))
+    _expect(not wrong, f"{path}: 'encoder' {wrong}")
     for name in _LISTS:
         texts = header.get(name, [])
         _expect(

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
-from pathlib import Path
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ..config.schema import RunConfig
 from ..data.dataset import ImageDataset
 from ..data.folders import load_dataset
 from ..data.partition import check_names
 from ..data.progress import Progress, silent
+from ..errors import GpuMemoryError
 from ..ops.kernels import resolve_device
 from ..storage.hashes import cache_dir
 from .encode import EncodeStats, EncodingJob, encode_once
 from .feature_set import FeatureSet, load_features
+
+if TYPE_CHECKING:
+    from ..clip.encoder import EncoderSpec
+
+_log = logging.getLogger("fedclip")
 
 
 def open_data(config: RunConfig) -> ImageDataset | FeatureSet:
@@ -41,21 +49,40 @@ def obtain_features(
 def encode_dataset(
     dataset: ImageDataset, config: RunConfig, progress: Progress = silent
 ) -> tuple[FeatureSet, EncodeStats]:
-    """The features of any data set by the model of ``config``, through the cache."""
-    from ..clip.encoder import EncoderSpec, FrozenClip, fingerprint
+    """The features of any data set by the model of ``config``, through the cache.
+
+    Where ``--device auto`` finds a GPU whose memory is full, the CPU encodes, which a
+    note says.
+    """
+    from ..clip.encoder import EncoderSpec
 
     check_names([domain.name for domain in dataset.domains])
     spec = EncoderSpec.from_config(config)
+    try:
+        return encode_once(_job(dataset, config, spec), cache_dir(), progress)
+    except GpuMemoryError as error:
+        if spec.device != "auto":
+            raise
+        note = f"encoded on the CPU, as --device auto may: {error}"
+    _log.warning("%s", note)
+    job = _job(dataset, config, replace(spec, device="cpu"))
+    return encode_once(replace(job, notes=(*job.notes, note)), cache_dir(), progress)
+
+
+def _job(dataset: ImageDataset, config: RunConfig, spec: EncoderSpec) -> EncodingJob:
+    from ..clip.encoder import FrozenClip, fingerprint, record
+
+    source = spec.source()
     device = resolve_device(spec.device).type
     key = f"{fingerprint(spec)}|{spec.precision}|{device}"
-    job = EncodingJob(
+    return EncodingJob(
         dataset=dataset,
-        model=config.model_name,
-        pretrained=Path(config.pretrained).name,
+        model=source.asked,
+        pretrained=source.tag,
         prompts=config.data.prompts,
         encoder_key=hashlib.sha256(key.encode()).hexdigest(),
         load_encoder=lambda: FrozenClip.load(spec),
         on_bad_image=config.data.on_bad_image,
-        notes=spec.source().notes,
+        notes=source.notes,
+        encoder=record(source),
     )
-    return encode_once(job, cache_dir(), progress)

@@ -256,7 +256,7 @@ SUMMARY = fields(
         **dict.fromkeys(("best_round", "quarantined"), maybe(count)),
         "seed": maybe(number),
         **dict.fromkeys(("skipped_images", "notes"), maybe(several(text))),
-        **dict.fromkeys(("settings", "sources"), maybe(each(text))),
+        **dict.fromkeys(("settings", "sources", "encoder"), maybe(each(text))),
         "metrics": maybe(each(maybe(each(maybe(number))))),
         "privacy": maybe(fields({"epsilon": number, "promise": text})),
         "personalization": maybe(_PERSONALIZATION),

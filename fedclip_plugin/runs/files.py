@@ -109,6 +109,7 @@ class RunFiles:
             "format": "fedclip-adapter 1",
             "model": features.model,
             "pretrained": features.pretrained,
+            "encoder": json.dumps(dict(features.encoder)),
             "prompts": json.dumps([prompt] if isinstance(prompt, str) else prompt),
             "classes": json.dumps(features.classes),
             "logit_scale": repr(features.logit_scale),

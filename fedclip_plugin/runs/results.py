@@ -10,6 +10,7 @@ import torch
 
 from ..algorithms import Samples, get_algorithm, with_values
 from ..config.schema import RunConfig
+from ..data.dataset import canonical_name
 from ..features.feature_set import FeatureSet
 from ..federation.build import Federation
 from ..federation.engine import RunState
@@ -119,9 +120,10 @@ def summarise(
         "variant": variant(config),
         "settings": settings(features, config),
         "sources": sources(features, config),
-        "dataset": config.data.dataset,
+        "dataset": canonical_name(config.data.dataset),
         "model": features.model,
         "pretrained": features.pretrained,
+        "encoder": dict(features.encoder),
         "seed": setup.seed,
         "target": setup.target,
         "rounds": progress.round,

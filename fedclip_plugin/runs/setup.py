@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass, replace
 
 from ..algorithms import Client
+from ..clip.encoder import scale_note
 from ..config.schema import RunConfig
 from ..data.partition import NO_TARGET, resolve_targets
 from ..errors import ConfigError
@@ -50,7 +51,9 @@ class Setup:
 
 def all_notes(features: FeatureSet, config: RunConfig) -> tuple[str, ...]:
     """The notes on features and options, each once, as they may be shown."""
-    return tuple(dict.fromkeys(cleaned([*features.notes, *config.notes])))
+    odd = scale_note(features.logit_scale)
+    notes = [*features.notes, *([odd] if odd else []), *config.notes]
+    return tuple(dict.fromkeys(cleaned(notes)))
 
 
 def one_run(config: RunConfig) -> RunConfig:
