@@ -265,8 +265,13 @@ def _dataset(config: RunConfig) -> ImageDataset:
 
 
 def _notes(name: str, notes: Sequence[str]) -> list[Check]:
-    split = (note.partition("; ") for note in notes)
-    return [Check(name, "warn", detail, remedy) for detail, _, remedy in split]
+    split = [note.partition("; ") for note in notes]
+    return [
+        Check(
+            f"{name} note{f' {i}' if i else ''}", "warn", detail, remedy or "see docs"
+        )
+        for i, (detail, _, remedy) in enumerate(split)
+    ]
 
 
 def _data(dataset: ImageDataset) -> list[Check]:

@@ -124,7 +124,7 @@ def read_checkpoint(file: Path) -> Checkpoint:
     if not found:
         raise WeightsError(f"{file} holds no CLIP: {_contents(loaded)}")
     where, raw = found[0]
-    notes = ()
+    notes: tuple[str, ...] = ()
     if len(found) > 1:
         others = ", ".join(name for name, _ in found[1:])
         notes = (f"{file.name} holds several models: {where} is used, not {others}",)
@@ -149,8 +149,11 @@ def _load(file: Path, kind: str) -> Any:
             warnings.simplefilter("ignore")  # TorchScript is deprecated
             archive: Any = torch.jit.load(str(file), map_location="cpu")
         return archive.state_dict()
-    mapped = zipfile.is_zipfile(file)
-    return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+    if zipfile.is_zipfile(file) and file.suffix != ".safetensors":
+        return torch.load(file, mmap=True, **options)
+    with open(file, "rb") as stream:  # of a path, torch would believe the suffix
+        return torch.load(stream, **options)
 
 
 def _refuse_programs(file: Path) -> None:
@@ -201,7 +204,7 @@ def _plain(file: Path, raw: Mapping[str, Any]) -> State:
     """Without what compilers and trainers put before the names."""
     state = {_WRAPPED.sub("", k): v for k, v in raw.items() if isinstance(v, Tensor)}
     scales = (key for key in state if f".{key}".endswith(f".{_SCALE}"))
-    prefixes = sorted({key.removesuffix(_SCALE) for key in scales}, key=len)
+    prefixes = sorted({key.removesuffix(_SCALE) for key in scales})
     if len(prefixes) > 1 and prefixes[0]:
         raise WeightsError(
             f"{file} holds several models ({', '.join(prefixes)}): save one of them"

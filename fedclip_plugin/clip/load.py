@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,13 +57,18 @@ def open_clip_name(source: ModelSource) -> str:
 def _without_weights(source: ModelSource) -> nn.Module:
     import open_clip
 
-    model: nn.Module = open_clip.create_model(
-        open_clip_name(source),
-        load_weights=False,
-        pretrained_text=False,
-        force_quick_gelu=bool(source.config.get("quick_gelu", False)),
-        force_preprocess_cfg=dict(source.preprocess),
-    )
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # of random weights: they do not stay
+    try:
+        model: nn.Module = open_clip.create_model(
+            open_clip_name(source),
+            load_weights=False,
+            pretrained_text=False,
+            force_quick_gelu=bool(source.config.get("quick_gelu", False)),
+            force_preprocess_cfg=dict(source.preprocess),
+        )
+    finally:
+        logging.disable(before)
     return model
 
 

@@ -152,7 +152,7 @@ def _registered_tag(name: str, tag: str) -> str:
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(name.removesuffix(QUICKGELU))
-    spelled = {known.lower().replace("-", "_"): known for known in tags}
+    spelled: dict[str, str] = {known.lower().replace("-", "_"): known for known in tags}
     return spelled.get(tag.lower().replace("-", "_"), tag)
 
 

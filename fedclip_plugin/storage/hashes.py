@@ -1,4 +1,4 @@
-"""Hashes of files, remembered by path, size and modification time.
+"""Hashes of files, remembered by path, size, times and inode.
 
 So a second run does not read 600 MB of weights to learn that nothing has changed.
 """
@@ -30,16 +30,17 @@ def file_sha256(file: Path) -> str:
     """SHA-256 (hex) of a file's bytes; WeightsError if it cannot be read."""
     try:
         stat = file.stat()
-        stamp = [stat.st_size, stat.st_mtime_ns]
+        # another file may have the time stamp of the old one, but not its ctime
+        stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
         key = str(file.resolve())
         entry = _read_memo().get(key)
-        if isinstance(entry, list) and entry[:2] == stamp and len(entry) == 3:
+        if isinstance(entry, list) and [*entry[:2], *entry[3:]] == stamp:
             return str(entry[2])
         digest = _hash(file)
     except OSError as error:
         raise WeightsError(f"cannot read {file}: {error.strerror}") from error
     if time.time() - stat.st_mtime > SETTLED_SECONDS:
-        _remember(key, [*stamp, digest])
+        _remember(key, [*stamp[:2], digest, *stamp[2:]])
     return digest
 
 
