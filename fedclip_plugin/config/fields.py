@@ -169,6 +169,8 @@ def _one(option: Option, value: Any) -> Any:
     converted = _convert(option, value)
     if converted is None or not _allowed(option, converted):
         raise ValueError(f"expected {option.expected}")
+    if option.kind is str and any("\ud800" <= char <= "\udfff" for char in converted):
+        raise ValueError("expected text in UTF-8; rename it")
     return _located(option.path, converted) if option.path else converted
 
 

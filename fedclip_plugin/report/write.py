@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..storage.files import write_bytes
+from ..storage.shapes import cleaned
 from .records import load_runs
 
 
@@ -19,7 +20,7 @@ def write_html(
     from .page.page import render_page  # matplotlib takes seconds to import
 
     folders = [Path(directory), *map(Path, more)]
-    title = ", ".join(folder.resolve().name for folder in folders)
+    title = cleaned(", ".join(folder.resolve().name for folder in folders))
     path = to or folders[0] / "report.html"
     write_bytes(path, render_page(load_runs(*folders), title).encode(), durable=False)
     return path

@@ -118,3 +118,12 @@ def test_clients_without_validation_rows_are_counted(tmp_path: Path) -> None:
     assert run(features, out, *argv) == 0  # four rows each, five for some
     (note,) = json.loads((out / "summary.json").read_text())["notes"]
     assert note.startswith("6 of 10 clients have no validation image")
+
+
+def test_options_that_are_no_text_are_refused_at_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features, out = write_toy(tmp_path / "f"), tmp_path / "out"
+    assert run(features, out, "--dataset", "a\udcff") == 2
+    assert "expected text in UTF-8; rename it" in capsys.readouterr().err
+    assert not out.exists()
