@@ -27,12 +27,11 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from ..config.paths import as_path
 from ..config.schema import EMBEDDED_DATASET
 from ..errors import DataError, one_line
 from ..storage.files import cannot_write, remove_leftovers, write_bytes
+from ..storage.locks import Timeout, take
 from .dataset import KNOWN, ImageDataset, canonical_name
 from .folders import MARKER, load_dataset, marker
 from .listing import Listing, safe_folder
@@ -73,8 +72,7 @@ def materialise(
         return Materialised(path, done, 0)
     images = _images(name, path, source)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with FileLock(path / ".fedclip-data.lock", timeout=0):
+        with take(path / ".fedclip-data.lock"):
             return _write(name, images, path, progress)
     except Timeout as error:
         raise DataError(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from pathlib import Path
 
 from ..data.dataset import ImageDomain
 from ..data.progress import Progress, silent
-from ..errors import DataError
+from ..errors import DataError, RunError
 from ..storage.files import write_json
 
+SAVE_SECONDS = 10.0  # of hashing are lost by kill -9, at most
 _log = logging.getLogger("fedclip")
 
 
@@ -23,20 +25,55 @@ def digest_domain(
     With ``skip`` an unreadable file gets an empty digest instead of a DataError.
     """
     memo_path = cache / "digests" / (_memo_name(domain) + ".json")
-    memo = _read_memo(memo_path) if domain.stat else {}
-    digests, fresh = [], False
-    for i, file in enumerate(domain.files):
-        entry = memo.get(file)
-        stamp = _stamp(domain, i)
-        if not stamp or entry is None or entry[0] != stamp:
-            entry = (stamp, _digest(domain, i, skip))
-            memo[file], fresh = entry, True
-            if i % 512 == 511:
-                progress(f"hash {domain.name}", i + 1, len(domain.files))
-        digests.append(entry[1])
-    if domain.stat and fresh:
-        write_json(memo_path, {f: v for f, v in memo.items() if v[1]})
+    memo = _Memo(memo_path if domain.stat else None)
+    digests = []
+    try:
+        for i, file in enumerate(domain.files):
+            stamp = _stamp(domain, i)
+            digest = memo.get(file, stamp)
+            if digest is None:
+                digest = _digest(domain, i, skip)
+                memo.add(file, stamp, digest)
+                if i % 512 == 511:
+                    progress(f"hash {domain.name}", i + 1, len(domain.files))
+            digests.append(digest)
+    finally:
+        memo.save()  # neither an unreadable image nor Ctrl-C loses what was hashed
     return digests
+
+
+class _Memo:
+    """File -> stamp and digest, in a JSON file; only a shortcut, and best effort."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._entries = _read_memo(path) if path else {}
+        self._fresh = False
+        self._since = time.monotonic()
+
+    def get(self, file: str, stamp: str) -> str | None:
+        """The digest of ``file``, if it is as it was."""
+        known = self._entries.get(file)
+        return known[1] if known and stamp and known[0] == stamp else None
+
+    def add(self, file: str, stamp: str, digest: str) -> None:
+        """Remember a digest; what is slow to read is saved on the way."""
+        if stamp and digest:
+            self._entries[file], self._fresh = (stamp, digest), True
+        if time.monotonic() - self._since > SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Write what is new."""
+        self._since = time.monotonic()
+        if self._path is None or not self._fresh:
+            return
+        self._fresh = False
+        try:
+            write_json(self._path, self._entries)
+        except RunError as error:
+            _log.warning("the next run has to read all images again: %s", error)
+            self._path = None  # told once
 
 
 def _stamp(domain: ImageDomain, i: int) -> str:

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
-from ..storage.files import remove_leftovers, write_json
+from ..storage.files import cannot_write, remove_leftovers, write_json
+from ..storage.locks import BaseFileLock, Timeout, take
 from ..storage.tensors import DamagedFileError, read_tensors, write_tensors
 
 SHARD_ROWS = 512
@@ -32,16 +32,17 @@ class FeatureStore:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def lock(self) -> FileLock:
-        """The lock to take while encoding; freed by the system if its owner dies."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.directory / "lock")
+    def lock(self) -> BaseFileLock:
+        """The lock of the one who encodes, taken; freed if its process dies."""
+        path = self.directory / "lock"
         try:
-            lock.acquire(timeout=0.1)
-            lock.release()
-        except Timeout:
-            _log.warning("another process is encoding these images; waiting for it")
-        return lock
+            try:
+                return take(path, seconds=0.1)
+            except Timeout:
+                _log.warning("another process is encoding these images; waiting for it")
+                return take(path, seconds=-1)
+        except OSError as error:
+            raise cannot_write(path, error) from error
 
     def load(self, wanted: set[str]) -> dict[str, Tensor]:
         """Stored features (D,) by digest; a damaged shard is deleted with a warning."""

@@ -5,23 +5,20 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from ..errors import RunError
 from ..storage.files import cannot_write, file_names, write_bytes
+from ..storage.locks import BaseFileLock, Timeout, take
 
 _LOCK = ".lock"
 
 
-def hold(out: Path) -> FileLock:
+def hold(out: Path) -> BaseFileLock:
     """The lock of the run that writes to ``out``, taken; freed if its process dies.
 
     Raises RunError where another run has it.
     """
-    lock = FileLock(out / _LOCK)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
+        return take(out / _LOCK)
     except Timeout as error:
         raise RunError(
             f"another run is writing to {out}: wait until it ends, or choose another "
@@ -29,7 +26,6 @@ def hold(out: Path) -> FileLock:
         ) from error
     except OSError as error:
         raise cannot_write(out, error) from error
-    return lock
 
 
 def prepare_out(out: Path | None, name: str, resume: bool) -> Path:
@@ -69,8 +65,9 @@ def check_layout(out: Path, several: bool) -> None:
 def drop_if_empty(out: Path) -> None:
     """Remove a directory where nothing was written; for the one who holds it."""
     with contextlib.suppress(OSError):  # it is not empty: a run is in it
-        if [path.name for path in out.iterdir()] == [_LOCK]:
-            (out / _LOCK).unlink()
+        if _is_bare(out):
+            for path in out.iterdir():
+                path.unlink()
         out.rmdir()
 
 
@@ -105,12 +102,17 @@ def _claim(path: Path) -> bool:
     return True
 
 
+def _is_bare(out: Path) -> bool:
+    """Whether nothing but a lock lies there."""
+    return {path.name for path in out.iterdir()} <= {_LOCK, f"{_LOCK}.owner"}
+
+
 def _move_aside(out: Path) -> None:
     if not out.exists():
         return
     if not out.is_dir():
         raise RunError(f"--out {out} is a file; choose a directory")
-    if all(path.name == _LOCK for path in out.iterdir()):
+    if _is_bare(out):
         return
     if not (out / "config.toml").is_file():
         raise RunError(

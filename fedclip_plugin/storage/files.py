@@ -5,6 +5,7 @@ A process killed at any moment leaves no half-written file under its final name.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -13,6 +14,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,25 @@ _SCRAP = ".tmp"
 MAX_NAME = 200  # bytes; 255 are allowed, and an ending and a number follow
 # signs that some system refuses, a dot in front, a dot or blank at the end
 _UNSAFE = re.compile(r"""[%\x00-\x1f\x7f-\x9f<>:"/\\|?*]|^\.|[. ]$""")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def cannot_write(path: Path, error: OSError) -> RunError:
-    """The user error for a full or read-only disk."""
+    """The user error for a disk that is full, read-only or broken."""
     return RunError(
-        f"cannot write {path}: {error.strerror}; free some space, or choose another "
+        f"cannot write {path}: {error.strerror}; {remedy(error)}, or choose another "
         "directory (--out, --to, or FEDCLIP_CACHE for the feature cache)"
     )
+
+
+def remedy(error: OSError) -> str:
+    """What to do about an error of writing."""
+    if error.errno in _FULL:
+        return "free some space"
+    if error.errno in _REFUSED:
+        return "get the right to write there"
+    return "check the disk"
 
 
 def file_names(names: Sequence[str], ours: Collection[str] = ()) -> dict[str, str]:
@@ -72,8 +85,9 @@ def write_parts(path: Path, parts: Iterable[bytes], durable: bool = True) -> Non
                 file.writelines(parts)
                 file.flush()
                 if durable:
-                    os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())
+                    _sync(file.fileno())
+            with suppress(OSError):  # CIFS, NTFS and FUSE may have modes of their own
+                os.chmod(name, 0o666 & ~_umask())
             os.replace(name, path)
             if durable and hasattr(os, "O_DIRECTORY"):
                 _sync_directory(path.parent)
@@ -84,19 +98,30 @@ def write_parts(path: Path, parts: Iterable[bytes], durable: bool = True) -> Non
         raise cannot_write(path, error) from error
 
 
-def _sync_directory(directory: Path) -> None:
-    """Wait until the new name, too, is on the disk."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(handle: int) -> None:
+    """Wait for the disk, where the file system can."""
     try:
         os.fsync(handle)
-    finally:
-        os.close(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
+
+
+def _sync_directory(directory: Path) -> None:
+    """Wait until the new name, too, is on the disk; not every file system can."""
+    with suppress(OSError):
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def remove_leftovers(directory: Path, name: str = "*") -> None:
     """Remove temporary files of killed writers; nobody else may be writing now."""
     for scrap in directory.glob(f".{name}{_SCRAP}"):
-        scrap.unlink(missing_ok=True)
+        with suppress(OSError):  # of another user, or read-only
+            scrap.unlink()
 
 
 @functools.cache

@@ -20,10 +20,30 @@ SETTLED_SECONDS = 2.0  # a younger file may change again within one clock tick
 
 
 def cache_dir() -> Path:
-    """Where features and hashes are cached: $FEDCLIP_CACHE, or ~/.cache/fedclip."""
+    """Where features and hashes are cached: $FEDCLIP_CACHE, or ~/.cache/fedclip.
+
+    Raises RunError for a user without a home.
+    """
     if chosen := os.environ.get("FEDCLIP_CACHE"):
         return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fedclip"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base).expanduser() / "fedclip"
+    return home() / ".cache" / "fedclip"
+
+
+def home() -> Path:
+    """The user's home; raises RunError for a user without one, as in containers."""
+    if os.name != "posix" or os.environ.get("HOME"):
+        return Path.home()
+    import pwd
+
+    try:  # HOME may be empty, which is not the root of the disk
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
+        raise RunError(
+            "this user has no home directory, and HOME is not set: set FEDCLIP_CACHE "
+            "to a folder for the feature cache"
+        ) from None
 
 
 def file_sha256(file: Path) -> str:
