@@ -6,11 +6,14 @@ environment of its own; the rest run in the one that nox itself is installed in.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import os
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,9 +24,12 @@ from typing import Any
 import nox
 
 nox.needs_version = ">=2024.4"
-# What `make test` runs; `oldest` fetches gigabytes and is for releases.
-nox.options.sessions = ["core", "pure", "lowered", "sanitize"]
-nox.options.sessions += ["fedml", "flower", "benchmarks", "lint"]
+# What `make test` runs: those below, the long ones first.  `oldest` is for releases: it
+# fetches gigabytes.
+nox.options.sessions = ["everything"]
+SESSIONS: tuple[str, ...] = ("fedml", "core", "sanitize", "flower", "benchmarks")
+SESSIONS += ("lowered", "pure", "lint")
+LANES = 2  # sessions at a time; those of hosts mostly wait for processes
 
 PYTHON = [sys.executable, "-m"]
 ROOT = Path(__file__).parent
@@ -38,6 +44,8 @@ CORE_TESTS = tuple(
 # What another release of NumPy might change: fedml pins one below 2.
 NUMPY_TESTS = tuple(f"tests/{name}" for name in ("data", "server", "storage", "wire"))
 CXX_SUFFIXES = {".cpp", ".h", ".cu", ".cuh"}
+# After Ctrl-C tests end the processes that they started.
+PATIENCE: dict[str, Any] = {"interrupt_timeout": 10.0, "terminate_timeout": 2.0}
 # A file stays with one process: its tests share fixtures.
 PARALLEL = ("-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile")
 
@@ -47,20 +55,29 @@ def _timed(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def timed(session: nox.Session, *args: Any, **kwargs: Any) -> None:
-        start = time.monotonic()
+        start, before = time.monotonic(), _processor_seconds()
         try:
             function(session, *args, **kwargs)
         finally:
             minutes, seconds = divmod(round(time.monotonic() - start), 60)
-            session.log(f"{session.name}: {minutes} min {seconds:02d} s")
+            busy = round(_processor_seconds() - before)
+            session.log(
+                f"{session.name}: {minutes} min {seconds:02d} s, {busy} s of processor"
+            )
 
     return timed
+
+
+def _processor_seconds() -> float:
+    """What the processes that have ended took, on all cores."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _run(session: nox.Session, *command: str, **env: str) -> None:
     # waiting threads that spin starve each other where cores are shared
     settings = {"OMP_WAIT_POLICY": "PASSIVE", **env}
-    session.run(*PYTHON, *command, external=True, env=settings)
+    session.run(*PYTHON, *command, external=True, env=settings, **PATIENCE)
 
 
 def _output(session: nox.Session, *command: str) -> str:
@@ -72,6 +89,61 @@ def _instruction_sets(session: nox.Session) -> list[str]:
     """Those of this processor that there are kernels for, the best one last."""
     ask = "import fedclip_plugin as f; print(*f.capabilities()['isa_available'])"
     return _output(session, sys.executable, "-c", ask).split()
+
+
+# ------------------------------------------------------------- sessions side by side
+
+
+@nox.session(venv_backend="none")
+@_timed
+def everything(session: nox.Session) -> None:
+    """All sessions but `oldest`, two at a time; what one says is shown at its end."""
+    logs = ROOT / ".nox" / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    os.environ["NOX_WHEEL"] = str(_wheel())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    waiting, failed = list(SESSIONS), []
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < LANES:
+                name = waiting.pop(0)
+                running[name] = _start(name, logs / f"{name}.log", session.posargs)
+                session.log(f"started {name}: .nox/logs/{name}.log")
+            time.sleep(0.2)
+            for name in [n for n, p in running.items() if p.poll() is not None]:
+                print((logs / f"{name}.log").read_text(errors="replace"), flush=True)
+                if running.pop(name).returncode:
+                    failed.append(name)
+    finally:
+        for process in running.values():
+            _end(process)
+    if failed:
+        session.error(f"failed: {', '.join(failed)}; see .nox/logs")
+
+
+def _start(name: str, log: Path, posargs: list[str]) -> subprocess.Popen[bytes]:
+    """A session in a group of processes of its own."""
+    command = [*PYTHON, "nox", "-f", str(ROOT / "noxfile.py"), "-s", name]
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [*command, "--", *posargs],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C for the group, and an end to what is left of it."""
+    for number, patience in ((signal.SIGINT, 15), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, number)
+            process.wait(patience)
+
+
+# ---------------------------------------------------------------- the environment .venv
 
 
 @nox.session(venv_backend="none")
@@ -125,7 +197,7 @@ def sanitize(session: nox.Session) -> None:
     session.chdir(tree)
     flags = "-fsanitize=address,undefined"
     build = {
-        "FEDCLIP_CXX_FLAGS": f"{flags} -fno-sanitize-recover=undefined -O1 -g",
+        "FEDCLIP_CXX_FLAGS": f"{flags} -fno-sanitize-recover=undefined -O1 -g1",
         "LDFLAGS": flags,
         "FEDCLIP_CUDA": "0",
     }
@@ -153,6 +225,8 @@ def sanitize(session: nox.Session) -> None:
 @functools.cache
 def _wheel() -> Path:
     """The package as pip builds it in isolation, with the PyTorch of .venv."""
+    if made := os.environ.get("NOX_WHEEL"):  # by `everything`, for all
+        return Path(made)
     folder = ROOT / ".nox" / "wheel"
     shutil.rmtree(folder, ignore_errors=True)
     command = ("pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
@@ -197,7 +271,7 @@ def _run_installed(session: nox.Session, module: str, *words: str) -> None:
         "OMP_WAIT_POLICY": "PASSIVE",
         "OMP_NUM_THREADS": "1",
     }
-    session.run("python", "-m", module, *words, env=env)
+    session.run("python", "-m", module, *words, env=env, **PATIENCE)
 
 
 def _test_host(session: nox.Session, host: str, *more: str) -> None:

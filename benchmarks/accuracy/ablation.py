@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.accuracy.study import (
+    BEST,
     Place,
     Row,
     Study,
@@ -37,7 +38,6 @@ from fedclip_plugin.report.wording import percent, with_half
 from fedclip_plugin.stats import ci95, mean
 
 Change = dict[str, Any]
-BEST: Change = {"weight_decay": 0.0, "lr": 2e-4}  # --preset best
 SETTINGS: tuple[Change, ...] = (
     {},
     {"weight_decay": 0.0},

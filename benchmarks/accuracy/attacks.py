@@ -11,7 +11,6 @@ do not answer.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -20,13 +19,12 @@ from html import escape
 
 import torch
 
-from benchmarks.accuracy.ablation import BEST
 from benchmarks.accuracy.attack_models import LIES, Attacked, attackers
 from benchmarks.accuracy.study import (
     Ended,
+    IidStudy,
     Place,
     Row,
-    Study,
     federation,
     run_study,
     run_to_end,
@@ -44,24 +42,12 @@ SHARES = (0.0, 0.1, 0.3, 0.45)
 OPEN_TO_ALL = tuple(attack for attack in LIES if attack not in SCREENED)
 
 
-class Attacks(Study):
+class Attacks(IidStudy):
     """A row for each attack, rule, share of attackers and seed."""
 
     name = "attacks"
     rounds = 10
-
-    @classmethod
-    def add_options(cls, parser: argparse.ArgumentParser) -> None:
-        """Who is held out, and how many there are."""
-        parser.add_argument("--target", default="sketch", help="held-out domain")
-        parser.add_argument("--clients", type=int, default=20)
-
-    def identity(self) -> Row:
-        """What all rows were run with."""
-        names = ("target", "clients", "rounds", "seeds")
-        settings = {name: getattr(self.args, name) for name in names}
-        return {"settings": {**settings, "features": self.args.features.name,
-                             "train": BEST}}  # fmt: skip
+    clients = 20
 
     def facts(self) -> Row:
         """With the accuracy of zero-shot."""
@@ -78,13 +64,10 @@ class Attacks(Study):
 
     def row(self, attack: str, rule: str, share: float, seed: int) -> Row:
         """Scores after the last round; ``lost`` tells whether screening cost a bit."""
-        args = self.args
-        options: Row = {"partition": "iid", "clients": args.clients, **BEST}
-        options |= {"rounds": args.rounds, "eval_every": args.rounds}
-        options |= {"aggregation": rule, "byzantine": max(0.3, share)}
+        options: Row = {"aggregation": rule, "byzantine": max(0.3, share)}
         if rule == UNSCREENED:
             options |= {"aggregation": "mean", "max_norm_ratio": 0.0}
-        fed = federation(self, args.target, seed, options)
+        fed = self.dealt(seed, options)
         if attack == "none":
             return _scores(run_to_end(fed))
         liars = attackers(fed.clients, share, seed)

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.accuracy.ablation import BEST
 from benchmarks.accuracy.study import (
+    BEST,
     Place,
     Row,
     Study,

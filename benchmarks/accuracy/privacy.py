@@ -9,20 +9,11 @@ against epsilon.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from benchmarks.accuracy.ablation import BEST
-from benchmarks.accuracy.study import (
-    Place,
-    Row,
-    Study,
-    federation,
-    run_study,
-    run_to_end,
-)
+from benchmarks.accuracy.study import IidStudy, Place, Row, run_study, run_to_end
 from benchmarks.command import measured_on, table
 from fedclip_plugin.federation.evaluation import score_zero_shot
 from fedclip_plugin.report.wording import percent, with_half
@@ -32,23 +23,16 @@ SHARE, CLIP = 0.1, 0.15
 NOISE = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # 0: no clip, no noise
 
 
-class Privacy(Study):
+class Privacy(IidStudy):
     """A row for each noise and seed."""
 
     name = "privacy"
     rounds = 30
-
-    @classmethod
-    def add_options(cls, parser: argparse.ArgumentParser) -> None:
-        """Who is held out, and how many there are."""
-        parser.add_argument("--target", default="sketch", help="held-out domain")
-        parser.add_argument("--clients", type=int, default=1000)
+    clients = 1000
 
     def identity(self) -> Row:
-        """What all rows were run with."""
-        names = ("target", "rounds", "seeds", "clients")
-        settings = {name: getattr(self.args, name) for name in names}
-        settings |= {"features": self.args.features.name, "train": BEST}
+        """With the clip and the share of clients in a round."""
+        settings = super().identity()["settings"]
         return {"settings": {**settings, "share": SHARE, "clip": CLIP}}
 
     def grid(self) -> Iterator[tuple[Place, Callable[[], Row]]]:
@@ -58,11 +42,8 @@ class Privacy(Study):
 
     def row(self, noise: float, seed: int) -> Row:
         """Scores after the last round, and epsilon."""
-        args = self.args
-        options = {"partition": "iid", "clients": args.clients, "rounds": args.rounds}
-        options |= {"eval_every": args.rounds, "participation": SHARE}
-        options |= {"dp_noise_multiplier": noise, "dp_clip": CLIP if noise else 0.0}
-        fed = federation(self, args.target, seed, {**options, **BEST})
+        options = {"participation": SHARE, "dp_noise_multiplier": noise}
+        fed = self.dealt(seed, {**options, "dp_clip": CLIP if noise else 0.0})
         base: Row = score_zero_shot(fed.clients, fed.target, fed.task)
         result = run_to_end(fed).result
         return {

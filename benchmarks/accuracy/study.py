@@ -19,18 +19,19 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.command import PACS, as_json, build_parser, parse, random_features, save
+from fedclip_plugin.algorithms.fedclip import FedClip
 from fedclip_plugin.bench.timing import machine
 from fedclip_plugin.cli import main as fedclip
-from fedclip_plugin.cli.parser import build_parser as fedclip_parser
 from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.features.feature_set import FeatureSet, load_features, save_features
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.engine import RunState, federate
 from fedclip_plugin.federation.rounds import RoundResult
 from fedclip_plugin.report.records import RunRecord, load_runs
-from fedclip_plugin.settings.sources import read_config
+from fedclip_plugin.settings.sources import configure
 
 Row = dict[str, Any]
+BEST: Row = dict(FedClip.presets["best"])
 Place = tuple[Any, ...]
 """Keys that lead to a row; last, for a list of rows, the entries that tell it apart."""
 
@@ -117,6 +118,35 @@ class Study:
             rows[last] = row
 
 
+class IidStudy(Study):
+    """One domain is held out, the rows of the others are dealt to iid clients.
+
+    All runs are of preset best.
+    """
+
+    clients: int
+
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        """Who is held out, and how many there are."""
+        parser.add_argument("--target", default="sketch", help="held-out domain")
+        parser.add_argument("--clients", type=int, default=cls.clients)
+
+    def identity(self) -> Row:
+        """What all rows were run with."""
+        names = ("target", "clients", "rounds", "seeds")
+        settings = {name: getattr(self.args, name) for name in names}
+        settings |= {"features": self.args.features.name, "train": BEST}
+        return {"settings": settings}
+
+    def dealt(self, seed: int, options: Mapping[str, Any]) -> Federation:
+        """The federation of a run, which is scored after its last round."""
+        rounds = self.args.rounds
+        shared = {"partition": "iid", "clients": self.args.clients, "rounds": rounds}
+        shared |= {"eval_every": rounds, **BEST}
+        return federation(self, self.args.target, seed, {**shared, **options})
+
+
 def run_study(
     kind: type[Study], doc: str | None, argv: Sequence[str] | None, **quick: Any
 ) -> None:
@@ -157,8 +187,7 @@ def _several(value: object) -> list[str]:
 
 def config_of(features: Path, options: Mapping[str, Any]) -> RunConfig:
     """What ``fedclip run --features DIR`` makes of the options."""
-    words = ["run", "--features", str(features), *words_of(options)]
-    return read_config(fedclip_parser().parse_args(words))
+    return configure({"features": str(features), **options})
 
 
 def federation(
