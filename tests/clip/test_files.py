@@ -107,3 +107,13 @@ def test_cache_dir_defaults_to_the_home(monkeypatch):
     monkeypatch.delenv("FEDCLIP_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert cache_dir() == Path.home() / ".cache" / "fedclip"
+
+
+def test_other_weights_of_the_same_size_and_time_are_noticed(tmp_path):
+    file = _old_file(tmp_path, b"weights")
+    first = file_sha256(file)
+    other = tmp_path / "other.bin"
+    other.write_bytes(b"WEIGHTS")
+    os.utime(other, (1e9, 1e9))
+    other.replace(file)
+    assert file_sha256(file) != first

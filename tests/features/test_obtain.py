@@ -1,0 +1,64 @@
+"""Features of a run: what is recorded, and what happens where a GPU is full."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedclip_plugin.clip.encoder import EncoderSpec, FrozenClip
+from fedclip_plugin.config.schema import ModelConfig, RunConfig
+from fedclip_plugin.errors import GpuMemoryError
+from fedclip_plugin.features import obtain
+from tests.clip.fake_encoder import make_dataset
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture
+def jobs(monkeypatch):
+    """The jobs that were begun; the first finds the memory of its GPU full."""
+    begun = []
+
+    def encode_once(job, cache, progress):
+        begun.append(job)
+        if len(begun) == 1:
+            raise GpuMemoryError("the GPU's memory is full")
+        return job, None
+
+    monkeypatch.setattr(obtain, "encode_once", encode_once)
+    return begun
+
+
+def test_a_full_gpu_gives_way_to_the_cpu_and_says_so(jobs):
+    job, _ = obtain.encode_dataset(make_dataset()[0], RunConfig())
+    assert len(jobs) == 2
+    assert "encoded on the CPU" in job.notes[-1]
+
+
+def test_a_device_that_was_named_is_not_left(jobs):
+    config = RunConfig(model=ModelConfig(device="cpu"))
+    with pytest.raises(GpuMemoryError):
+        obtain.encode_dataset(make_dataset()[0], config)
+
+
+def test_what_was_used_is_recorded(jobs):
+    job, _ = obtain.encode_dataset(make_dataset()[0], RunConfig())
+    assert job.encoder["name"] == job.model == "fedclip-tiny"
+    assert len(job.encoder["sha256"]) == 64
+    assert job.encoder["activation"] == "GELU"
+
+
+class _Full(torch.nn.Module):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+def test_a_full_gpu_is_no_fault_of_the_weights():
+    spec = EncoderSpec.from_config(RunConfig())
+    clip = FrozenClip.load(replace(spec, device="cpu", precision="fp32"))
+    clip.model.visual = _Full()
+    size = clip.source.image_size
+    with pytest.raises(GpuMemoryError, match="--device cpu"):
+        clip.encode_images(torch.zeros(1, 3, *size))
