@@ -20,6 +20,7 @@ from ..data.partition import resolve_targets
 from ..features.feature_set import FeatureSet, load_features
 from ..federation.build import build_federation, participants
 from ..federation.engine import Run, run_round
+from ..federation.evaluation import selection_notes
 from ..report.wording import human_bytes, human_seconds
 from ..server.privacy import planned
 from .doctor import encode_sample
@@ -117,6 +118,7 @@ def _training(
     run_round(run)
     seconds = time.perf_counter() - start
     sent = first.bytes_up + first.bytes_down
+    notes = selection_notes([len(c.val) > 0 for c in fed.clients], train)
     private = None
     if config.privacy.private:
         private = planned(config.privacy, train.rounds, len(fed.clients), chosen)
@@ -137,4 +139,5 @@ def _training(
             f"{human_seconds(seconds * train.rounds * runs)} in all",
         ),
         *([Cost("privacy", private)] if private else []),
+        *(Cost("note", note) for note in notes),
     ]
