@@ -128,7 +128,8 @@ def read_checkpoint(file: Path) -> Checkpoint:
     if len(found) > 1:
         others = ", ".join(name for name, _ in found[1:])
         notes = (f"{file.name} holds several models: {where} is used, not {others}",)
-    openai = kind == "torchscript" or all(key in raw for key in OPENAI_INTEGERS)
+    names = {str(key).rpartition(".")[2] for key in raw}
+    openai = kind == "torchscript" or names.issuperset(OPENAI_INTEGERS)
     ours = isinstance(loaded, dict) and loaded.keys() >= _OPEN_CLIP_TRAINER
     return Checkpoint(kind, _plain(file, raw), openai, ours, notes)
 

@@ -88,11 +88,13 @@ def test_positions_of_another_size_are_refused_under_a_prefix(tmp_path, whole):
         _load(file, tmp_path)
 
 
-def test_openais_state_dict_with_its_integers(tmp_path):
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_openais_state_dict_with_its_integers(tmp_path, prefix):
     whole = tiny_clip(tmp_path, "tiny-ints", quick_gelu=True)
     state = load_file(whole)
     file = tmp_path / "remote.pt"
-    torch.save({**state, **{key: torch.tensor(32) for key in OPENAI_INTEGERS}}, file)
+    integers = {key: torch.tensor(32) for key in OPENAI_INTEGERS}
+    torch.save({prefix + k: v for k, v in {**state, **integers}.items()}, file)
     assert _same(_load(file, tmp_path, "tiny-ints"), whole)
     write_config(tmp_path, "tiny-ints", VIT)
     with pytest.raises(WeightsError, match='set "quick_gelu": true'):
