@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..errors import RunError, WeightsError
+from ..config.paths import PathError, as_path
+from ..errors import ConfigError, RunError, WeightsError
 from .files import write_json
 
 MEMO_NAME = "file-hashes.json"
@@ -22,12 +23,15 @@ SETTLED_SECONDS = 2.0  # a younger file may change again within one clock tick
 def cache_dir() -> Path:
     """Where features and hashes are cached: $FEDCLIP_CACHE, or ~/.cache/fedclip.
 
-    Raises RunError for a user without a home.
+    Raises ConfigError for a variable that names no place, RunError for a user without
+    a home.
     """
-    if chosen := os.environ.get("FEDCLIP_CACHE"):
-        return Path(chosen).expanduser()
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base).expanduser() / "fedclip"
+    for name, below in (("FEDCLIP_CACHE", ""), ("XDG_CACHE_HOME", "fedclip")):
+        if chosen := os.environ.get(name):
+            try:
+                return as_path(chosen) / below
+            except PathError as error:
+                raise ConfigError(f"{name}: {error}") from error
     return home() / ".cache" / "fedclip"
 
 

@@ -282,3 +282,17 @@ def test_variables_are_read_by_the_command_line_too(
     assert main(argv) == 0
     train = load_config(tmp_path / "home" / "out" / "config.toml").train
     assert (train.rounds, train.lr) == (1, 0.5)
+
+
+def test_the_cache_is_where_a_path_of_the_users_leads(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedclip_plugin.storage.hashes import cache_dir
+
+    for text, found in (("~/c", home / "c"), ("c", tmp_path / "c"), ("", None)):
+        monkeypatch.setenv("FEDCLIP_CACHE", text)
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        assert cache_dir() == (found or home / ".cache" / "fedclip")
+    monkeypatch.setenv("FEDCLIP_CACHE", "$NOT_SET/c")
+    with pytest.raises(ConfigError, match=r"FEDCLIP_CACHE: \$NOT_SET/c: the variable"):
+        cache_dir()
