@@ -79,6 +79,10 @@ class Option:
         return str(self.default)
 
 
+PATH = Option("", "", str, False, None, path=True)
+"""What a key that is no option is read by, where it is a path."""
+
+
 def option(default: Any, help: str = "", **more: Any) -> Any:
     """A field of a config class, or of an algorithm's ``Params``.
 

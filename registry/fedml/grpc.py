@@ -14,10 +14,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ...config.fields import parse
+from ...config.fields import PATH, parse
 from ...config.paths import read_text
 from ...errors import ConfigError, one_line
-from .settings import FILE, PATH, PICKLE, TLS, value
+from .settings import FILE, PICKLE, TLS, value
 
 _log = logging.getLogger("fedclip")
 _IP_HEAD = "eid,rank,grpc_server_ip,grpc_server_port"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...config.fields import Option, parse
+from ...config.fields import PATH, Option, parse
 from ...config.schema import EMBEDDED_DATASET, RunConfig
 from ...data.dataset import KNOWN, canonical_name
 from ...errors import ConfigError, did_you_mean
@@ -44,7 +44,6 @@ KEYS = {  # FedML's -> the option that it sets
 }
 SECONDS = Option("", "", float, False, None, within="[0, inf)")
 _COUNT = Option("", "", int, False, None, within="[1, inf)")
-PATH = Option("", "", str, False, None, path=True)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...config.fields import Section, option, options_of, parse
+from ...config.fields import PATH, Section, option, options_of, parse
 from ...config.schema import RunConfig
 from ...config.toml import to_dict
 from ...data.partition import NO_TARGET
@@ -72,7 +72,7 @@ def server_settings(run_config: Values) -> tuple[RunConfig, Output, Sampling]:
         for name, o in _SAMPLING.items()
         if name in given
     }
-    config, out = load_settings(_source(given, table), given.get(FILE))
+    config, out = load_settings(_source(given, table), _file(given))
     if config.train.personalize != "none" and not set(config.data.targets) - {
         NO_TARGET
     }:
@@ -96,7 +96,7 @@ def client_settings(shared: str, run_config: Values, node_config: Values) -> Run
     node, run = _given(node_config), _given(run_config)
     if has_own_data(node):
         run = {key: value for key, value in run.items() if key not in OWN_DATA}
-    path = run.get(FILE) if not shared else None
+    path = _file(run) if not shared else None
     own, _ = load_settings(_source({**run, **node}, Table()), path)
     if not shared:
         for field in ("compress", "compress_down"):
@@ -141,6 +141,13 @@ def has_own_data(node_config: Values) -> bool:
 
 def _given(values: Values) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value != ""}
+
+
+def _file(values: Values) -> str | None:
+    """The path of a fedclip.toml, if ``values`` have one."""
+    given = values.get(FILE)
+    found: str | None = parse(PATH, given, _written("run config", FILE, given))
+    return found
 
 
 def _written(where: str, key: str, value: Any) -> str:

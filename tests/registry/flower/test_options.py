@@ -112,6 +112,8 @@ def test_the_run_config_is_over_variables_and_file(
         ({"num-server-round": 1}, "did you mean num-server-rounds"),
         ({"lr": "fast"}, "run config: lr = 'fast': expected a number >= 0"),
         ({"seed": "one"}, "seed = 'one': expected a whole number"),
+        ({"config": True}, "run config: config = True: expected a text"),
+        ({"config": "$NOT_SET_HERE"}, "the variable $NOT_SET_HERE is not set"),
         ({"round-timeout": 0}, "run config: round-timeout = 0: expected a number > 0"),
         (
             {"min-available-nodes": 0},
