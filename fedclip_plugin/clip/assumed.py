@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..config.paths import read_text
 from ..errors import WeightsError
 from .download import CONFIG_NAME, QUICKGELU
 
@@ -161,7 +162,7 @@ def told_by(config: Config) -> dict[str, Any]:
 def read_json(file: Path) -> Mapping[str, Any]:
     """A JSON object, {} if it is another value; WeightsError if unreadable."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(read_text(file))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{file}: not a readable JSON file: {error}") from error
     return value if isinstance(value, dict) else {}

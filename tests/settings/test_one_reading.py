@@ -296,3 +296,11 @@ def test_the_cache_is_where_a_path_of_the_users_leads(
     monkeypatch.setenv("FEDCLIP_CACHE", "$NOT_SET/c")
     with pytest.raises(ConfigError, match=r"FEDCLIP_CACHE: \$NOT_SET/c: the variable"):
         cache_dir()
+
+
+def test_a_model_config_may_have_a_byte_order_mark(tmp_path: Path) -> None:
+    from fedclip_plugin.clip.resolve import local_configs
+
+    text = '{"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}}'
+    (tmp_path / "mine.json").write_text(text, encoding="utf-8-sig")
+    assert "mine" in local_configs(str(tmp_path))
