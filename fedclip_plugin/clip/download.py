@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config.fields import as_path
+from ..config.paths import as_path
 from ..errors import WeightsError, one_line, translate
 
 HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ..config.fields import as_path
+from ..config.paths import as_path
 from ..config.schema import SCHEMAS
 from ..errors import WeightsError, did_you_mean
 from .assumed import (
