@@ -198,8 +198,14 @@ def bench(args: argparse.Namespace, display: Display) -> int:
 def doctor(args: argparse.Namespace, display: Display) -> int:
     """``fedclip doctor``; exit code 2 when a check fails."""
     from .doctor import diagnose
+    from .doctor.run_directory import check_run
 
-    return _print_checks(diagnose(read_config(args)), display)
+    run: Path | None = args.run_directory
+    checks = check_run(run) if run else []
+    if any(check.name in ("run", "run config") for check in checks if check.failed):
+        return _print_checks(checks, display)  # what it needs cannot be known
+    config = read_config(args, run and run / "config.toml")
+    return _print_checks([*checks, *diagnose(config)], display)
 
 
 def _print_checks(checks: Sequence[Check], display: Display) -> int:
@@ -212,7 +218,7 @@ def _print_checks(checks: Sequence[Check], display: Display) -> int:
         display.out.print(check.detail, markup=False, highlight=False, soft_wrap=True)
         if check.remedy and check.status != "ok":
             display.out.print(f"     -> {check.remedy}", markup=False, soft_wrap=True)
-    return 2 if any(check.status == "fail" for check in checks) else 0
+    return 2 if any(check.failed for check in checks) else 0
 
 
 def algorithms(args: argparse.Namespace, display: Display) -> int:

@@ -23,7 +23,7 @@ from ..federation.engine import Run, run_round
 from ..federation.evaluation import selection_notes
 from ..report.wording import human_bytes, human_seconds
 from ..server.privacy import planned
-from .doctor import encode_sample
+from .doctor.inputs import encode_sample
 
 
 @dataclass(frozen=True)

@@ -277,14 +277,31 @@ def _add_bench(commands: _Commands[_Parser]) -> None:
     add("--json", metavar="FILE", type=_FILE, help="write the figures to a file")
 
 
+DOCTOR_EPILOG = """examples:
+  fedclip doctor --dataset pacs --root DATA
+  fedclip doctor --features DIR
+  fedclip doctor runs/pacs                      can it be resumed?
+"""
+
+
 def _add_doctor(commands: _Commands[_Parser]) -> None:
     from .commands import doctor
 
     parser = _command(
-        commands, "doctor", doctor, "Check versions, model, weights, data and memory."
+        commands,
+        "doctor",
+        doctor,
+        "Check the machine, libraries, model, weights and data, or all that a RUN "
+        "needs.",
+        DOCTOR_EPILOG,
     )
+    parser.add_argument(
+        "run_directory", metavar="RUN", nargs="?", type=as_path,
+        help="also check the files of a run, and how far it is; its options are the "
+        "defaults",
+    )  # fmt: skip
     options.add_model_options(parser)
-    options.add_data_options(parser)
+    options.add_data_options(parser, "features")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -45,7 +45,7 @@ class Checkpoint:
     """
 
     def __init__(self, directory: Path, identity: str) -> None:
-        self.path = directory / "checkpoint" / "last.safetensors"
+        self.path = _file(directory)
         self.identity = identity
         self._synced = 0.0
 
@@ -83,10 +83,10 @@ class Checkpoint:
         best_kept = _part(tensors, "best-kept/")
         for part in (state, best):
             if wrong := _state_misfit(part, fed.first):
-                raise self._damaged(wrong)
+                raise _damaged(self.path, wrong)
         for part in (kept, best_kept):
             if wrong := _kept_misfit(part, fed.first):
-                raise self._damaged(wrong)
+                raise _damaged(self.path, wrong)
         clients, own = unflatten(kept), unflatten(best_kept)
         if progress.best_round == progress.round:  # it is in the file once
             best, own = usable(fed, state, clients)
@@ -97,20 +97,9 @@ class Checkpoint:
 
         None without a file.  Raises RunError as :meth:`load` does.
         """
-        try:
-            tensors, meta = read_tensors(self.path)
-            progress = _progress(meta)
-        except FileNotFoundError:
+        if (found := _read(self.path)) is None:
             return None
-        except (
-            *(DamagedFileError, KeyError, TypeError, ValueError, RecursionError),
-        ) as error:
-            raise self._damaged(error) from error
-        if meta.get("format") != _FORMAT:
-            raise RunError(
-                f"checkpoint {self.path} was written by another version of "
-                "fedclip-plugin; delete it to start again, or finish the run with that"
-            )
+        tensors, meta, progress = found
         if meta.get("identity") != self.identity:
             raise RunError(
                 f"checkpoint {self.path} belongs to a run with another configuration "
@@ -118,10 +107,40 @@ class Checkpoint:
             )
         return tensors, progress
 
-    def _damaged(self, why: object) -> RunError:
-        return RunError(
-            f"checkpoint {self.path} is damaged ({why}); delete it to start again"
+
+def saved_progress(directory: Path) -> Progress | None:
+    """How far the run in ``directory`` is; None without a checkpoint.
+
+    Raises RunError for a damaged file, or one of an earlier version.
+    """
+    found = _read(_file(directory))
+    return found[2] if found else None
+
+
+def _file(directory: Path) -> Path:
+    return directory / "checkpoint" / "last.safetensors"
+
+
+def _read(path: Path) -> tuple[State, dict[str, str], Progress] | None:
+    try:
+        tensors, meta = read_tensors(path)
+        progress = _progress(meta)
+    except FileNotFoundError:
+        return None
+    except (
+        *(DamagedFileError, KeyError, TypeError, ValueError, RecursionError),
+    ) as error:
+        raise _damaged(path, error) from error
+    if meta.get("format") != _FORMAT:
+        raise RunError(
+            f"checkpoint {path} was written by another version of "
+            "fedclip-plugin; delete it to start again, or finish the run with that"
         )
+    return tensors, meta, progress
+
+
+def _damaged(path: Path, why: object) -> RunError:
+    return RunError(f"checkpoint {path} is damaged ({why}); delete it to start again")
 
 
 def _progress(meta: Mapping[str, str]) -> Progress:

@@ -159,8 +159,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_options(parser, TITLES["model"], options_of(SECTIONS["model"]))
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Where the images are and what is said about them."""
-    about = ("dataset", "root", "prompt", "on-bad-image")
+def add_data_options(parser: argparse.ArgumentParser, *more: str) -> None:
+    """Where the images are and what is said about them; and ``more`` by name."""
+    about = ("dataset", "root", "prompt", "on-bad-image", *more)
     options = [o for o in options_of(SECTIONS["data"]) if o.name in about]
     add_options(parser, "data", options)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,20 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fedclip_plugin.cli import doctor
-from fedclip_plugin.cli import doctor as machine
-from fedclip_plugin.cli.doctor import Check, diagnose
+from fedclip_plugin.cli import main
+from fedclip_plugin.cli.doctor import (
+    Check,
+    diagnose,
+    inputs,
+    machine,
+    software,
+)
+from fedclip_plugin.cli.doctor.run_directory import check_run
 from fedclip_plugin.clip import download as hub
 from fedclip_plugin.clip import encoder
-from fedclip_plugin.config.schema import DataConfig, ModelConfig, RunConfig
+from fedclip_plugin.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from fedclip_plugin.features.feature_set import FeatureSet, save_features
+from fedclip_plugin.runs.experiment import run_in
 from tests.clip.makers import tiny_clip
 
 
@@ -105,7 +113,7 @@ def test_weights_that_are_not_here_yet(folder, monkeypatch, tmp_path, online, st
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(doctor, "reachable", lambda url: online)
+    monkeypatch.setattr(inputs, "reachable", lambda url: online)
     config = RunConfig(model=ModelConfig("ViT-B/32", device="cpu"))
     found = _by_name(config)
     assert found["model"].detail.startswith("ViT-B-32-quickgelu with openai")
@@ -168,7 +176,7 @@ def test_a_missing_class_warns(folder, tmp_path):
     assert "dog" in check.detail
 
 
-def test_a_feature_directory_needs_neither_model_nor_images(tmp_path):
+def _features(directory: Path, rows: int) -> None:
     names = ("photo", "sketch")
     features = FeatureSet(
         model="m",
@@ -180,10 +188,14 @@ def test_a_feature_directory_needs_neither_model_nor_images(tmp_path):
         embed_dim=4,
         key="k",
         text=torch.randn(2, 4),
-        image={n: torch.randn(6, 4) for n in names},
-        label={n: torch.tensor([0, 1] * 3) for n in names},
+        image={n: torch.randn(rows, 4) for n in names},
+        label={n: torch.tensor([0, 1] * (rows // 2)) for n in names},
     )
-    save_features(features, tmp_path / "f")
+    save_features(features, directory)
+
+
+def test_a_feature_directory_needs_neither_model_nor_images(tmp_path):
+    _features(tmp_path / "f", 6)
     found = _by_name(RunConfig(data=DataConfig(features=str(tmp_path / "f"))))
     assert "photo 6, sketch 6" in found["features"].detail
     assert not {"model", "weights", "data", "encoding"} & set(found)
@@ -199,7 +211,7 @@ def test_hosts_are_found_without_importing_them(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     monkeypatch.setattr(importlib, "import_module", lambda name: pytest.fail(name))
-    fedml, flower = machine.check_hosts()
+    fedml, flower = software.check_hosts()
     assert (flower.name, flower.detail) == ("host flower", "1.41.0")
     assert "fedclip-plugin[fedml]" in fedml.detail
 
@@ -210,20 +222,20 @@ def test_libraries_older_than_required_fail(monkeypatch):
         "requires",
         lambda name: ["torch>=99.1", "onnx>=99; extra == 'export'"],
     )
-    (check,) = machine.check_versions()
+    (check,) = software.check_versions()
     assert (check.status, check.remedy) == ("fail", "pip install 'torch>=99.1'")
 
 
 def test_torchvision_of_another_torch(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["torch==1.2.3"])
-    (check,) = machine.check_torchvision()
+    (check,) = software.check_torchvision()
     assert (check.status, "built for torch 1.2.3" in check.detail) == ("warn", True)
 
     def broken(name):
         raise RuntimeError("operator torchvision::nms does not exist")
 
     monkeypatch.setattr(importlib, "import_module", broken)
-    (check,) = machine.check_torchvision()
+    (check,) = software.check_torchvision()
     assert (check.status, "nms" in check.detail) == ("fail", True)
 
 
@@ -253,3 +265,153 @@ def test_a_broken_installation_is_a_finding_not_a_crash(monkeypatch):
     found = {check.name: check for check in diagnose(RunConfig())}
     assert found["kernels"].status == "fail"
     assert "ZeroDivisionError" in found["kernels"].detail
+
+
+class _Gpu:
+    name, total_memory, major, minor = "Old GPU", 2**33, 3, 5
+
+
+def test_a_gpu_without_kernels_in_this_pytorch_fails(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("CUDA error: no kernel image is available")
+
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(machine, "resolve_device", lambda name: cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: _Gpu)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
+    monkeypatch.setattr(torch, "ones", refuse)
+    (check,) = machine.check_device("auto")
+    assert check.failed
+    assert "compute capability 3.5" in check.detail
+    assert "sm_75, sm_90" in check.remedy
+    assert "--device cpu" in check.remedy
+
+
+def test_a_home_that_is_not_there(monkeypatch, tmp_path):
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert machine.check_home()[0].status == "ok"
+    for variable in ("HF_HOME", "FEDCLIP_CACHE"):
+        monkeypatch.delenv(variable, raising=False)
+    for home in (nobody, lambda: tmp_path / "gone"):
+        monkeypatch.setattr(Path, "home", home)
+        (check,) = machine.check_home()
+        assert check.status == "warn"
+        assert "HF_HOME" in check.remedy
+    for variable in ("HF_HOME", "FEDCLIP_CACHE"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    assert machine.check_home()[0].status == "ok"
+
+
+def test_a_disk_without_locks_or_sync_or_speed(monkeypatch, tmp_path):
+    sound = machine.check_disk("cache", tmp_path, "another")
+    assert sound.status == "ok"
+    monkeypatch.setattr(machine, "SLOW_SECONDS", -1.0)
+    assert "slow: 1 MiB took" in machine.check_disk("cache", tmp_path, "x").detail
+
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    monkeypatch.setattr(machine.os, "fsync", refuse)
+    check = machine.check_disk("cache", tmp_path, "another")
+    assert check.status == "warn"
+    assert "not synced" in check.detail
+    assert "without locks" in check.detail
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    assert machine.check_disk("cache", tmp_path / "file", "another").failed
+
+
+def test_a_terminal_that_is_narrow_or_ascii(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    (check,) = machine.check_terminal()
+    assert (check.status, "COLUMNS" in check.remedy) == ("warn", True)
+    monkeypatch.setenv("COLUMNS", "100")
+    assert machine.check_terminal()[0].status == "ok"
+    monkeypatch.setattr(machine.Console, "encoding", "ascii")
+    (check,) = machine.check_terminal()
+    assert (check.status, "PYTHONIOENCODING" in check.remedy) == ("warn", True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A finished run of one round, from features."""
+    top = tmp_path_factory.mktemp("finished")
+    _features(top / "f", 12)
+    config = RunConfig(
+        data=DataConfig("mine", features=str(top / "f"), targets=("sketch",)),
+        train=TrainConfig(rounds=1),
+    )
+    run_in(top / "run", config)
+    return top / "run"
+
+
+def _copied(finished: Path, to: Path) -> Path:
+    return Path(shutil.copytree(finished, to / "run"))
+
+
+def test_a_finished_and_a_broken_run(finished, tmp_path):
+    run = _copied(finished, tmp_path)
+    found = {check.name: check for check in check_run(run)}
+    assert found["run"].status == "ok"
+    assert "finished after round 1 of 1, the best is 1" in found["run"].detail
+    (run / "summary.json").unlink()
+    found = {check.name: check for check in check_run(run)}
+    assert found["run"].detail == "broken off after round 1 of 1"
+    assert f"fedclip run --resume --out {run}" in found["run"].remedy
+    shutil.rmtree(run / "checkpoint")
+    assert "after round 0 of 1" in check_run(run)[-1].detail
+    before = sorted(path.name for path in run.rglob("*"))
+    check_run(run)
+    assert sorted(path.name for path in run.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("config.toml", "run config"),
+        ("checkpoint/last.safetensors", "run checkpoint"),
+        ("metrics.jsonl", "run results"),
+        ("summary.json", "run results"),
+        ("adapter.safetensors", "run adapter"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(finished, tmp_path, file, name, capsys):
+    run = _copied(finished, tmp_path)
+    with (run / file).open("r+b") as damaged:
+        damaged.write(b"[[{")
+    (check,) = [check for check in check_run(run) if check.failed]
+    assert check.name == name
+    assert file in check.detail
+    assert check.remedy or "restore it" in check.detail
+    assert main(["doctor", str(run)]) == 2
+    assert file in capsys.readouterr().out
+
+
+def test_doctor_of_a_run_checks_what_the_run_needs(finished, tmp_path, capsys):
+    assert main(["doctor", str(finished)]) == 0
+    told = capsys.readouterr().out
+    assert "features" in told
+    assert "finished after round 1" in told
+    run = _copied(finished, tmp_path)
+    text = (run / "config.toml").read_text()
+    gone = text.replace(str(finished.parent / "f"), str(tmp_path / "gone"))
+    (run / "config.toml").write_text(gone)
+    assert main(["doctor", str(run)]) == 2
+    assert str(tmp_path / "gone") in capsys.readouterr().out
+    assert main(["doctor", str(run), "--features", str(finished.parent / "f")]) == 0
+    assert main(["doctor", str(tmp_path)]) == 2
+    assert "name a directory that" in capsys.readouterr().out
+
+
+def test_every_run_of_a_tree_is_told(finished, tmp_path):
+    for target, seed in (("photo", 0), ("sketch", 1)):
+        shutil.copytree(finished, tmp_path / target / f"seed-{seed}")
+    shutil.copy(finished / "config.toml", tmp_path)
+    (tmp_path / "sketch" / "seed-1" / "summary.json").unlink()
+    found = {check.name: check.status for check in check_run(tmp_path)}
+    assert found["run photo/seed-0"] == "ok"
+    assert found["run sketch/seed-1"] == "warn"
