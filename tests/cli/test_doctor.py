@@ -315,7 +315,7 @@ def test_a_disk_without_locks_or_sync_or_speed(monkeypatch, tmp_path):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    monkeypatch.setattr(machine.os, "fsync", refuse)
+    monkeypatch.setattr("os.fsync", refuse)
     check = machine.check_disk("cache", tmp_path, "another")
     assert check.status == "warn"
     assert "not synced" in check.detail
@@ -331,7 +331,7 @@ def test_a_terminal_that_is_narrow_or_ascii(monkeypatch):
     assert (check.status, "COLUMNS" in check.remedy) == ("warn", True)
     monkeypatch.setenv("COLUMNS", "100")
     assert machine.check_terminal()[0].status == "ok"
-    monkeypatch.setattr(machine.Console, "encoding", "ascii")
+    monkeypatch.setattr("rich.console.Console.encoding", "ascii")
     (check,) = machine.check_terminal()
     assert (check.status, "PYTHONIOENCODING" in check.remedy) == ("warn", True)
 

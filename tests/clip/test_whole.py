@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from fedclip_plugin.algorithms import get_algorithm, with_values
 from fedclip_plugin.algorithms.base import sample_order
+from fedclip_plugin.algorithms.promptfl import KgCoOp
 from fedclip_plugin.cli import main
 from fedclip_plugin.clip.whole import WholeClip, open_whole_clip
 from fedclip_plugin.config.schema import DataConfig, ModelConfig, RunConfig
@@ -195,6 +196,7 @@ def test_promptfl_sends_the_context_alone_and_leaves_the_model(images, weights):
 def test_kgcoop_adds_the_papers_distance_to_the_loss(images, weights):
     fed = make("kgcoop", images, weights, batch_size=64, rounds=1)
     client, start = fed.clients[0], fed.first
+    assert isinstance(fed.algorithm, KgCoOp)
     plain = get_algorithm("promptfl").local_train(start, client, fed.task, 1)
     held = fed.algorithm.local_train(start, client, fed.task, 1)
     # untrained, the learned captions are the written ones: nothing is added

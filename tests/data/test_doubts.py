@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from fedclip_plugin.data import doubts
+from fedclip_plugin.data.dataset import KNOWN
 from fedclip_plugin.data.folders import load_dataset
 from fedclip_plugin.data.images import decode_image
 from fedclip_plugin.errors import DataError
@@ -47,7 +47,7 @@ def test_a_published_set_that_is_not_whole(tmp_path: Path) -> None:
 
 
 def test_every_published_size_is_known() -> None:
-    sizes = {name: known.images[0] for name, known in doubts.KNOWN.items()}
+    sizes = {name: known.images[0] for name, known in KNOWN.items()}
     assert sizes == {
         "pacs": 9_991,
         "vlcs": 10_729,
