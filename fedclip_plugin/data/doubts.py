@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 from ..errors import DataError
 from .dataset import KNOWN, ImageDataset, ImageDomain
@@ -16,6 +17,8 @@ _WORDNET = r"n\d{8}"
 _NUMBERED = r"(?:class|label|category|cls|cat|id|c|l)?[ _-]*\d+"
 _CODE = re.compile(f"{_WORDNET}|{_NUMBERED}|[0-9a-f]{{8,}}", re.IGNORECASE)
 
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval"}
+
 
 def doubts(dataset: ImageDataset) -> Iterator[str]:
     """Class names that are codes, images that are missing or nearly black."""
@@ -25,6 +28,13 @@ def doubts(dataset: ImageDataset) -> Iterator[str]:
             f"{len(codes)} of {len(dataset.classes)} classes look like codes: "
             f"{some(codes)}; captions are made of these names: rename the folders "
             "to words, in every domain"
+        )
+    splits = [d.name for d in dataset.domains if d.name.lower() in _SPLITS]
+    if len(splits) > 1:
+        yield (
+            f"{', '.join(splits)} are taken as domains, but are named as the splits of "
+            "one data set; name the folders of the domains, or merge the splits and "
+            "use --partition iid"
         )
     known = KNOWN.get(dataset.name)
     found = sum(len(domain.files) for domain in dataset.domains)
@@ -39,6 +49,20 @@ def doubts(dataset: ImageDataset) -> Iterator[str]:
     for domain in dataset.domains:
         for doubt, count in _light(domain).items():
             yield f"{domain.name}: of {LOOKED_AT} images looked at, {count} {doubt}"
+
+
+def seen_twice(
+    dataset: ImageDataset, digests: Sequence[Sequence[str]]
+) -> Iterator[str]:
+    """Images of one domain that are images of another: what is held out is seen."""
+    names = [domain.name for domain in dataset.domains]
+    parts = [set(filter(None, part)) for part in digests]
+    for (one, mine), (two, others) in combinations(zip(names, parts), 2):
+        if shared := len(mine & others):
+            yield (
+                f"{shared} images of {one} are also images of {two}: held out, they "
+                "would be seen in training; leave each in one domain"
+            )
 
 
 def _light(domain: ImageDomain) -> Counter[str]:

@@ -26,7 +26,9 @@ from torch import Tensor
 
 from ..clip.prompts import captions
 from ..data.dataset import ImageDataset, ImageDomain
+from ..data.doubts import seen_twice
 from ..data.images import decode_image
+from ..data.listing import some
 from ..data.progress import Progress, silent
 from ..errors import DataError
 from .digests import digest_domain
@@ -286,6 +288,24 @@ def _assemble(
         label=label,
         text=text,
         skipped=tuple(skipped),
-        notes=(*job.dataset.notes, *job.notes),
+        notes=(
+            *job.dataset.notes,
+            *seen_twice(job.dataset, digests),
+            *_alike(job.dataset.classes, text),
+            *job.notes,
+        ),
         encoder=job.encoder,
     )
+
+
+def _alike(classes: Sequence[str], text: Tensor) -> Iterator[str]:
+    """Classes that no image can be told apart by: their captions are encoded alike."""
+    groups: dict[bytes, list[str]] = {}
+    for name, row in zip(classes, text):
+        groups.setdefault(row.numpy().tobytes(), []).append(name)
+    if alike := [name for group in groups.values() if group[1:] for name in group]:
+        yield (
+            f"the captions of {some(alike)} are encoded alike, so that nothing tells "
+            "these classes apart; shorten --prompt, which is cut at the model's "
+            "context, or rename the folders"
+        )

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from fedclip_plugin.data.dataset import KNOWN
+from fedclip_plugin.data.doubts import seen_twice
 from fedclip_plugin.data.folders import load_dataset
 from fedclip_plugin.data.images import decode_image
 from fedclip_plugin.errors import DataError
@@ -92,3 +93,20 @@ def test_what_is_written_into_a_png_does_not_spoil_its_pixels(kind: str) -> None
     assert decode_image(buffer.getvalue(), "x").getpixel((0, 0)) == (1, 2, 3)
     with pytest.raises(DataError, match=r"decode image x: .*skip"):
         decode_image(buffer.getvalue()[:-40], "x")
+
+
+def test_splits_of_one_data_set_are_no_domains(tmp_path: Path) -> None:
+    make_set(tmp_path, ("Train", "val"), "cat dog")
+    assert "Train, val are taken as domains" in notes(tmp_path)
+    assert "--partition iid" in notes(tmp_path)
+    make_set(tmp_path / "one", ("photo", "test"), "cat dog")
+    assert "taken as domains" not in notes(tmp_path / "one")
+
+
+def test_images_of_two_domains_are_counted(tmp_path: Path) -> None:
+    make_set(tmp_path, ("a", "b"), "cat dog")
+    found = load_dataset("mine", str(tmp_path))
+    digests = [["1", "2", ""], ["2", "3", ""]]
+    (note,) = seen_twice(found, digests)
+    assert note.startswith("1 images of a are also images of b")
+    assert list(seen_twice(found, [["1"], ["2"]])) == []

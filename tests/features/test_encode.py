@@ -269,3 +269,10 @@ def test_precision_is_decided_on_a_sample_of_all_domains(tmp_path):
     ]
     assert sum(counts) == 64
     assert min(counts) > 20
+
+
+def test_captions_that_are_encoded_alike_are_told() -> None:
+    text = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    (note,) = cache_module._alike(("cat", "dog", "cow"), text)
+    assert note.startswith("the captions of cat, cow are encoded alike")
+    assert list(cache_module._alike(("cat", "dog"), text[:2])) == []
