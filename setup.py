@@ -25,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,13 @@ PATHS = f"-ffile-prefix-map={os.getcwd()}/="
 CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-ffp-contract=off"]
 CXX_FLAGS += [PATHS, *STABLE_ABI, *os.environ.get("FEDCLIP_CXX_FLAGS", "").split()]
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
-# Files named *_<isa>.cpp are compiled for that instruction set, on x86-64 only; the
-# dispatch in csrc/cpu/isa.cpp decides at run time whether they may be called.
+# Files named *_<isa>.cpp are compiled for that instruction set, and left out (but the
+# generic ones) where the processor is no x86-64; csrc/cpu/isa.cpp decides at run time
+# whether they may be called.
 ISA_FLAGS = {
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"],
     "avx2": ["-mavx2", "-mfma"],
+    "generic": [],  # what every processor has
 }
 ISA_FLAGS["avx512bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
 X86_64 = platform.machine().lower() in ("x86_64", "amd64")
@@ -79,7 +82,8 @@ def cpu_extension() -> Any:
     from torch.utils.cpp_extension import CppExtension
 
     sources = sorted([*glob("csrc/*.cpp"), *glob("csrc/cpu/*.cpp")])
-    sources = [source for source in sources if X86_64 or not isa_of(source)]
+    everywhere = (None, "generic")
+    sources = [s for s in sources if X86_64 or isa_of(s) in everywhere]
     return make_extension(CppExtension, "_C", sources, cxx=list(CXX_FLAGS))
 
 
@@ -176,8 +180,12 @@ def build_command() -> Any:
                 self.warn(f"{ext.name} is left out: {error}")
 
         def compile_and_link(self, ext: Any) -> None:
-            objects = [o for isa in ISA_FLAGS for o in self.compile_for(isa, ext)]
-            ext.extra_objects = [*ext.extra_objects, *objects]
+            # one long compilation each: one after another, only one core would work
+            jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+            with ThreadPoolExecutor(jobs) as pool:
+                widest = sorted(ISA_FLAGS, key=lambda isa: -len(ISA_FLAGS[isa]))
+                compiled = pool.map(lambda isa: self.compile_for(isa, ext), widest)
+                ext.extra_objects += [o for objects in compiled for o in objects]
             ext.sources = [source for source in ext.sources if not isa_of(source)]
             super().build_extension(ext)
 
