@@ -57,7 +57,7 @@ def test_a_dry_run_warns_of_them(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", "--dry-run", "--features", str(directory)]) == 0
-    assert f"warn features: {SHOWN[0]}" in capsys.readouterr().out
+    assert f"warn features note: {SHOWN[0]}" in capsys.readouterr().out
 
 
 def test_runs_without_them_are_averaged_too() -> None:
