@@ -25,7 +25,7 @@ def as_path(text: str | os.PathLike[str]) -> Path:
     path = os.path.expanduser(os.path.expandvars(given))
     unset = re.search(r"\$(\w+|\{\w*\})", path)
     if not given.strip() or "\0" in given:
-        raise PathError(f"{given!r} is no path")
+        raise PathError(f"{given!r} is not a path")
     if path.startswith("~") and not os.path.lexists(path):
         raise PathError(f"{given}: {path.split(os.sep)[0]} has no home directory here")
     if unset and not os.path.lexists(path):

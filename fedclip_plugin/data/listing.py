@@ -208,7 +208,7 @@ def _status(path: str) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode):
         raise _unreadable(path, "a folder, pipe, socket or device, not a file")
     if status.st_size > _MOST_BYTES:
-        raise _unreadable(path, f"{status.st_size} bytes are no image")
+        raise _unreadable(path, f"{status.st_size} bytes are too many for an image")
     return status
 
 

@@ -85,7 +85,7 @@ def read_addresses(args: Any) -> dict[int, Address]:
     for rank, (host, port, outside) in rows.items():
         own = _listening(path, host, port) if rank == int(args.rank) else host
         if own != host:
-            _log.warning("%s is no address of this machine: listening on all", host)
+            _log.warning("%s is not an address of this machine: listening on all", host)
         found[rank] = Address(_joined(own, port), _joined(outside, port))
     return found
 

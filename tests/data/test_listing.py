@@ -96,7 +96,7 @@ def test_whatever_lies_where_an_image_should(
         "link": "a link that leads nowhere",
         "circle": "Too many levels",
         **dict.fromkeys(("pipe", "socket", "device"), "not a file"),
-        "huge": "bytes are no image",
+        "huge": "bytes are too many",
     }
     if kind == "pipe":
         os.mkfifo("1.jpg")

@@ -123,7 +123,7 @@ def test_a_text_is_one_value_and_a_path_is_absolute(
     [
         ("$NOT_SET/x", r"the variable \$NOT_SET is not set"),
         ("~no-such-user/x", "~no-such-user has no home directory here"),
-        (" ", "is no path"),
+        (" ", "is not a path"),
     ],
 )
 def test_a_path_that_names_no_place(source: Any, value: str, told: str) -> None:

@@ -132,7 +132,7 @@ def test_a_line_says_where_others_reach_a_process_not_where_it_listens(
         2: Address(f"[::1]:{third}", f"[::1]:{third}"),
         3: Address(f"127.0.0.1:{fourth}", f"198.51.100.9:{fourth}"),
     }
-    assert "203.0.113.7 is no address of this machine" in caplog.text
+    assert "203.0.113.7 is not an address of this machine" in caplog.text
     args.rank = 4
     with pytest.raises(ConfigError, match="no line for rank 4"):
         check_silo(args)
