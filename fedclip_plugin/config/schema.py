@@ -121,7 +121,7 @@ class DataConfig(Section):
             object.__setattr__(self, "dataset", EMBEDDED_DATASET)
         if self.partition == "domain" and self.clients is not None:
             raise ConfigError(
-                "data.clients is for --partition iid or dirichlet; "
+                "--clients is for --partition iid or dirichlet; "
                 "with the default partition every domain is one client"
             )
         if self.partition != "domain" and self.clients is None:

@@ -57,12 +57,13 @@ def listening(features: Path, folder: Path, rank: int, **more: Any) -> Iterator[
         write_addresses(path, 3)
     args = namespace(features, backend="GRPC", grpc_ipconfig_path=str(path), **more)
     args.client_id_list = "[1, 2]" if rank == 0 else f"[{rank}]"
+    address = read_addresses(args)[rank].reach  # the port is free: it is tried
     transport, observer = Transport(args, rank, 2), Observer()
     transport.add_observer(observer)
     loop = threading.Thread(target=transport.handle_receive_message)
     loop.start()
     try:
-        yield transport, observer, read_addresses(args)[rank].reach
+        yield transport, observer, address
     finally:
         transport.stop_receive_message()
         loop.join(10)
