@@ -216,7 +216,7 @@ def test_interrupt_tells_how_to_go_on(tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     write_toy(tmp_path / "f")
-    monkeypatch.setattr("fedclip_plugin.runs.experiment.run_one", interrupt)
+    monkeypatch.setattr("fedclip_plugin.runs.files.RunFiles.add", interrupt)
     assert run_toy(tmp_path) == 130
     assert f"--resume --out {tmp_path / 'out'}" in capsys.readouterr().err
 

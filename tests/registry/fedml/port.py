@@ -56,6 +56,7 @@ def listening(features: Path, folder: Path, rank: int, **more: Any) -> Iterator[
     if not path.exists():
         write_addresses(path, 3)
     args = namespace(features, backend="GRPC", grpc_ipconfig_path=str(path), **more)
+    args.rank = rank
     args.client_id_list = "[1, 2]" if rank == 0 else f"[{rank}]"
     address = read_addresses(args)[rank].reach  # the port is free: it is tried
     transport, observer = Transport(args, rank, 2), Observer()
