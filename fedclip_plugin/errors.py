@@ -107,6 +107,11 @@ _FOREIGN: tuple[tuple[str, type[MachineError], str], ...] = (
     ),
     (r"No space left", MachineError, "the disk is full: free some space"),
     (
+        r"determine home directory",
+        MachineError,
+        "this user has no home directory: set HOME to a folder of yours",
+    ),
+    (
         r"GatedRepo|40[13] Client Error|HTTP Error 40[13]",
         MachineError,
         "the hub gives it to accounts with access only: ask for it on the model's "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,6 +179,7 @@ def bench(args: argparse.Namespace, display: Display) -> int:
     import torch
 
     from ..bench import suite, tables
+    from ..storage.files import write_json
 
     threads = torch.get_num_threads() if args.threads is None else args.threads
     for flag, value in (("--threads", threads), ("--rounds", args.rounds)):
@@ -190,7 +190,7 @@ def bench(args: argparse.Namespace, display: Display) -> int:
     report = suite.run(args.quick, args.compile, args.rounds, threads, display.step)
     tables.print_report(display.finish(), report)
     if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, report)
         display.say(f"written: {args.json}")
     return 0
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..config.paths import as_path
 from ..errors import WeightsError, one_line, translate
+from ..storage.hashes import cache_dir
 
 HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 CONFIG_NAME = "open_clip_config.json"
@@ -77,7 +78,8 @@ def weights_file(source: ModelSource) -> Path:
             reason = str(translate(error) or one_line(error))
     if url and (_clip_cache(url).is_file() or reachable(url)):
         try:
-            return Path(download_pretrained(dict(entry), prefer_hf_hub=False))
+            folder = str(_clip_cache(url).parent)
+            return Path(download_pretrained(dict(entry), False, folder))
         except Exception as error:
             reason = str(translate(error) or one_line(error))
     raise WeightsError(
@@ -193,5 +195,11 @@ def reachable(url: str) -> bool:
 
 
 def _clip_cache(url: str) -> Path:
-    """Where OpenAI's own package, and open_clip, keep what this address holds."""
-    return Path("~/.cache/clip").expanduser() / url.rsplit("/", 1)[-1]
+    """Where OpenAI's own package, and open_clip, keep what this address holds.
+
+    For a user without a home it is our cache.
+    """
+    folder = Path(os.path.expanduser("~/.cache/clip"))
+    if not folder.is_absolute():
+        folder = cache_dir() / "clip"
+    return folder / url.rsplit("/", 1)[-1]

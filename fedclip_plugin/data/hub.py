@@ -29,7 +29,7 @@ from pathlib import Path
 
 from ..config.paths import as_path
 from ..config.schema import EMBEDDED_DATASET
-from ..errors import DataError, one_line
+from ..errors import DataError, one_line, translate
 from ..storage.files import cannot_write, remove_leftovers, write_bytes
 from ..storage.locks import Timeout, take
 from .dataset import KNOWN, ImageDataset, canonical_name
@@ -167,7 +167,8 @@ def _download(name: str, path: Path) -> Path:
         )
     except Exception as error:  # each HTTP library and the hub have their own
         raise DataError(
-            f"cannot fetch {repository} from the Hugging Face hub ({one_line(error)}); "
+            f"cannot fetch {repository} from the Hugging Face hub "
+            f"({translate(error) or one_line(error)}); "
             f"where there is a network, `hf download {repository} --repo-type dataset "
             f"--local-dir DIR`; then `fedclip data {name} --to {path} --from DIR`"
         ) from error

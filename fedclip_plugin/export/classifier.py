@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
 import os
 import tempfile
 import warnings
@@ -26,7 +27,7 @@ from ..algorithms.adapter import KEYS, AttentionAdapter, apply_adapter
 from ..clip.download import ModelSource
 from ..clip.encoder import FrozenClip
 from ..errors import ConfigError, WeightsError
-from ..storage.files import cannot_write, write_json
+from ..storage.files import cannot_write, write_bytes, write_json
 from ..wire.update import State
 
 FORMATS = ("torch", "onnx")
@@ -230,13 +231,14 @@ def _write_torch(
     model: ImageClassifier, pixels: Tensor, expected: Tensor, work: Path
 ) -> None:
     file = work / "classifier.pt2"
+    saved = io.BytesIO()  # torch ends the process where a disk is full
     try:
         with _quiet():
-            torch.export.save(_exported(model, pixels), file)
+            torch.export.save(_exported(model, pixels), saved)
     except Exception as reason:  # a backbone's own code can fail in any way
-        file.unlink(missing_ok=True)
         _write_torchscript(model, pixels, expected, work, reason)
         return
+    write_bytes(file, saved.getvalue(), durable=False)
     program = torch.export.load(file).module()
     _check(file, program, pixels, expected)
 
@@ -249,15 +251,16 @@ def _write_torchscript(
     reason: Exception,
 ) -> None:
     """The fallback for a backbone that torch.export cannot capture."""
-    file = work / "classifier.pt"
+    file, saved = work / "classifier.pt", io.BytesIO()
     try:
         with _quiet():
-            torch.jit.trace(model, (_example(pixels),)).save(str(file))
-            program = torch.jit.load(str(file))
+            torch.jit.save(torch.jit.trace(model, (_example(pixels),)), saved)
+            program = torch.jit.load(io.BytesIO(saved.getvalue()))
     except Exception as error:
         raise RuntimeError(
             f"torch.export failed ({reason}), TorchScript too"
         ) from error
+    write_bytes(file, saved.getvalue(), durable=False)
     _check(file, program, pixels, expected)
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..storage.files import cannot_write, remove_leftovers, write_json
+from ..errors import RunError
+from ..storage.files import cannot_write, refused, remove_leftovers, write_json
 from ..storage.locks import BaseFileLock, Timeout, take
 from ..storage.tensors import DamagedFileError, read_tensors, write_tensors
 
@@ -94,9 +95,17 @@ class FeatureStore:
     def add_text(
         self, captions: Sequence[Sequence[str]], text: Tensor, logit_scale: float
     ) -> None:
-        """Write the text features (C, D) of these captions."""
+        """Write the text features (C, D) of these captions, unless it may only be read.
+
+        They cost a second, and every image may be there.
+        """
         meta = {"logit_scale": repr(logit_scale)}
-        write_tensors(self._text_path(captions), {"text": text}, meta)
+        try:
+            write_tensors(self._text_path(captions), {"text": text}, meta)
+        except RunError as error:
+            if not refused(error):
+                raise
+            _log.warning("%s; the captions are encoded in every run", error)
 
     def _text_path(self, captions: Sequence[Sequence[str]]) -> Path:
         key = hashlib.sha256(json.dumps(captions).encode()).hexdigest()[:32]

@@ -45,6 +45,11 @@ def remedy(error: OSError) -> str:
     return "check the disk"
 
 
+def refused(error: RunError) -> bool:
+    """Whether a place may only be read, unlike one that is full or broken."""
+    return getattr(error.__cause__, "errno", None) in _REFUSED
+
+
 def file_names(names: Sequence[str], ours: Collection[str] = ()) -> dict[str, str]:
     """A file's name for each of a user's: itself where every system takes it.
 

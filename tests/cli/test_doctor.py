@@ -415,3 +415,16 @@ def test_every_run_of_a_tree_is_told(finished, tmp_path):
     found = {check.name: check.status for check in check_run(tmp_path)}
     assert found["run photo/seed-0"] == "ok"
     assert found["run sketch/seed-1"] == "warn"
+
+
+def test_a_filled_cache_that_may_only_be_read_is_of_use(monkeypatch, tmp_path):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setenv("FEDCLIP_CACHE", str(tmp_path))
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    assert machine.check_cache()[0].failed
+    (tmp_path / "features").mkdir()
+    (check,) = machine.check_cache()
+    assert check.status == "warn"
+    assert "only what it holds" in check.detail

@@ -106,3 +106,10 @@ def test_an_unreachable_hub_is_told_with_the_remedy(monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "HUB", "http://127.0.0.1:9")  # a closed port
     with pytest.raises(WeightsError, match="--pretrained FILE"):
         weights_file(resolve("ViT-B-32", "laion2b_s34b_b79k"))
+
+
+def test_a_user_without_a_home_downloads_to_our_cache(monkeypatch, tmp_path):
+    url = "https://example.org/ViT.pt"
+    monkeypatch.setenv("FEDCLIP_CACHE", str(tmp_path))
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert hub._clip_cache(url) == tmp_path / "clip" / "ViT.pt"

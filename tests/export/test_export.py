@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import subprocess
@@ -206,3 +207,13 @@ def test_the_recipe_follows_the_resize_rule(mode, size, words):
     )
     assert words in rule
     assert "BILINEAR" in rule
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(clip, texts, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)  # torch's own writer ends the process
+    with pytest.raises(RunError, match=r"classifier\.pt2.*free some space"):
+        export_classifier(clip, _state(), texts, CLASSES, tmp_path, ("torch",))
+    assert list(tmp_path.iterdir()) == []

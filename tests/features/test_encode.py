@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from fedclip_plugin.data.dataset import ImageDataset, ImageDomain
-from fedclip_plugin.errors import DataError
+from fedclip_plugin.errors import DataError, RunError
 from fedclip_plugin.features import encode as cache_module
 from fedclip_plugin.features import store as store_module
 from fedclip_plugin.features.digests import digest_domain
@@ -276,3 +277,25 @@ def test_captions_that_are_encoded_alike_are_told() -> None:
     (note,) = cache_module._alike(("cat", "dog", "cow"), text)
     assert note.startswith("the captions of cat, cow are encoded alike")
     assert list(cache_module._alike(("cat", "dog"), text[:2])) == []
+
+
+def test_new_prompts_are_encoded_where_the_cache_may_only_be_read(
+    tmp_path, monkeypatch, caplog
+):
+    dataset, _ = make_dataset()
+    encode_once(make_job(dataset, FakeEncoder), tmp_path)
+
+    def fails(number: int):
+        def write(*_: object, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return write
+
+    other = make_job(dataset, FakeEncoder, prompts=("{} here",))
+    monkeypatch.setattr("tempfile.mkstemp", fails(errno.EROFS))
+    features, stats = encode_once(other, tmp_path)
+    assert (stats.encoded, features.prompt) == (0, "{} here")
+    assert "the captions are encoded in every run" in caplog.text
+    monkeypatch.setattr("tempfile.mkstemp", fails(errno.ENOSPC))
+    with pytest.raises(RunError, match="free some space"):
+        encode_once(other, tmp_path)

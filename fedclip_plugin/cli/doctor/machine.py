@@ -121,7 +121,12 @@ def check_home() -> list[Check]:
 def check_cache() -> list[Check]:
     """Whether the cache directory can be written, how fast, and how much fits."""
     remedy = "set FEDCLIP_CACHE to a directory of yours on a disk of this machine"
-    return [check_disk("cache", cache_dir(), remedy)]
+    directory = cache_dir()
+    found = check_disk("cache", directory, remedy)
+    if found.failed and (directory / "features").is_dir():
+        kept = f"{found.detail}; only what it holds can be used"
+        found = Check("cache", "warn", kept, remedy)
+    return [found]
 
 
 def check_disk(name: str, directory: Path, remedy: str) -> Check:
