@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -11,7 +12,7 @@ from pathlib import Path
 from ..data.dataset import ImageDomain
 from ..data.progress import Progress, silent
 from ..errors import DataError, RunError
-from ..storage.files import write_json
+from ..storage.files import refused, write_json
 
 SAVE_SECONDS = 10.0  # of hashing are lost by kill -9, at most
 _log = logging.getLogger("fedclip")
@@ -72,8 +73,20 @@ class _Memo:
         try:
             write_json(self._path, self._entries)
         except RunError as error:
-            _log.warning("the next run has to read all images again: %s", error)
-            self._path = None  # told once
+            if not refused(error):
+                raise
+            _warn(self._path.parent)
+            self._path = None
+
+
+@functools.cache
+def _warn(folder: Path) -> None:
+    """Told once, not for every domain."""
+    _log.warning(
+        "hashes of images cannot be kept in %s, which may only be read: every run "
+        "reads all images again; set FEDCLIP_CACHE to a directory of yours",
+        folder,
+    )
 
 
 def _stamp(domain: ImageDomain, i: int) -> str:

@@ -124,11 +124,18 @@ def test_hashes_are_saved_on_the_way(tmp_path, monkeypatch):
 
 def test_hashes_that_cannot_be_kept_are_told_once(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(digests, "SAVE_SECONDS", 0.0)
-    (tmp_path / "cache").touch()  # a file: nothing can be written below it
-    found = digest_domain(domain(tmp_path, [0]), tmp_path / "cache")
-    assert len(set(found)) == 10
+    monkeypatch.setattr(os, "replace", refuse(errno.EROFS))
+    for _ in range(2):  # of two domains, say
+        found = digest_domain(domain(tmp_path, [0]), tmp_path)
+        assert len(set(found)) == 10
     assert len(caplog.records) == 1
-    assert "has to read all images again" in caplog.text
+    assert "reads all images again" in caplog.text
+
+
+def test_hashes_that_fill_the_disk_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", refuse(errno.ENOSPC))
+    with pytest.raises(RunError, match="free some space"):
+        digest_domain(domain(tmp_path, [0]), tmp_path)
 
 
 def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
