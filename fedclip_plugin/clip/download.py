@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config.paths import as_path
-from ..errors import WeightsError, one_line, translate
-from ..storage.hashes import cache_dir
+from ..errors import RunError, WeightsError, one_line, translate
+from ..storage.hashes import cache_dir, home
 
 HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 CONFIG_NAME = "open_clip_config.json"
@@ -199,7 +199,8 @@ def _clip_cache(url: str) -> Path:
 
     For a user without a home it is our cache.
     """
-    folder = Path(os.path.expanduser("~/.cache/clip"))
-    if not folder.is_absolute():
+    try:
+        folder = home() / ".cache" / "clip"
+    except RunError:
         folder = cache_dir() / "clip"
     return folder / url.rsplit("/", 1)[-1]

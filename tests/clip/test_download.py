@@ -111,5 +111,7 @@ def test_an_unreachable_hub_is_told_with_the_remedy(monkeypatch, tmp_path):
 def test_a_user_without_a_home_downloads_to_our_cache(monkeypatch, tmp_path):
     url = "https://example.org/ViT.pt"
     monkeypatch.setenv("FEDCLIP_CACHE", str(tmp_path))
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.setenv("HOME", "")
+    assert hub._clip_cache(url) != Path("/.cache/clip/ViT.pt")
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)  # nobody's
     assert hub._clip_cache(url) == tmp_path / "clip" / "ViT.pt"
