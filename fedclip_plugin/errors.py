@@ -49,14 +49,14 @@ class GpuMemoryError(MachineError):
 
 
 def did_you_mean(
-    name: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6
+    name: str, names: Iterable[str], most: int = 1, cutoff: float = 0.6
 ) -> str:
     """``; did you mean X?``, or nothing: the end of an error about an unknown name.
 
     Case, spaces and punctuation do not count.  At most ``most`` names, none of them
     less similar than ``cutoff`` (0 to 1, see :func:`difflib.get_close_matches`).
     """
-    keys = {spelling_key(item): item for item in known}
+    keys = {spelling_key(item): item for item in names}
     close = difflib.get_close_matches(spelling_key(name), keys, most, cutoff)
     return f"; did you mean {' or '.join(keys[key] for key in close)}?" if close else ""
 

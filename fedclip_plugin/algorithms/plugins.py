@@ -55,8 +55,8 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All names, those of entry points included."""
-        found = {point.name.lower() for point in self._entry_points()}
-        return sorted(found | set(self._items))
+        entry_points = {point.name.lower() for point in self._entry_points()}
+        return sorted(entry_points | set(self._items))
 
     def _entry_points(self, name: str | None = None) -> Iterator[metadata.EntryPoint]:
         for point in metadata.entry_points(group=self.group):

@@ -73,10 +73,10 @@ def run(
 
     Raises ConfigError where there are no compiled kernels to measure.
     """
-    found = capabilities()
-    if not found["compiled"]:
+    kernels = capabilities()
+    if not kernels["compiled"]:
         raise ConfigError(
-            f"nothing to measure, the kernels are not in use: {found['note']}; "
+            f"nothing to measure, the kernels are not in use: {kernels['note']}; "
             "pip install -e . builds them"
         )
     settle_allocator()

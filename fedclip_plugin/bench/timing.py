@@ -80,13 +80,13 @@ def cpu_name() -> str:
 
 def machine() -> dict[str, object]:
     """What the figures were measured on."""
-    found = capabilities()
+    kernels = capabilities()
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
-        "isa": found["isa"],
+        "isa": kernels["isa"],
         "torch": torch.__version__,
         "python": platform.python_version(),
     }

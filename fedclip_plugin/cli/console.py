@@ -63,10 +63,10 @@ class Stream:
         """Hand on what waits."""
         self._try(self._stream.flush)
 
-    def _try(self, do: Any, *given: str) -> None:
+    def _try(self, do: Any, *arguments: str) -> None:
         try:
             if self.error is None:
-                do(*given)
+                do(*arguments)
         except OSError as error:
             self.error = error
 

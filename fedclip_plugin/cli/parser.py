@@ -349,8 +349,8 @@ def _run(args: argparse.Namespace) -> int:
 def _fault(error: Exception) -> int:
     if os.environ.get("FEDCLIP_DEBUG"):
         raise error
-    if known := translate(error):
-        print_error(str(known))
+    if translated := translate(error):
+        print_error(str(translated))
         return 2
     print_error(
         f"internal fault, {type(error).__name__}: {error}; please report it "

@@ -38,7 +38,7 @@ ASSUMED = ("mean", "std", "interpolation", "resize_mode")
 
 
 def assumed_activation(
-    asked: str,
+    requested: str,
     name: str,
     config: Config,
     config_file: Path | None,
@@ -53,12 +53,12 @@ def assumed_activation(
     seen = published.get("quick_gelu", [])
     if chosen or config_file is not None or True not in seen:
         return chosen, ""  # a name or a config that says it, or no doubt
-    quick = not trainer and (asked in OPENAI_NAMES or False not in seen)
+    quick = not trainer and (requested in OPENAI_NAMES or False not in seen)
     use, other = ("QuickGELU", "GELU") if quick else ("GELU", "QuickGELU")
     remedy = f"--model {name}{'' if quick else QUICKGELU}"
     if quick and False not in seen:
         remedy = 'a --model-config of yours with "quick_gelu": false'
-    why = f"as in OpenAI's {asked}" if quick else f"as open_clip's {name} has it"
+    why = f"as in OpenAI's {requested}" if quick else f"as open_clip's {name} has it"
     return quick, (
         "does not say with which activation it was trained: "
         f"{use} is assumed, {why}; for {other} give {remedy}"
@@ -70,7 +70,7 @@ def preprocess_of_file(
 ) -> tuple[Config, tuple[str, ...]]:
     """Preprocessing of a file: as it says, as all published weights have it, or CLIP's.
 
-    And a note on what is CLIP's for want of better.
+    And a note on what had to be taken from CLIP's own.
     """
     agreed = {key: seen[0] for key, seen in published.items() if len(seen) == 1}
     chosen = preprocess_of(config, {**agreed, **origin})
@@ -108,7 +108,7 @@ def published_for(name: str, config: Config) -> Published:
     base, models = name.removesuffix(QUICKGELU), open_clip.list_models()
     if base not in models:  # a copy of a known config under another name
         get = open_clip.get_model_config
-        base = next((known for known in models if get(known) == config), "")
+        base = next((model for model in models if get(model) == config), "")
     entries = [
         {"quick_gelu": False, **get_pretrained_cfg(base, tag)}
         for tag in open_clip.list_pretrained_tags_by_model(base)
@@ -134,10 +134,12 @@ def origin_of(name: str, file: Path) -> Mapping[str, Any]:
     sibling = file.with_name(CONFIG_NAME)
     if sibling.is_file():
         config = read_json(sibling)
-        told = told_by(config)
+        preprocess = told_by(config)
         if "model_cfg" in config:
-            told["quick_gelu"] = bool(config["model_cfg"].get("quick_gelu", False))
-        return told
+            preprocess["quick_gelu"] = bool(
+                config["model_cfg"].get("quick_gelu", False)
+            )
+        return preprocess
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
@@ -155,8 +157,8 @@ def origin_of(name: str, file: Path) -> Mapping[str, Any]:
 
 def told_by(config: Config) -> dict[str, Any]:
     """What an ``open_clip_config.json`` says of the preprocessing."""
-    told = config.get("preprocess_cfg") or {}
-    return {key: value for key, value in told.items() if value is not None}
+    preprocess = config.get("preprocess_cfg") or {}
+    return {key: value for key, value in preprocess.items() if value is not None}
 
 
 def read_json(file: Path) -> Mapping[str, Any]:

@@ -120,13 +120,13 @@ def read_checkpoint(file: Path) -> Checkpoint:
         raise
     except Exception as error:  # torch and safetensors raise anything
         raise translate(error) or _unreadable(file, error) from error
-    found = list(_states(loaded)) or list(_states(loaded, mark=""))[:1]
-    if not found:
+    states = list(_states(loaded)) or list(_states(loaded, mark=""))[:1]
+    if not states:
         raise WeightsError(f"{file} holds no CLIP: {_contents(loaded)}")
-    where, raw = found[0]
+    where, raw = states[0]
     notes: tuple[str, ...] = ()
-    if len(found) > 1:
-        others = ", ".join(name for name, _ in found[1:])
+    if len(states) > 1:
+        others = ", ".join(name for name, _ in states[1:])
         notes = (f"{file.name} holds several models: {where} is used, not {others}",)
     names = {str(key).rpartition(".")[2] for key in raw}
     openai = kind == "torchscript" or names.issuperset(OPENAI_INTEGERS)

@@ -133,7 +133,7 @@ def schema_files(model: str) -> tuple[Path, Path, tuple[str, ...]]:
 
 def _local_files(model: str, folder: Path) -> tuple[Path, Path, tuple[str, ...]]:
     config = folder / CONFIG_NAME
-    found = sorted(
+    weights = sorted(
         (file for suffix in LOCAL_SUFFIXES for file in folder.glob(f"*{suffix}")),
         key=lambda file: (
             LOCAL_NAMES.index(file.name) if file.name in LOCAL_NAMES else 99,
@@ -141,15 +141,15 @@ def _local_files(model: str, folder: Path) -> tuple[Path, Path, tuple[str, ...]]
             file.name,
         ),
     )
-    if not config.is_file() or not found:
+    if not config.is_file() or not weights:
         raise WeightsError(
             f"--model {model}: expected {CONFIG_NAME} and {WEIGHTS_NAMES[0]}, or "
             f"another *{', *'.join(LOCAL_SUFFIXES)} there"
         )
-    if len(found) == 1 or found[0].name in LOCAL_NAMES:
-        return config, found[0], ()
-    note = f"of {len(found)} checkpoints in {folder}, {found[0].name} is used"
-    return config, found[0], (f"{note}; name yours {WEIGHTS_NAMES[0]} to choose it",)
+    if len(weights) == 1 or weights[0].name in LOCAL_NAMES:
+        return config, weights[0], ()
+    note = f"of {len(weights)} checkpoints in {folder}, {weights[0].name} is used"
+    return config, weights[0], (f"{note}; name yours {WEIGHTS_NAMES[0]} to choose it",)
 
 
 def _hub_cached(repository: str, names: Sequence[str]) -> Path | None:

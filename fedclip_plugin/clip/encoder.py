@@ -209,8 +209,10 @@ class FrozenClip:
                 rounded = self._encode(tower, sample, DTYPES[candidate])
                 worst = float(F.cosine_similarity(exact, rounded).min())
             except (RuntimeError, WeightsError) as error:  # an op without that dtype
-                if not isinstance(error, WeightsError) and (known := translate(error)):
-                    raise known from error
+                if not isinstance(error, WeightsError) and (
+                    translated := translate(error)
+                ):
+                    raise translated from error
                 _log.info("%s is not supported here: %s", candidate, error)
                 worst = float("nan")
         if worst > MIN_COSINE:  # false for NaN

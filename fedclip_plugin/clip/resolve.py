@@ -56,16 +56,16 @@ def resolve(model: str, pretrained: str, config_dir: str | None = None) -> Model
         return _resolve_schema(model)
     name, config, config_file = _find_config(model, local_configs(config_dir))
     openai = {spelling.lower(): spelling for spelling in OPENAI_NAMES}
-    asked = openai.get(model.lower(), name)
-    source = _find_weights(asked, name, pretrained, config, config_file)
+    requested = openai.get(model.lower(), name)
+    source = _find_weights(requested, name, pretrained, config, config_file)
     notes = source.notes
     if config_dir is not None and config_file is None:
         notes += (f"--model-config {config_dir} has no {name}: it changes nothing",)
-    return replace(source, asked=asked, notes=notes)
+    return replace(source, asked=requested, notes=notes)
 
 
 def _find_weights(
-    asked: str, name: str, pretrained: str, config: Config, config_file: Path | None
+    requested: str, name: str, pretrained: str, config: Config, config_file: Path | None
 ) -> ModelSource:
     file_like = os.sep in pretrained or Path(pretrained).suffix in SUFFIXES
     shipped = {} if file_like else {file.stem: file for file in _shipped()}
@@ -77,7 +77,7 @@ def _find_weights(
         return _resolve_tag(name, tag, config, tag_config, config_file)
     path = as_path(pretrained)
     if path.is_file():
-        return _resolve_file(asked, name, config, path, config_file)
+        return _resolve_file(requested, name, config, path, config_file)
     raise _no_weights(name, pretrained, path, file_like)
 
 
@@ -152,7 +152,9 @@ def _registered_tag(name: str, tag: str) -> str:
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(name.removesuffix(QUICKGELU))
-    spelled: dict[str, str] = {known.lower().replace("-", "_"): known for known in tags}
+    spelled: dict[str, str] = {
+        spelling.lower().replace("-", "_"): spelling for spelling in tags
+    }
     return spelled.get(tag.lower().replace("-", "_"), tag)
 
 
@@ -168,25 +170,25 @@ def _resolve_tag(
 
 
 def _resolve_file(
-    asked: str, name: str, config: Config, file: Path, config_file: Path | None
+    requested: str, name: str, config: Config, file: Path, config_file: Path | None
 ) -> ModelSource:
     origin, published = dict(origin_of(name, file)), published_for(name, config)
     notes: tuple[str, ...] = ()
     trainer = False
     if "quick_gelu" not in origin:
         with contextlib.suppress(WeightsError):  # told when it is loaded
-            told = peek(file)
-            trainer, notes = told.open_clip, told.notes
-            if told.openai:
+            checkpoint = peek(file)
+            trainer, notes = checkpoint.open_clip, checkpoint.notes
+            if checkpoint.openai:
                 origin = {**DEFAULT_PREPROCESS, **origin, "quick_gelu": True}
     if (quick := origin.get("quick_gelu")) is None:
         quick, note = assumed_activation(
-            asked, name, config, config_file, published, trainer
+            requested, name, config, config_file, published, trainer
         )
         notes += (f"{file.name} {note}",) if note else ()
     else:
         _refuse_gelu_weights(name, f"--pretrained {file}", quick)
-        if quick and not config.get("quick_gelu") and asked not in OPENAI_NAMES:
+        if quick and not config.get("quick_gelu") and requested not in OPENAI_NAMES:
             raise _needs_quickgelu(name, file, config_file)
     if quick and not config.get("quick_gelu"):
         name, config = _quickgelu_variant(name, config)

@@ -80,7 +80,7 @@ class Option:
 
 
 PATH = Option("", "", str, False, None, path=True)
-"""What a key that is no option is read by, where it is a path."""
+"""How a path is read from a key that is not an option."""
 
 
 def option(default: Any, help: str = "", **more: Any) -> Any:
@@ -181,8 +181,8 @@ def _one(option: Option, value: Any) -> Any:
 def _located(kind: bool | str, text: str) -> str:
     """``text`` with what is a path in it made absolute."""
     if isinstance(kind, str) and kind.endswith(":"):
-        found = text.startswith(kind)
-        return f"{kind}{as_path(text.removeprefix(kind))}" if found else text
+        is_path = text.startswith(kind)
+        return f"{kind}{as_path(text.removeprefix(kind))}" if is_path else text
     named = kind == "file" and os.sep not in text and not text.startswith(("~", "$"))
     return text if named and not os.path.isfile(text) else str(as_path(text))
 

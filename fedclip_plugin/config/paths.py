@@ -21,22 +21,24 @@ def as_path(text: str | os.PathLike[str]) -> Path:
     working directory; links stay where they end the path.  Raises :class:`PathError`,
     a ConfigError and ValueError, for what names no place.
     """
-    given = os.fspath(text)
-    path = os.path.expanduser(os.path.expandvars(given))
+    written = os.fspath(text)
+    path = os.path.expanduser(os.path.expandvars(written))
     unset = re.search(r"\$(\w+|\{\w*\})", path)
-    if not given.strip() or "\0" in given:
-        raise PathError(f"{given!r} is not a path")
+    if not written.strip() or "\0" in written:
+        raise PathError(f"{written!r} is not a path")
     if path.startswith("~") and not os.path.lexists(path):
-        raise PathError(f"{given}: {path.split(os.sep)[0]} has no home directory here")
+        raise PathError(
+            f"{written}: {path.split(os.sep)[0]} has no home directory here"
+        )
     if unset and not os.path.lexists(path):
-        raise PathError(f"{given}: the variable {unset[0]} is not set")
+        raise PathError(f"{written}: the variable {unset[0]} is not set")
     head, name = os.path.split(path)
     try:
         if name in ("", ".", ".."):
             return Path(os.path.realpath(path))
         return Path(os.path.realpath(head), name)
     except OSError as error:
-        raise PathError(f"{given}: the working directory is gone") from error
+        raise PathError(f"{written}: the working directory is gone") from error
 
 
 def as_file(text: str) -> Path:

@@ -259,7 +259,7 @@ class RunConfig(Section):
     """One `fedclip run`: algorithm, seeds, the sections above, and its own ``params``.
 
     ``params`` None stands for the defaults of the algorithm's ``Params``.  ``notes``
-    are lines on what was said in vain; they are no part of its identity.
+    are lines on options without effect; they are not part of its identity.
     """
 
     algorithm: str = option("fedclip", "algorithm", name="alg")
@@ -311,7 +311,7 @@ SECTIONS: dict[str, type[Section]] = {
     "wire": WireConfig,
     "privacy": PrivacyConfig,
 }
-"""Name in TOML -> the class of every section that is no algorithm's."""
+"""Name in TOML -> the class of every section that does not belong to an algorithm."""
 
 FORMER = {"train": ("server", "wire", "privacy", "fedclip", "fedprox")}
 """Section -> where options that were once in it are now: old files stay readable."""

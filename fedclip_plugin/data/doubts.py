@@ -36,14 +36,14 @@ def doubts(dataset: ImageDataset) -> Iterator[str]:
             "one data set; name the folders of the domains, or merge the splits and "
             "use --partition iid"
         )
-    known = KNOWN.get(dataset.name)
-    found = sum(len(domain.files) for domain in dataset.domains)
-    if known and len(dataset.domains) == len(known.domains):
-        published = known.images
-        if found not in published:
+    reference = KNOWN.get(dataset.name)
+    images = sum(len(domain.files) for domain in dataset.domains)
+    if reference and len(dataset.domains) == len(reference.domains):
+        published = reference.images
+        if images not in published:
             listed = " or ".join(f"{count:,}" for count in published)
             yield (
-                f"{dataset.name}: {found:,} images found, {listed} are published; "
+                f"{dataset.name}: {images:,} images found, {listed} are published; "
                 "is the copy complete, and nothing twice?"
             )
     for domain in dataset.domains:

@@ -7,7 +7,7 @@
 The rows of a domain follow `torchvision.datasets.ImageFolder`: classes sorted, then
 folders, then files, so that the paper's seeded split is reproducible.  Image files end
 in one of `listing.IMAGE_SUFFIXES`, in either case.  Unlike ImageFolder, hidden files
-and what is no part of the data are passed over, with a note, JPEG may have other
+and what does not belong to the data are passed over, with a note, JPEG may have other
 suffixes, and an empty class folder is allowed.
 """
 
@@ -292,14 +292,14 @@ def _common_classes(
     everywhere = set.intersection(*map(set, folders.values()))
     real = {
         name
-        for found in folders.values()
-        for name, path in found.items()
+        for subfolders in folders.values()
+        for name, path in subfolders.items()
         if listing.images(path)
         or (name in everywhere and set(listing.others(path)) <= pictures)
     }
-    for found in folders.values():
-        for name in found.keys() - real:
-            stray = os.path.relpath(found.pop(name), base)
+    for subfolders in folders.values():
+        for name in subfolders.keys() - real:
+            stray = os.path.relpath(subfolders.pop(name), base)
             listing.strays[printable(stray)] = None
     for domain in others:
         differences = (
@@ -311,7 +311,7 @@ def _common_classes(
             raise DataError(
                 f"{class_roots[domain]}: class folders differ from those of domain "
                 f"{first}: {'; '.join(problems)}; make them equal (empty folders do), "
-                "or move away what is no domain"
+                "or move away what is not a domain"
             )
     return tuple(sorted(real))
 
@@ -329,10 +329,10 @@ def _class_names(
 def marker(folder: Path) -> dict[str, Any]:
     """What `fedclip data` noted about a folder that it made; {} for another."""
     try:
-        found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        contents = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return contents if isinstance(contents, dict) else {}
 
 
 def _build_domain(

@@ -39,7 +39,7 @@ class Listing:
     """The folders and images of one data set; counts what is passed over."""
 
     def __init__(self) -> None:
-        self.strays: dict[str, None] = {}  # folders that are no part of the data
+        self.strays: dict[str, None] = {}  # folders outside the data
         self._system: dict[str, str] = {}  # path -> name
         self._known: dict[Path, tuple[list[str], Counter[str]]] = {}
 

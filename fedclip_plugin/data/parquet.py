@@ -177,18 +177,18 @@ def _find_column(
 ) -> str:
     """The column of this kind, one with names before one with bare numbers."""
     by_lower: dict[str, str] = {name.lower(): name for name in schema.names}
-    found = [by_lower[name] for name in COLUMNS[kind] if name in by_lower]
-    if not found:
+    candidates = [by_lower[name] for name in COLUMNS[kind] if name in by_lower]
+    if not candidates:
         raise DataError(
             f"{path} has no {kind} column (has {', '.join(schema.names)}; "
             f"expected one of {', '.join(COLUMNS[kind])})"
         )
     named = (
         column
-        for column in found
+        for column in candidates
         if column in features or not _NUMBER.match(str(schema.field(column).type))
     )
-    return next(named, found[0])
+    return next(named, candidates[0])
 
 
 def _label_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:

@@ -54,8 +54,8 @@ class _Memo:
 
     def get(self, file: str, stamp: str) -> str | None:
         """The digest of ``file``, if it is as it was."""
-        known = self._entries.get(file)
-        return known[1] if known and stamp and known[0] == stamp else None
+        entry = self._entries.get(file)
+        return entry[1] if entry and stamp and entry[0] == stamp else None
 
     def add(self, file: str, stamp: str, digest: str) -> None:
         """Remember a digest; what is slow to read is saved on the way."""

@@ -119,8 +119,8 @@ def save_features(features: FeatureSet, directory: str | Path) -> None:
         "key": features.key,
     }
     for name in _LISTS:
-        if found := getattr(features, name):
-            header[name] = list(found)
+        if value := getattr(features, name):
+            header[name] = list(value)
     stems = _stems(features.domains)
     if stems:
         header["files"] = stems

@@ -32,15 +32,15 @@ def low_precision(device: torch.device) -> str | None:
 def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 itself (AVX512-BF16, AMX, Arm BF16)."""
     try:
-        found = {k for k, v in torch.cpu.get_capabilities().items() if v}
+        flags = {k for k, v in torch.cpu.get_capabilities().items() if v}
     except (AttributeError, RuntimeError):  # PyTorch before it could tell
         try:
             text = Path("/proc/cpuinfo").read_text()
         except OSError:
             return False
         listed = re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-        found = set(" ".join(listed[:1]).split())
-    return bool(found & {"avx512_bf16", "amx_bf16", "bf16", "arm_bf16"})
+        flags = set(" ".join(listed[:1]).split())
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "arm_bf16"})
 
 
 def resolve_device(name: str) -> torch.device:
@@ -105,18 +105,18 @@ def load_kernels() -> Kernels:
     To be called when the schemas are defined.  Raises ConfigError for a
     ``FEDCLIP_ISA`` that is unknown, or that this processor lacks.
     """
-    asked = os.environ.get("FEDCLIP_ISA")
-    if asked and asked not in ISAS:
-        raise ConfigError(f"FEDCLIP_ISA={asked}: expected one of {', '.join(ISAS)}")
+    requested = os.environ.get("FEDCLIP_ISA")
+    if requested and requested not in ISAS:
+        raise ConfigError(f"FEDCLIP_ISA={requested}: expected one of {', '.join(ISAS)}")
     if pure_python():
         return Kernels(None, None, *["FEDCLIP_PURE_PYTHON is set"] * 2)
     cpu, note = _load(_MODULE)
     if cpu is None:
         return Kernels(None, None, note, f"without {_MODULE}")
     available = _up_to(cpu.isa_detected())
-    if asked and asked not in available:
+    if requested and requested not in available:
         raise ConfigError(
-            f"FEDCLIP_ISA={asked}: this processor has {', '.join(available)}"
+            f"FEDCLIP_ISA={requested}: this processor has {', '.join(available)}"
         )
     if torch.version.cuda is None:  # a wheel may hold the module all the same
         return Kernels(cpu, None, "", f"PyTorch {torch.__version__} is without CUDA")

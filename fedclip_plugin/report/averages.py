@@ -29,9 +29,9 @@ def scores(summary: Summary, which: str) -> dict[str, float | None]:
 
     ``clients`` is the mean over clients; ``mean`` is over target and clients.
     """
-    found = summary[which]
-    target, clients = found.get("target"), found["clients"]
-    overall = found.get("mean")
+    result = summary[which]
+    target, clients = result.get("target"), result["clients"]
+    overall = result.get("mean")
     if overall is None:
         overall = mean([target, *clients.values()])
     return {"target": target, "clients": mean(clients.values()), "mean": overall}
@@ -40,8 +40,8 @@ def scores(summary: Summary, which: str) -> dict[str, float | None]:
 def metrics_of(summary: Summary, which: str) -> dict[str, float | None]:
     """The ``METRICS`` of ``zero_shot`` or ``result`` of a leaf; None for older runs."""
     name = which if which == "zero_shot" else summary["algorithm"]
-    found = (summary.get("metrics") or {}).get(name) or {}
-    return {key: found.get(key) for key in METRICS}
+    metrics = (summary.get("metrics") or {}).get(name) or {}
+    return {key: metrics.get(key) for key in METRICS}
 
 
 def aggregate(summaries: Sequence[Summary]) -> dict[str, Any]:
@@ -134,16 +134,18 @@ def groups(summaries: Sequence[Summary]) -> list[dict[int, Summary]]:
     A repeat of a run, with its target and seed, is in none.  Where groups would go by
     the same name, the ``variant`` of their summaries is told apart.
     """
-    found: dict[str, dict[str, int]] = {}
+    by_settings: dict[str, dict[str, int]] = {}
     for place, s in enumerate(summaries):
         key = json.dumps([*map(s.get, (*_ABOUT, "settings"))], sort_keys=True)
-        found.setdefault(key, {}).setdefault(_repeated(s, place), place)
-    firsts = {key: summaries[min(places.values())] for key, places in found.items()}
+        by_settings.setdefault(key, {}).setdefault(_repeated(s, place), place)
+    firsts = {
+        key: summaries[min(places.values())] for key, places in by_settings.items()
+    }
     namesakes: dict[tuple[Any, ...], list[Summary]] = {}
     for s in firsts.values():
         namesakes.setdefault(tuple(map(s.get, _ABOUT)), []).append(s)
     result: list[dict[int, Summary]] = []
-    for key, places in found.items():
+    for key, places in by_settings.items():
         others = namesakes[tuple(map(firsts[key].get, _ABOUT))]
         names = [firsts[key].get("variant"), _difference(firsts[key], others)]
         variant = ", ".join(filter(None, names))
@@ -175,28 +177,28 @@ def _difference(summary: Summary, others: Sequence[Summary]) -> str:
 
     def differing(name: str) -> dict[str, str]:
         each = [s.get(name) or {} for s in others]
-        keys = dict.fromkeys(key for found in each for key in found)
+        keys = dict.fromkeys(key for options in each for key in options)
         own = summary.get(name) or {}
         return {
             key: own.get(key, "default")
             for key in keys
-            if len({found.get(key) for found in each}) > 1
+            if len({options.get(key) for options in each}) > 1
         }
 
     if len(others) > 1 and not summary.get("settings"):
         return "settings not recorded"
-    found = differing("settings")
-    if key := found.pop("features", ""):
+    options = differing("settings")
+    if key := options.pop("features", ""):
         of = differing("sources")
         places = ("root", "features")
         where: dict[str, str] = {name: of.pop(name) for name in places if name in of}
-        found.update(of or where or {"features": key[:8]})
-    return ", ".join(f"{name} {value}" for name, value in found.items())
+        options.update(of or where or {"features": key[:8]})
+    return ", ".join(f"{name} {value}" for name, value in options.items())
 
 
 def client_names(by_target: Mapping[str, Any]) -> list[str]:
     """Every client of any row; domains that are targets too come first, in order."""
-    found = dict.fromkeys(name for row in by_target.values() for name in row["clients"])
-    return [n for n in by_target if n in found] + [
-        n for n in found if n not in by_target
+    names = dict.fromkeys(name for row in by_target.values() for name in row["clients"])
+    return [n for n in by_target if n in names] + [
+        n for n in names if n not in by_target
     ]

@@ -52,11 +52,11 @@ def print_table(
 
 
 def _title(group: Sequence[Summary]) -> str:
-    found = {name.lower(): value for name, value in facts(group).items()}
-    seeds = "seeds" if "seeds" in found else "seed"
+    labels = {name.lower(): value for name, value in facts(group).items()}
+    seeds = "seeds" if "seeds" in labels else "seed"
     return (
-        f"{method_label(group[0])} on {found['data set']}, {found['model']} "
-        f"({found['weights']}), {found['rounds']} rounds, {seeds} {found[seeds]}"
+        f"{method_label(group[0])} on {labels['data set']}, {labels['model']} "
+        f"({labels['weights']}), {labels['rounds']} rounds, {seeds} {labels[seeds]}"
     )
 
 

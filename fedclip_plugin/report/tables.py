@@ -181,8 +181,8 @@ def client_accuracies(total: Mapping[str, Any], method: str, most: int) -> Table
 
 
 def _spread(values: Iterable[float | None]) -> list[Cell]:
-    known = [v for v in values if v is not None]
-    ends = (min(known), median(known), max(known)) if known else (None,) * 3
+    numbers = [v for v in values if v is not None]
+    ends = (min(numbers), median(numbers), max(numbers)) if numbers else (None,) * 3
     return [Cell(percent(value)) for value in ends]
 
 
@@ -232,13 +232,13 @@ def class_metrics(metrics: Mapping[str, Any]) -> str:
 
 def _personal_line(group: Sequence[Summary]) -> str:
     """Test accuracy before and after, mean over clients and runs."""
-    found = [p for s in group if (p := s.get("personalization"))]
+    personalizations = [p for s in group if (p := s.get("personalization"))]
     parts = []
     for key, who in (("clients", "clients"), ("new_clients", "new client")):
-        each = [row for p in found for row in p[key].values()]
+        each = [row for p in personalizations for row in p[key].values()]
         before, after = (mean(row[k] for row in each) for k in ("shared", "personal"))
         if before is not None and after is not None:
-            more = f"{points(after - before)} points, {found[0]['method']}"
+            more = f"{points(after - before)} points, {personalizations[0]['method']}"
             parts.append(f"{who} {percent(before)} -> {percent(after)} ({more})")
     return ", ".join(parts)
 
@@ -266,8 +266,8 @@ def comparison(methods: Sequence[Sequence[RunRecord]]) -> Table:
 
 def kind_of(rows: Sequence[Mapping[str, Any]]) -> str:
     """What methods are compared by: ``target`` where all have one, else ``clients``."""
-    known = all(row["result"]["target"] is not None for row in rows)
-    return "target" if known else "clients"
+    held_out = all(row["result"]["target"] is not None for row in rows)
+    return "target" if held_out else "clients"
 
 
 def _guard(row: Mapping[str, Any], columns: Iterable[str]) -> list[Cell]:
@@ -313,29 +313,31 @@ def _listed(clients: Mapping[str, float | None]) -> Mapping[str, float | None]:
     """All clients; of more than MAX_ROWS the lowest and the highest."""
     if len(clients) <= MAX_ROWS:
         return clients
-    known = {name: value for name, value in clients.items() if value is not None}
-    names = sorted(known, key=lambda name: known[name])
+    scored = {name: value for name, value in clients.items() if value is not None}
+    names = sorted(scored, key=lambda name: scored[name])
     half = MAX_ROWS // 2
-    return {name: known[name] for name in names[:half] + names[-half:]}
+    return {name: scored[name] for name in names[:half] + names[-half:]}
 
 
 def personal_of_run(run: RunRecord) -> Table | None:
     """Personalization: each client before and after; none where there was none."""
-    found = run.summary.get("personalization")
-    if not found:
+    personalization = run.summary.get("personalization")
+    if not personalization:
         return None
     rows = [
         [Cell(run.target, "new client"), *_personal(row)]
-        for row in found["new_clients"].values()
+        for row in personalization["new_clients"].values()
     ]
-    rows += [[Cell(n), *_personal(row)] for n, row in found["clients"].items()]
+    rows += [
+        [Cell(n), *_personal(row)] for n, row in personalization["clients"].items()
+    ]
     more = len(rows) - MAX_ROWS
     rest = f"{more:,} more in summary.json" if more > 0 else ""
     return Table(
         ("client", "zero-shot", "shared", "personal", "over shared", "over zero-shot"),
         rows[:MAX_ROWS],
-        f"Personalized by {found['method']}",
-        " ".join(filter(None, [_gains(found), rest])),
+        f"Personalized by {personalization['method']}",
+        " ".join(filter(None, [_gains(personalization), rest])),
         fold="Each client",
     )
 
@@ -347,11 +349,11 @@ def _personal(row: Mapping[str, Any]) -> list[Cell]:
     ]
 
 
-def _gains(found: Mapping[str, Any]) -> str:
+def _gains(personalization: Mapping[str, Any]) -> str:
     """The clients' mean gains in a sentence."""
     parts = []
     for base, name in (("shared", "the shared adapter"), ("zero_shot", "zero-shot")):
-        gains = found[f"gain_over_{base}"]
+        gains = personalization[f"gain_over_{base}"]
         if gains["mean"] is not None:
             value = Cell(points(gains["mean"]), half_width(gains["ci95"]))
             parts.append(f"{value} points over {name}")

@@ -42,9 +42,9 @@ def merge(records: Sequence[RunRecord], style: str = "markdown") -> str:
     rows, notes = _rows(summaries), notes_of(summaries)
     if style == "markdown":
         rule = ["---"] * 5 + ["---:"] * (len(_HEAD) - 6) + ["---"]
-        told = "".join(f"- {note}\n" for note in notes)
+        lines = "".join(f"- {note}\n" for note in notes)
         table = "".join(map(_markdown_row, [_HEAD, rule, *rows]))
-        return f"{table}\n{told}" if told else table
+        return f"{table}\n{lines}" if lines else table
     if style == "latex":
         return _latex(rows) + "".join(f"% note: {note}\n" for note in notes)
     raise RunError(f"unknown report style {style!r}: expected markdown, latex or csv")
@@ -52,7 +52,7 @@ def merge(records: Sequence[RunRecord], style: str = "markdown") -> str:
 
 def _rows(summaries: Sequence[Summary]) -> list[list[str | Cell]]:
     """A row a method and held-out domain, with the columns of ``_HEAD``."""
-    found: list[list[str | Cell]] = []
+    table: list[list[str | Cell]] = []
     for places in groups(summaries):
         group = list(places.values())
         total = aggregate(group)
@@ -65,8 +65,8 @@ def _rows(summaries: Sequence[Summary]) -> list[list[str | Cell]]:
         for name, row, runs in rows:
             cells = measures(row, runs)
             numbers = (cells[key] for key in _MEASURES)
-            found.append([*about, name, str(len(runs)), *numbers])
-    return found
+            table.append([*about, name, str(len(runs)), *numbers])
+    return table
 
 
 def _markdown_row(cells: Iterable[object]) -> str:

@@ -86,19 +86,19 @@ def human_seconds(seconds: float) -> str:
 
 def promise(group: Sequence[Summary]) -> str:
     """What the run with the highest epsilon promises its clients; empty without."""
-    found = [p for s in group if (p := s.get("privacy"))]
-    worst = max(found, key=lambda p: float(p["epsilon"]), default={"promise": ""})
+    promises = [p for s in group if (p := s.get("privacy"))]
+    worst = max(promises, key=lambda p: float(p["epsilon"]), default={"promise": ""})
     return str(worst["promise"])
 
 
 def fell_short(row: Mapping[str, Any]) -> list[str]:
     """Of ``target`` and ``clients``, those that training worsened."""
-    found = []
+    worse = []
     for kind in ("target", "clients"):
         more = lift(row["result"][kind], row["zero_shot"][kind])
         if more is not None and more < -VISIBLE:
-            found.append(kind)
-    return found
+            worse.append(kind)
+    return worse
 
 
 def below_zero_shot(by_target: Mapping[str, Any]) -> list[str]:

@@ -55,9 +55,9 @@ def check_layout(out: Path, several: bool) -> None:
     """
     one = (out / "metrics.jsonl").is_file()
     if one == several and (one or any(out.glob("*/seed-*"))):
-        has, asked = ("one run", "several") if one else ("several runs", "one")
+        has, wanted = ("one run", "several") if one else ("several runs", "one")
         raise RunError(
-            f"--resume: {out} holds {has} (of target and seed), and {asked} would go "
+            f"--resume: {out} holds {has} (of target and seed), and {wanted} would go "
             "on: leave --target and --seed as they were, or choose another --out"
         )
 

@@ -90,8 +90,8 @@ def _check_budget(task: Task, drawn_from: int | None) -> None:
     if not privacy.private:
         return
     clients = drawn_from or 1
-    asked = len(participants(range(clients), task.server.participation, 0, 1))
-    allowed = within_budget(privacy, rounds, clients, asked)
+    cohort = len(participants(range(clients), task.server.participation, 0, 1))
+    allowed = within_budget(privacy, rounds, clients, cohort)
     if allowed < rounds:
         raise ConfigError(
             f"--dp-epsilon-budget {privacy.dp_epsilon_budget:g} allows {allowed} "

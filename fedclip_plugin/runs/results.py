@@ -171,8 +171,8 @@ _NOT_OF_TRAINING = ("rounds", "personalize", "eval_every")
 
 def variant(config: RunConfig) -> str:
     """What training was changed to from the algorithm's defaults, as options; or ""."""
-    found = {k: v for k, v in changed(config).items() if k not in _NOT_OF_TRAINING}
-    return ", ".join(f"{k.replace('_', '-')} {v}" for k, v in found.items())
+    options = {k: v for k, v in changed(config).items() if k not in _NOT_OF_TRAINING}
+    return ", ".join(f"{k.replace('_', '-')} {v}" for k, v in options.items())
 
 
 def changed(config: RunConfig) -> dict[str, Any]:
@@ -180,19 +180,19 @@ def changed(config: RunConfig) -> dict[str, Any]:
     algorithm = get_algorithm(config.algorithm)
     usual = with_values(RunConfig(config.algorithm), algorithm.defaults)
     mine = with_values(config, {})
-    found = {
+    fields = {
         key: value
         for name in ("params", "train", "server", "wire", "privacy")
         for key, value in asdict(getattr(mine, name)).items()
         if value != getattr(getattr(usual, name), key)
     }
     if config.data.partition != "domain":
-        found |= {k: getattr(config.data, k) for k in ("partition", "clients")}
+        fields |= {k: getattr(config.data, k) for k in ("partition", "clients")}
     if config.data.partition == "dirichlet":
-        found["alpha"] = config.data.alpha
+        fields["alpha"] = config.data.alpha
     if config.data.shots is not None:
-        found["shots"] = config.data.shots
-    return found
+        fields["shots"] = config.data.shots
+    return fields
 
 
 def settings(features: FeatureSet, config: RunConfig) -> dict[str, str]:
@@ -207,7 +207,7 @@ def settings(features: FeatureSet, config: RunConfig) -> dict[str, str]:
 def sources(features: FeatureSet, config: RunConfig) -> dict[str, str]:
     """What the features are of, to tell runs apart whose features differ."""
     prompt = features.prompt
-    found = {
+    origins = {
         "prompt": prompt if isinstance(prompt, str) else " | ".join(prompt),
         "pretrained": config.pretrained,
         "model-config": config.model.config_dir,
@@ -215,7 +215,7 @@ def sources(features: FeatureSet, config: RunConfig) -> dict[str, str]:
         "root": config.data.root,
         "features": config.data.features,
     }
-    return {name: str(value) for name, value in found.items() if value is not None}
+    return {name: str(value) for name, value in origins.items() if value is not None}
 
 
 def final_scores(fed: Federation, state: State) -> dict[str, Any]:

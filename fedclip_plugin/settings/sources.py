@@ -149,12 +149,12 @@ def outside(
 
 
 def _overruled(ours: Source, host: Source, table: Table) -> Iterator[str]:
-    """A line for what variables or file say in vain, since the host decides it."""
+    """A line for each value of variables or file that the host overrides."""
     for name in host.keys() & ours.keys():
-        given, decides = ours[name], host[name]
-        first, second = (parse(table.options[name], *g) for g in (given, decides))
+        own, decides = ours[name], host[name]
+        first, second = (parse(table.options[name], *g) for g in (own, decides))
         if first != second:
-            yield f"{given.written} has no effect here: {decides.written} decides"
+            yield f"{own.written} has no effect here: {decides.written} decides"
 
 
 def add_notes(config: RunConfig, notes: Iterable[str]) -> RunConfig:
@@ -215,13 +215,13 @@ def build(source: Source, table: Table) -> tuple[RunConfig, Output]:
     """The configuration of merged sources, over what the algorithm wants."""
     from ..algorithms import get_algorithm  # needs torch
 
-    said = {n: parse(table.options[n], *given) for n, given in source.items()}
+    said = {n: parse(table.options[n], *value) for n, value in source.items()}
     name = said.get("alg", RunConfig.algorithm)
     algorithm, section = get_algorithm(name), name.lower()
     if section in table.broken:
         raise ConfigError(table.broken[section])
     usual = _usual(algorithm, section, said.get("preset"), table)
-    values = {n: parse(table.options[n], *given) for n, given in usual.items()} | said
+    values = {n: parse(table.options[n], *value) for n, value in usual.items()} | said
     _settle(values)
 
     def part(cls: type, options: tuple[Option, ...]) -> Any:
@@ -237,9 +237,9 @@ def build(source: Source, table: Table) -> tuple[RunConfig, Output]:
     config = replace(config, **top)
     changed = (n for n in said if said[n] != table.options[n].default)
     groups = ("", FILES, *SECTIONS, section)
-    known = {o.name for group in groups for o in table.groups[group]}
+    available = {o.name for group in groups for o in table.groups[group]}
     written = {n: source[n].written for n in changed}
-    return add_notes(config, without_effect(written, known, config)), out
+    return add_notes(config, without_effect(written, available, config)), out
 
 
 def _params(algorithm: Algorithm, section: str, part: Any, table: Table) -> Any:

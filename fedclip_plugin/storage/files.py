@@ -61,8 +61,8 @@ def file_names(names: Sequence[str], ours: Collection[str] = ()) -> dict[str, st
 
 
 def _file_name(name: str, taken: bool) -> str:
-    def escaped(found: re.Match[str]) -> str:
-        return "".join(f"%{byte:02X}" for byte in found[0].encode())
+    def escaped(match: re.Match[str]) -> str:
+        return "".join(f"%{byte:02X}" for byte in match[0].encode())
 
     safe = _UNSAFE.sub(escaped, name)
     if not taken and len(safe.encode()) <= MAX_NAME:

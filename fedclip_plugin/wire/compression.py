@@ -82,11 +82,11 @@ def fault(codec: str, payload: State, sent: State) -> str | None:
     coder = CODECS[codec]
     for key, start in sent.items():
         if start.is_floating_point():
-            found = coder.fault(_parts(coder, payload, key), start.shape)
+            problem = coder.fault(_parts(coder, payload, key), start.shape)
         else:
-            found = misfit("it", payload[key], start.dtype, start.shape)
-        if found:
-            return f"{key} ({codec}): {found}"
+            problem = misfit("it", payload[key], start.dtype, start.shape)
+        if problem:
+            return f"{key} ({codec}): {problem}"
     return None
 
 
@@ -116,7 +116,7 @@ def compress(
     """The updates as they travel, by ``wire.compress``.
 
     The clients' residuals are in what they ``kept``, the new ones in the updates'.
-    What is no state like ``sent`` stays as it is, for the screening to name.
+    A state unlike ``sent`` stays as it is, for the screening to name.
     """
     if wire.compress == PLAIN:
         return list(updates)

@@ -28,7 +28,7 @@ class ClientUpdate:
     ``num_examples`` counts the training rows; ``metrics`` holds plain floats, such as
     the mean ``loss`` of the round.  ``kept`` never leaves the client: what it keeps for
     its next round.  ``codec`` tells how ``state`` is compressed (``codecs.py``): client
-    and server agree on it by configuration, it is no part of the bytes.
+    and server agree on it by configuration; the bytes do not say it.
     """
 
     client: str

@@ -14,7 +14,7 @@ _BACKENDS = {"simulation": ("sp", "MPI"), "cross_silo": ("GRPC", "MQTT_S3", "TRP
 
 
 def check_file(cf: Path) -> dict[str, Any]:
-    """The keys of all sections of ``cf``; ConfigError where it is no such YAML file."""
+    """The keys of all sections of ``cf``; ConfigError where it cannot be read so."""
     yaml = importlib.import_module("yaml")  # FedML depends on it
     if not cf.is_file():
         raise ConfigError(f"--cf {cf}: no such file; expected FedML's {FILE}")

@@ -70,24 +70,24 @@ def check_silo(args: Any) -> None:
             )
         return
     read_tls(args)
-    path, known = _rows(args)
+    path, addresses = _rows(args)
     workers = value(args, "worker_num")  # of a run with fewer keys known later
     for place in {int(args.rank), *range(workers + 1 if workers else 0)}:
-        if place not in known:
+        if place not in addresses:
             raise ConfigError(f"{path}: no line for rank {place}")
-    _listening(path, *known[int(args.rank)][:2])
+    _listening(path, *addresses[int(args.rank)][:2])
 
 
 def read_addresses(args: Any) -> dict[int, Address]:
     """The addresses of all processes, by rank; raises ConfigError."""
     path, rows = _rows(args)
-    found = {}
+    addresses = {}
     for rank, (host, port, outside) in rows.items():
         own = _listening(path, host, port) if rank == int(args.rank) else host
         if own != host:
             _log.warning("%s is not an address of this machine: listening on all", host)
-        found[rank] = Address(_joined(own, port), _joined(outside, port))
-    return found
+        addresses[rank] = Address(_joined(own, port), _joined(outside, port))
+    return addresses
 
 
 def _joined(host: str, port: int) -> str:
@@ -114,7 +114,7 @@ def _rows(args: Any) -> tuple[Path, dict[int, tuple[str, int, str]]]:
     )
     if not rows or not set(_IP_HEAD.split(",")) <= set(head):
         raise ConfigError(f"{path}: expected lines under the head {_IP_HEAD}")
-    found: dict[int, tuple[str, int, str]] = {}
+    addresses: dict[int, tuple[str, int, str]] = {}
     for cells in rows:
         row = dict(zip_longest(head, cells[: len(head)], fillvalue=""))
         where = f"{path}: {comma.join(cells)}"
@@ -122,16 +122,16 @@ def _rows(args: Any) -> tuple[Path, dict[int, tuple[str, int, str]]]:
         port = _whole(row["grpc_server_port"], f"{where}: grpc_server_port", 1, 65535)
         host = row["grpc_server_ip"].strip("[]")
         outside = row.get("ingress_ip", "").strip("[]") or host
-        if rank in found:
+        if rank in addresses:
             raise ConfigError(f"{where}: a second line for rank {rank}; take one out")
-        if (outside, port) in [(o, p) for _, p, o in found.values()]:
+        if (outside, port) in [(o, p) for _, p, o in addresses.values()]:
             raise ConfigError(
                 f"{where}: another line has this address: each process needs its own"
             )
-        found[rank] = host, port, outside
+        addresses[rank] = host, port, outside
         for each in {host, outside}:
             _check_host(each, where)
-    return Path(path), found
+    return Path(path), addresses
 
 
 def _whole(text: str, where: str, low: int, high: int) -> int:
@@ -143,7 +143,7 @@ def _whole(text: str, where: str, low: int, high: int) -> int:
 
 @functools.cache  # the lines are read twice
 def _check_host(host: str, where: str) -> None:
-    """Raise ConfigError for what is no address, nor the name of a known host.
+    """Raise ConfigError for what is neither an address nor the name of a known host.
 
     A name may be known a little later, where all processes start at once.
     """
@@ -168,11 +168,11 @@ def read_tls(args: Any) -> Tls | None:
     ``{rank}`` in a path stands for the own rank.  Raises ConfigError for a missing key
     or file.
     """
-    given = {key: getattr(args, key, None) for key in TLS}
-    if not any(given.values()):
+    files = {key: getattr(args, key, None) for key in TLS}
+    if not any(files.values()):
         return None
     texts = []
-    for key, name in given.items():
+    for key, name in files.items():
         if not name:
             raise ConfigError(f"{FILE}: {key} is missing: TLS needs {', '.join(TLS)}")
         text = str(name).replace("{rank}", str(args.rank))

@@ -129,40 +129,40 @@ def _wrap(owner: Any, name: str, ours: Callable[..., Any]) -> None:
     @functools.wraps(original)
     def chosen(*args: Any, **named: Any) -> Any:
         # args is FedML's first parameter, after self where there is one
-        given = named.get("args", args[isinstance(owner, type) :][:1])
-        settings = given[0] if isinstance(given, tuple) and given else given
+        first = named.get("args", args[isinstance(owner, type) :][:1])
+        settings = first[0] if isinstance(first, tuple) and first else first
         return (ours if selected(settings) else original)(*args, **named)
 
     chosen._before_fedclip = original  # type: ignore[attr-defined]
     setattr(owner, name, chosen)
 
 
-def _play_sp(self: Any, *given: Any, **named: Any) -> None:
+def _play_sp(self: Any, *arguments: Any, **named: Any) -> None:
     from .simulation import FedCLIPAPI
 
-    self.fl_trainer = FedCLIPAPI(*given, **named)
+    self.fl_trainer = FedCLIPAPI(*arguments, **named)
 
 
-def _play_mpi(self: Any, *given: Any, **named: Any) -> None:
+def _play_mpi(self: Any, *arguments: Any, **named: Any) -> None:
     from .simulation import simulate
 
-    simulate(*given, **named)
+    simulate(*arguments, **named)
 
 
-def _refuse_nccl(self: Any, *given: Any, **named: Any) -> None:
+def _refuse_nccl(self: Any, *arguments: Any, **named: Any) -> None:
     raise ConfigError(f"{FILE}: backend: NCCL: FedCLIP runs with sp or MPI")
 
 
-def _play_server(self: Any, *given: Any, **named: Any) -> None:
+def _play_server(self: Any, *arguments: Any, **named: Any) -> None:
     from .silo import serve
 
-    serve(*given, **named)
+    serve(*arguments, **named)
 
 
-def _play_client(self: Any, *given: Any, **named: Any) -> None:
+def _play_client(self: Any, *arguments: Any, **named: Any) -> None:
     from .silo import join
 
-    join(*given, **named)
+    join(*arguments, **named)
 
 
 def go_offline() -> None:
@@ -199,8 +199,8 @@ def run(
     keys = check_file(cf)
     args = _arguments(fedml, cf, rank, role, run_id, extra)
     vars(args).update(keys)  # FedML passes over a file that it cannot read
-    given = {"rank": rank, "role": role, "run_id": run_id}
-    vars(args).update((k, v) for k, v in given.items() if v is not None)
+    flags = {"rank": rank, "role": role, "run_id": run_id}
+    vars(args).update((k, v) for k, v in flags.items() if v is not None)
     if offline:
         check_offline(args)
         go_offline()

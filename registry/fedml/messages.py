@@ -72,10 +72,10 @@ def decode_message(
         raise UpdateError(f"{where}: its tensors have no names")
     params: dict[str, Any] = dict(values or {})
     for key, names in states.items():
-        found = [(name, tensors.pop(f"{key}/{name}", None)) for name in names]
-        if any(tensor is None for _, tensor in found):
+        entries = [(name, tensors.pop(f"{key}/{name}", None)) for name in names]
+        if any(tensor is None for _, tensor in entries):
             raise UpdateError(f"{where}: a tensor of {key} is missing")
-        params[key] = OrderedDict(found)
+        params[key] = OrderedDict(entries)
     if tensors:
         raise UpdateError(f"{where}: tensors that belong nowhere")
     return _addressed(params, where, receiver, senders)

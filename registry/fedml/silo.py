@@ -270,8 +270,8 @@ class _Client(OverGrpc, ClientMasterManager):  # type: ignore[misc]
     def _asks(self, message: Message) -> bool:
         """Whether it asks for work that there is; the log names what does not."""
         number, place = message.get(ROUND), message.get(_PLACE)
-        known = {str(i) for i in range(self.args.client_num_in_total)}
-        if is_count(number) and str(place) in known and message.get(_MODEL):
+        ranks = {str(i) for i in range(self.args.client_num_in_total)}
+        if is_count(number) and str(place) in ranks and message.get(_MODEL):
             return True
         _log.warning("a message asks client %s for round %s: refused", place, number)
         return False

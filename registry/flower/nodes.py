@@ -132,7 +132,7 @@ class Nodes:
         return ConfigRecord({**config, **ours})
 
     def _connected(self, grid: Grid) -> list[int]:
-        least, told = self.sampling.min_available_nodes, -1
+        least, reported = self.sampling.min_available_nodes, -1
         patience = self._patience
         end = time.monotonic() + patience
         while len(nodes := list(grid.get_node_ids())) < least:
@@ -144,22 +144,22 @@ class Nodes:
                     raise RunError(f"{line}: start more SuperNodes")
                 _log.warning("fedclip: %s: going on", line)
                 break
-            if len(nodes) != told:
-                told = len(nodes)
+            if len(nodes) != reported:
+                reported = len(nodes)
                 _log.info(
                     "fedclip: waiting for nodes: %d of %d connected (a simulation: "
                     "--federation-config 'num-supernodes=%d')",
-                    told, least, least,
+                    reported, least, least,
                 )  # fmt: skip
             time.sleep(_PAUSE)
         return nodes
 
     def _ask(self, grid: Grid, nodes: list[int]) -> None:
         content = RecordDict({records.CONFIG: self._config({}, 0)})
-        asked = [Message(content, node, MessageType.QUERY) for node in nodes]
-        replies = grid.send_and_receive(asked, timeout=self._patience)
+        queries = [Message(content, node, MessageType.QUERY) for node in nodes]
+        replies = grid.send_and_receive(queries, timeout=self._patience)
         answers = {reply.metadata.reply_to_message_id: reply for reply in replies}
-        for message, node in zip(asked, nodes):
+        for message, node in zip(queries, nodes):
             reply = answers.get(message.metadata.message_id)
             if reply is None:
                 _log.warning("node %d did not say what it is: asked again later", node)

@@ -66,13 +66,13 @@ def server_settings(run_config: Values) -> tuple[RunConfig, Output, Sampling]:
                 "(keys are the long options of `fedclip run`, "
                 f"{', '.join([*ALIASES, *_SAMPLING])} and {FILE})"
             )
-    given = _given(run_config)
+    values = _given(run_config)
     chosen = {
-        o.field: parse(o, given[name], _written("run config", name, given[name]))
+        o.field: parse(o, values[name], _written("run config", name, values[name]))
         for name, o in _SAMPLING.items()
-        if name in given
+        if name in values
     }
-    config, out = load_settings(_source(given, table), _file(given))
+    config, out = load_settings(_source(values, table), _file(values))
     if config.train.personalize != "none" and not set(config.data.targets) - {
         NO_TARGET
     }:
@@ -145,9 +145,9 @@ def _given(values: Values) -> dict[str, Any]:
 
 def _file(values: Values) -> str | None:
     """The path of a fedclip.toml, if ``values`` have one."""
-    given = values.get(FILE)
-    found: str | None = parse(PATH, given, _written("run config", FILE, given))
-    return found
+    written = values.get(FILE)
+    path: str | None = parse(PATH, written, _written("run config", FILE, written))
+    return path
 
 
 def _written(where: str, key: str, value: Any) -> str:
@@ -158,23 +158,23 @@ def _source(values: Values, table: Table) -> dict[str, Given]:
     """Values by the options' names."""
     source = {}
     for key, value in values.items():
-        found = table.options.get(ALIASES.get(key, key))
-        if found is not None:
+        option = table.options.get(ALIASES.get(key, key))
+        if option is not None:
             written = _written("run config", key, value)
-            source[found.name] = Given(value, written)
+            source[option.name] = Given(value, written)
     return source
 
 
 def _check_node(node_config: Values) -> None:
     """Raise ConfigError for a key that is of the run, or that looks misspelt."""
-    known, options = (*LOCAL, *OF_THE_NODE), Table().options
+    allowed, options = (*LOCAL, *OF_THE_NODE), Table().options
     for key in node_config:
-        if key in known:
+        if key in allowed:
             continue
         if key in options or key in ALIASES:
             raise ConfigError(
                 f"node config: {key} is the same for all clients: set it in the run "
-                f"config; a node sets {', '.join(known)}"
+                f"config; a node sets {', '.join(allowed)}"
             )
-        if near := did_you_mean(key, known, cutoff=0.75):
+        if near := did_you_mean(key, allowed, cutoff=0.75):
             raise ConfigError(f"node config: unknown key {key!r}{near}")

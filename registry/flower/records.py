@@ -66,10 +66,10 @@ def read_array(key: str, array: Array) -> np.ndarray:
             raise TypeError
         if math.prod(shape) * dtype.itemsize != len(array.data) - start:
             raise ValueError
-        found: np.ndarray = np.ndarray(
+        view: np.ndarray = np.ndarray(
             shape, dtype, array.data, start, order="F" if by_columns else "C"
         )
-        return np.array(found, dtype.newbyteorder("="), order="C")
+        return np.array(view, dtype.newbyteorder("="), order="C")
     except Exception as error:  # a header is Python's own syntax: it can do anything
         raise UpdateError(f"{key} is not an array ({type(error).__name__})") from error
 
@@ -97,13 +97,13 @@ def to_update(
 
 def to_scores(content: RecordDict) -> dict[str, float | None]:
     """Validation and test accuracy in a reply; None for an empty split."""
-    found: dict[str, float | None] = {}
+    scores: dict[str, float | None] = {}
     for split, key in SPLITS.items():
         values = [r[key] for r in content.metric_records.values() if key in r]
         value = values[0] if values else None
         ok = isinstance(value, (int, float)) and 0 <= value <= 1
-        found[split] = float(value) if ok else None  # type: ignore[arg-type]
-    return found
+        scores[split] = float(value) if ok else None  # type: ignore[arg-type]
+    return scores
 
 
 def client_metrics(scores: Scores) -> dict[str, float | None]:

@@ -126,8 +126,8 @@ _SOUND = shapes.fields(
 def read_card(values: Mapping[str, Any]) -> Card:
     """The card in a record; raises UpdateError for one of another version."""
     kinds = {f.name: str(f.type).partition("[")[0] for f in fields(Card)}
-    found = {name: type(value).__name__ for name, value in values.items()}
-    odd = sorted(n for n in {*kinds, *found} if kinds.get(n) != found.get(n))
+    received = {name: type(value).__name__ for name, value in values.items()}
+    odd = sorted(n for n in {*kinds, *received} if kinds.get(n) != received.get(n))
     if odd or not values["name"].isprintable():
         raise UpdateError(
             f"its answer is not that of this fedclip-plugin ({', '.join(odd)}): "
@@ -218,8 +218,8 @@ class Roster:
                 self._refused.pop(node, None)
             else:
                 self.refuse(node, reason)
-        found = {node: self.cards[node] for node in taken.values()}
-        return dict(sorted(found.items(), key=lambda kv: (kv[1].index, kv[1].name)))
+        clients = {node: self.cards[node] for node in taken.values()}
+        return dict(sorted(clients.items(), key=lambda kv: (kv[1].index, kv[1].name)))
 
     def refusals(self) -> list[str]:
         """Why nodes are left out."""

@@ -128,18 +128,20 @@ class _Line:
     ) -> list[Message]:
         sent = list(messages)
         self.down += records.count_bytes(sent)
-        found = list(self.grid.send_and_receive(sent, timeout=timeout or self.timeout))
-        self.up += records.count_bytes(found)
-        answered = {reply.metadata.src_node_id for reply in found}
+        replies = list(
+            self.grid.send_and_receive(sent, timeout=timeout or self.timeout)
+        )
+        self.up += records.count_bytes(replies)
+        answered = {reply.metadata.src_node_id for reply in replies}
         for message in sent:
             node = message.metadata.dst_node_id
             if node not in answered:
                 _log.error("node %d left out of secure aggregation: no answer", node)
-        for reply in found:
+        for reply in replies:
             if reply.has_error():
                 node, reason = reply.metadata.src_node_id, _end(reply.error.reason)
                 _log.error("node %d left out of secure aggregation: %s", node, reason)
-        return found
+        return replies
 
 
 def _end(reason: object) -> str:
@@ -229,20 +231,20 @@ def in_former_words(message: Message, context: Context, call_next: Any) -> Messa
     reply = call_next(message, context)
     if reply.has_error():
         raise UpdateError(reply.error.reason)
-    found = reply.content[records.ARRAYS]
+    arrays_back = reply.content[records.ARRAYS]
     count = int(reply.content[records.METRICS][records.ROWS])
     result = FitRes(
         Status(Code.OK, ""),
-        _in_order(found, names),
+        _in_order(arrays_back, names),
         1 if config[_WEIGHTING] == "uniform" else count,
         {},
     )
     return Message(fitres_to_recorddict(result, True), reply_to=message)
 
 
-def _in_order(found: ArrayRecord, names: Sequence[str]) -> Parameters:
+def _in_order(record: ArrayRecord, names: Sequence[str]) -> Parameters:
     """The arrays in the order of ``names``, in double precision for their rounding."""
-    arrays = [found[name].numpy().astype(np.float64) for name in names]
+    arrays = [record[name].numpy().astype(np.float64) for name in names]
     for name, array in zip(names, arrays):
         if not (np.abs(array) <= LARGEST).all():
             raise UpdateError(f"{name} holds NaN, or values beyond {LARGEST:g}")

@@ -166,7 +166,7 @@ class PersonalizedFedClip:
         self.server_model.load_state_dict(state)
         damaged = {bad.client for bad in opened.screened.quarantined}
         for i, site in enumerate(self._sites):
-            if site.name in damaged:  # whatever stands there now, it is no adapter
+            if site.name in damaged:  # whatever stands there now is not an adapter
                 self.client_model[i] = self._adapter(state)
             self.client_model[i].load_state_dict(state)
 

@@ -73,12 +73,12 @@ class HostImages:
     def _look_up(self, loader: Any) -> Samples:
         data, indices = _behind(loader)
         labels = np.asarray(data.targets, dtype=np.int64)[indices]
-        found = [self._rows.get(name, -1) for name in self._names(data, indices)]
-        for place, row in enumerate(found):
+        rows_of = [self._rows.get(name, -1) for name in self._names(data, indices)]
+        for place, row in enumerate(rows_of):
             if row == -1:
                 raise DataError(self._stranger(data, int(indices[place])))
-        kept = [i for i, row in enumerate(found) if row is not None]
-        rows = torch.tensor([found[i] for i in kept], dtype=torch.int64)
+        kept = [i for i, row in enumerate(rows_of) if row is not None]
+        rows = torch.tensor([rows_of[i] for i in kept], dtype=torch.int64)
         rows = rows.to(self.y.device)
         y = self.y[rows]
         wrong = np.flatnonzero(y.cpu().numpy() != labels[kept])

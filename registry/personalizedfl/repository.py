@@ -32,7 +32,7 @@ def register(path: Path, undo: bool = False) -> str:
     """Make ``main.py --alg fedclip`` work in the repository at ``path``; idempotent.
 
     Returns a line that tells what was done.  Raises ConfigError, and touches nothing,
-    for a folder that is no PersonalizedFL, lines or a file that others changed, and
+    for a folder that is not PersonalizedFL, lines or a file that others changed, and
     where the right to write is missing.
     """
     algs = find_repository(path) / "alg" / "algs.py"
@@ -76,14 +76,14 @@ def _with(text: bytes, path: Path) -> bytes:
     if _count(text, path):
         return text
     for pattern, line in ((_IMPORTS, IMPORT), (_LIST, ENTRY)):
-        found = list(pattern.finditer(text))
-        if not found:
+        matches = list(pattern.finditer(text))
+        if not matches:
             wanted = "from alg.X import X" if line is IMPORT else "ALGORITHMS = ["
             raise ConfigError(
                 f"{path} has no line `{wanted}`: not the PersonalizedFL that fedclip "
                 f"knows; python -m {MODULE} MAIN.PY runs it without a change"
             )
-        place = found[-1]
+        place = matches[-1]
         text = text[: place.end()] + line + place[1] + text[place.end() :]
     return text
 
@@ -100,11 +100,11 @@ def _without(text: bytes, path: Path) -> bytes:
 def _count(text: bytes, path: Path) -> bool:
     """Whether both lines are there; ConfigError for only one, or an edited one."""
     lines = [line.rstrip(b"\r") for line in text.split(b"\n")]
-    found = [lines.count(line) for line in (IMPORT, ENTRY)]
+    counts = [lines.count(line) for line in (IMPORT, ENTRY)]
     mentions = sum(re.search(rb"\bfedclip\b", line) is not None for line in lines)
-    if found == [0, 0] and not mentions:
+    if counts == [0, 0] and not mentions:
         return False
-    if found == [1, 1] and mentions == 2:
+    if counts == [1, 1] and mentions == 2:
         return True
     raise ConfigError(
         f"{path}: the lines of fedclip were edited; remove every line that mentions "
@@ -113,13 +113,13 @@ def _count(text: bytes, path: Path) -> bool:
 
 
 def _add(added: Path, algs: Path, before: bytes, after: bytes) -> None:
-    known = added.exists()
-    if not known:
+    existed = added.exists()
+    if not existed:
         _write(added, None, FILE)
     try:
         _write(algs, before, after)
     except ConfigError:
-        if not known:
+        if not existed:
             added.unlink()
         raise
 

@@ -77,7 +77,7 @@ def settings_of(args: argparse.Namespace) -> tuple[RunConfig, Path | None]:
                 "(`fedclip run` has it)"
             )
     notes = tuple(n for n in config.notes if not n.startswith("main.py: "))
-    for note in notes:  # what main.py always says is no news
+    for note in notes:  # what main.py always says need not be told
         say(f"note: {note}")
     return one_run(replace(config, notes=notes)), out
 
@@ -165,8 +165,8 @@ def _settle_root(args: argparse.Namespace) -> None:
         )
     else:
         raise ConfigError(
-            f"--root_dir {root}: {data_folder(args)} is no folder; expected the images "
-            f"of --dataset {args.dataset} in ROOT_DIR/{name}/"
+            f"--root_dir {root}: {data_folder(args)} is not a folder; expected the "
+            f"images of --dataset {args.dataset} in ROOT_DIR/{name}/"
         )
 
 
@@ -231,9 +231,9 @@ def run_main(argv: Sequence[str], algorithm: type) -> dict[str, Any]:
 
 def _know_office_home() -> None:
     prepare_data = _module("datautil.prepare_data")
-    known: Callable[[str], Any] = prepare_data.get_data
+    original: Callable[[str], Any] = prepare_data.get_data
 
     def get_data(name: str) -> Any:  # main.py has no other name for it than off_home
-        return known("officehome" if name == "off_home" else name)
+        return original("officehome" if name == "off_home" else name)
 
     prepare_data.get_data = get_data

@@ -33,11 +33,11 @@ def guarded(
     try:
         return part()
     except FedClipError as error:
-        detail, _, told = str(error).partition("; ")
-        return [Check(name, "fail", detail, told or remedy)]
+        detail, _, advice = str(error).partition("; ")
+        return [Check(name, "fail", detail, advice or remedy)]
     except Exception as error:  # a broken installation can fail anywhere
-        if known := translate(error):
-            return [Check(name, "fail", str(known), remedy)]
+        if translated := translate(error):
+            return [Check(name, "fail", str(translated), remedy)]
         return [Check(name, "fail", f"{type(error).__name__}: {error}")]
 
 

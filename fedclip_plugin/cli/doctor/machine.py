@@ -122,11 +122,11 @@ def check_cache() -> list[Check]:
     """Whether the cache directory can be written, how fast, and how much fits."""
     remedy = "set FEDCLIP_CACHE to a directory of yours on a disk of this machine"
     directory = cache_dir()
-    found = check_disk("cache", directory, remedy)
-    if found.failed and (directory / "features").is_dir():
-        kept = f"{found.detail}; only what it holds can be used"
-        found = Check("cache", "warn", kept, remedy)
-    return [found]
+    check = check_disk("cache", directory, remedy)
+    if check.failed and (directory / "features").is_dir():
+        kept = f"{check.detail}; only what it holds can be used"
+        check = Check("cache", "warn", kept, remedy)
+    return [check]
 
 
 def check_disk(name: str, directory: Path, remedy: str) -> Check:
@@ -154,11 +154,11 @@ def check_disk(name: str, directory: Path, remedy: str) -> Check:
 
 def _unsupported(handle: int) -> list[str]:
     """What a file system cannot do for an open file."""
-    found = []
+    missing = []
     try:
         os.fsync(handle)
     except OSError as error:
-        found.append(f"not synced ({error.strerror}): power loss may cost a file")
+        missing.append(f"not synced ({error.strerror}): power loss may cost a file")
     try:
         import fcntl
 
@@ -166,8 +166,8 @@ def _unsupported(handle: int) -> list[str]:
     except ImportError:  # Windows locks in another way
         pass
     except OSError as error:
-        found.append(f"without locks ({error.strerror}): two runs may get in the way")
-    return found
+        missing.append(f"without locks ({error.strerror}): two runs may get in the way")
+    return missing
 
 
 def check_terminal() -> list[Check]:

@@ -49,19 +49,19 @@ def _check_leaf(name: str, leaf: Path, top: Path) -> list[Check]:
     if done:
         readers |= {"results": (load_run, ""), "adapter": (read_trained, again)}
     checks: list[Check] = []
-    found: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
 
     def read(part: str) -> list[Check]:
-        found[part] = readers[part][0](leaf)
+        contents[part] = readers[part][0](leaf)
         return []
 
     for part, (_, remedy) in readers.items():
         checks += guarded(f"{name} {part}", functools.partial(read, part), remedy)
     if checks:
         return checks
-    progress, rounds = found["checkpoint"], found["config"].train.rounds
+    progress, rounds = contents["checkpoint"], contents["config"].train.rounds
     if done:
-        last, best = (found["results"].summary[k] for k in ("rounds", "best_round"))
+        last, best = (contents["results"].summary[k] for k in ("rounds", "best_round"))
         detail = f"finished after round {last} of {rounds}, the best is {best}"
         detail += "; with a checkpoint" if progress else "; without a checkpoint"
         return [Check(name, "ok", detail)]

@@ -52,21 +52,21 @@ def accuracy_curve(run: RunRecord) -> Chart | None:
 def loss_curve(run: RunRecord) -> Chart | None:
     """Training loss per round, mean over the participants."""
     rounds, loss = column(run, "round"), column(run, "loss")
-    known = loss[np.isfinite(loss)]
-    if not len(known):
+    finite = loss[np.isfinite(loss)]
+    if not len(finite):
         return None
     figure, axes = new_axes(2.3, "round", "mean loss of the participants")
     _line(axes, rounds, loss, "method")
     _round_axis(axes, rounds)
-    svg = to_svg(figure, f"Loss from {known[0]:.3f} to {known[-1]:.3f}")
+    svg = to_svg(figure, f"Loss from {finite[0]:.3f} to {finite[-1]:.3f}")
     return Chart("Loss per round", svg)
 
 
 def _line(axes: Axes, x: np.ndarray, y: np.ndarray, name: str) -> None:
-    known = np.isfinite(y)
-    marker = "o" if known.sum() <= 20 else ""
+    finite = np.isfinite(y)
+    marker = "o" if finite.sum() <= 20 else ""
     style: dict[str, Any] = {"marker": marker, "markersize": 3, "linewidth": 1.8}
-    axes.plot(x[known], y[known], color=colour(name), **style)
+    axes.plot(x[finite], y[finite], color=colour(name), **style)
 
 
 def _round_axis(axes: Axes, rounds: np.ndarray) -> None:
@@ -83,12 +83,12 @@ def _client_band(run: RunRecord, axes: Axes, rounds: np.ndarray) -> list[Key]:
     clients = [entry.get("clients") or {} for entry in run.metrics]
     rows = [[(c.get(name) or {}).get("test") for name in names] for c in clients]
     tests = 100 * np.array(rows, dtype=float).reshape(len(rows), len(names))  # (R, K)
-    known = np.isfinite(tests).any(axis=1)
-    if len(names) < 2 or known.sum() < 2:
+    measured = np.isfinite(tests).any(axis=1)
+    if len(names) < 2 or measured.sum() < 2:
         return []
-    low, high = np.nanmin(tests[known], axis=1), np.nanmax(tests[known], axis=1)
+    low, high = np.nanmin(tests[measured], axis=1), np.nanmax(tests[measured], axis=1)
     band: dict[str, Any] = {"color": colour("clients"), "alpha": 0.13, "linewidth": 0}
-    axes.fill_between(rounds[known], low, high, **band)
+    axes.fill_between(rounds[measured], low, high, **band)
     return [Key("clients", "clients, lowest to highest", "band")]
 
 

@@ -133,8 +133,8 @@ def to_svg(figure: Figure, label: str) -> Markup:
     return head.format(box, label) + Markup(body + "</svg>")
 
 
-def _tag(found: re.Match[str]) -> str:
+def _tag(match: re.Match[str]) -> str:
     """A tag of matplotlib's in the colours of the page, without what is not used."""
-    tag = _UNUSED.sub("", " ".join(found[0].split()))
+    tag = _UNUSED.sub("", " ".join(match[0].split()))
     tag = re.sub(r"#0000(\w\w)", lambda m: f"var(--{_COLOURS[int(m[1], 16)]})", tag)
     return re.sub(r"(\.\d\d)\d+", r"\1", tag)  # finer than any screen

@@ -50,17 +50,17 @@ _CHARTS = (
 def render_page(runs: Sequence[RunRecord], title: str) -> str:
     """The whole page for the runs; ``title`` names the directory they come from."""
     tasks = _tasks(runs)
-    found = [group for methods in tasks for group in methods]
-    runs = [run for group in found for run in group]
-    labels = dict.fromkeys(method_label(group[0].summary) for group in found)
-    data = dict.fromkeys(str(group[0].summary["dataset"]) for group in found)
+    groups = [group for methods in tasks for group in methods]
+    runs = [run for group in groups for run in group]
+    labels = dict.fromkeys(method_label(group[0].summary) for group in groups)
+    data = dict.fromkeys(str(group[0].summary["dataset"]) for group in groups)
     skipped = (n for run in runs for n in run.summary.get("skipped_images") or ())
     with figure_style():
         return _template().render(
             title=title,
             headline=f"{', '.join(labels)} on {', '.join(data)}",
             compared=[_compared(methods) for methods in tasks if len(methods) > 1],
-            groups=[_group(group) for group in found],
+            groups=[_group(group) for group in groups],
             runs=_detailed(runs),
             count=len(runs),
             quarantined=sum(run.summary.get("quarantined") or 0 for run in runs),

@@ -341,7 +341,7 @@ def test_what_main_overrules_is_noted(world, monkeypatch, capsys):
     ("root", "told"),
     [
         ("{}/data", "write --root_dir {}/data/"),
-        ("{}/nowhere/", "is no folder; expected the images of --dataset pacs"),
+        ("{}/nowhere/", "is not a folder; expected the images of --dataset pacs"),
         ("$NOT_SET/", "variable $NOT_SET is not set"),
         ("{}/data/", None),
         ("{}/da", "is no folder"),
