@@ -24,9 +24,9 @@ from ..config.schema import (
     TrainConfig,
     WireConfig,
 )
-from ..errors import ConfigError
+from ..errors import ConfigError, RunError
 from ..server.aggregation import aggregate
-from ..wire.update import ClientUpdate, State
+from ..wire.update import ClientUpdate, State, private_part
 
 if TYPE_CHECKING:
     from ..clip.whole import WholeClip
@@ -160,6 +160,9 @@ class Algorithm(abc.ABC):
     """The paper."""
     communicates = True
     """Whether states go to and fro; bytes are counted only then."""
+    personal = False
+    """Whether what clients keep predicts for them (:attr:`ClientUpdate.kept`), over
+    the shared state; an unseen domain is judged by the shared state alone."""
     needs_clip = False
     """Whether features are not enough, see :attr:`Task.whole_clip`."""
     rows_at_once = 4096
@@ -204,12 +207,31 @@ class Algorithm(abc.ABC):
         return state
 
     def client_state(self, state: State, client: Client) -> State:
-        """The state that ``client`` predicts with."""
-        return state
+        """The state that ``client`` predicts with: the shared one, and over it, key by
+        key, what it keeps of a ``personal`` algorithm."""
+        own = private_part(client.kept) if self.personal else {}
+        return {**state, **own} if own else state
 
     def target_states(self, state: State, clients: Sequence[Client]) -> list[State]:
         """The states that judge an unseen domain; their accuracies are averaged."""
         return [state]
+
+
+def kept_state(client: Client, first: State) -> State:
+    """What ``client`` keeps under the keys of ``first``, which stands in for the rest.
+
+    Raises RunError for a tensor of another shape or dtype, as from a damaged file.
+    """
+    found = {key: client.kept.get(key, value) for key, value in first.items()}
+    for key, value in found.items():
+        like = first[key]
+        if value.shape != like.shape or value.dtype != like.dtype:
+            raise RunError(
+                f"{client.name}: {key}, kept from the round before, is "
+                f"{tuple(value.shape)} {value.dtype}, expected {tuple(like.shape)} "
+                f"{like.dtype}; start the run again"
+            )
+    return found
 
 
 def sample_order(

@@ -22,6 +22,7 @@ class Local(FedClip):
     trains = "the attention adapter, never sent"
     source = ""
     communicates = False
+    personal = True
 
     def init(self, task: Task) -> State:
         """The common start."""
@@ -46,10 +47,6 @@ class Local(FedClip):
     ) -> State:
         """Nobody learns from anybody."""
         return state
-
-    def client_state(self, state: State, client: Client) -> State:
-        """The client's own adapter; the common start before it has trained."""
-        return client.kept or state
 
     def target_states(self, state: State, clients: Sequence[Client]) -> list[State]:
         """Every client's adapter, in the order of their names."""

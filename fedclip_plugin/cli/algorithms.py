@@ -38,6 +38,9 @@ def facts(cls: type[Algorithm], classes: int, dim: int) -> Facts:
         "transductive": "yes: sees unlabelled held-out images"
         if cls.transductive
         else "no",
+        "personal": "yes: each client keeps a part that predicts for it alone"
+        if cls.personal
+        else "",
         "source": cls.source,
     }
     return {label: text for label, text in found.items() if text}

@@ -56,7 +56,7 @@ class Classifier:
     ) -> Classifier:
         """The classifier of the run in ``directory``, configured by ``config``.
 
-        ``client`` takes what that client personalized instead of the shared state.
+        ``client`` takes what that client made its own instead of the shared state.
         Raises RunError where there is no such state, ConfigError for an algorithm that
         predicts from more than features, WeightsError for a backbone that does not fit.
         """
@@ -67,11 +67,7 @@ class Classifier:
                 "predict from frozen features can be loaded as a classifier"
             )
         trained = read_trained(directory, client)
-        if any("/" in key for key in trained.state):
-            raise ConfigError(
-                f"{trained.path} holds one model for each client: --alg "
-                f"{algorithm.name} has no shared one to predict with"
-            )
+        state = trained.shared
         encoder = load_backbone(trained, config)
         texts = class_texts(encoder, trained.classes, trained.prompts)
         task = Task.of(
@@ -81,7 +77,7 @@ class Classifier:
             encoder.logit_scale,
             config.seeds[0],
         )
-        return cls(encoder, algorithm, trained.state, task, trained.classes)
+        return cls(encoder, algorithm, state, task, trained.classes)
 
     def predict(self, images: Sequence[Source], batch_size: int = 32) -> Predictions:
         """Labels and probabilities of image files or PIL images, in their order.

@@ -19,8 +19,7 @@ def export_run(
     there is no adapter, WeightsError for a backbone of another width.
     """
     trained = read_trained(directory)
+    state = trained.shared
     encoder = load_backbone(trained, config)
     texts = class_texts(encoder, trained.classes, trained.prompts)
-    return export_classifier(
-        encoder, trained.state, texts, trained.classes, to, formats
-    )
+    return export_classifier(encoder, state, texts, trained.classes, to, formats)

@@ -12,18 +12,21 @@ from torch import Tensor
 from ..clip.encoder import EncoderSpec, FrozenClip
 from ..clip.prompts import captions
 from ..config.schema import RunConfig
-from ..errors import RunError, WeightsError
+from ..errors import ConfigError, RunError, WeightsError
 from ..features.encode import encode_captions
 from ..storage.shapes import several, text
 from ..storage.tensors import DamagedFileError, read_tensors
-from ..wire.update import State
+from ..wire.update import State, unflatten
 
 ADAPTER = "adapter.safetensors"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The best round's state of a run, its classes and prompts, and the CLIP's name."""
+    """The best round's state of a run, its classes and prompts, and the CLIP's name.
+
+    What clients keep for themselves is in the ``state`` as ``<client>/<key>``.
+    """
 
     path: Path
     state: State
@@ -34,20 +37,41 @@ class Trained:
     @property
     def width(self) -> int | None:
         """D of the features that the state takes; None for a state that tells none."""
-        matrices = (v.shape[-1] for v in self.state.values() if v.dim() == 2)
+        shared = {k: v for k, v in self.state.items() if "/" not in k}
+        matrices = (v.shape[-1] for v in shared.values() if v.dim() == 2)
         return next(matrices, None)
+
+    @property
+    def shared(self) -> State:
+        """The state that predicts for everybody.
+
+        Raises ConfigError where every client has a whole one of its own.
+        """
+        own = unflatten({k: v for k, v in self.state.items() if "/" in k})
+        state = {k: v for k, v in self.state.items() if "/" not in k}
+        if own and all(state.keys() <= keys.keys() for keys in own.values()):
+            raise ConfigError(
+                f"{self.path} holds one model for each client and no shared one to "
+                f"predict with: name a client, one of {', '.join(sorted(own))}"
+            )
+        return state
 
 
 def read_trained(directory: Path, client: str | None = None) -> Trained:
-    """The shared state of the run in ``directory``, or what ``client`` made of it.
+    """The state of the run in ``directory``, or what ``client`` predicts with.
 
+    That is what personalization made for it, else the shared state and what it keeps.
     Raises RunError where there is none, or where the file is not one of a run.
     """
     path = directory / ADAPTER
-    if client is not None:
-        path = directory / "personal" / f"{client}.safetensors"
+    personal = directory / "personal" / f"{client}.safetensors"
+    kept = client is not None and not personal.is_file()
+    if client is not None and not kept:
+        path = personal
     try:
         state, meta = read_tensors(path)
+        if kept:
+            state = _of_client(state, directory, str(client))
         classes = _names(meta["classes"])
         prompts = _names(meta["prompts"])
         return Trained(path, state, classes, prompts, meta["model"])
@@ -55,6 +79,15 @@ def read_trained(directory: Path, client: str | None = None) -> Trained:
         raise RunError(_absent(directory, client)) from error
     except (DamagedFileError, KeyError, ValueError, RecursionError) as error:
         raise RunError(f"{path} is not an adapter of a fedclip run: {error}") from error
+
+
+def _of_client(state: State, directory: Path, client: str) -> State:
+    """The shared state, and over it, key by key, what ``client`` keeps."""
+    start = f"{client}/"
+    own = {k[len(start) :]: v for k, v in state.items() if k.startswith(start)}
+    if not own:
+        raise RunError(_absent(directory, client))
+    return {k: v for k, v in state.items() if "/" not in k} | own
 
 
 def _names(value: str) -> tuple[str, ...]:

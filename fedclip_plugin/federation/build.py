@@ -69,6 +69,11 @@ def build_federation(
             f"--alg {config.algorithm} sends nothing to a server: there is nothing "
             "that --dp-noise-multiplier could hide"
         )
+    if config.privacy.private and algorithm.personal:
+        raise ConfigError(
+            f"--alg {config.algorithm}: what its clients keep ties rounds together, "
+            "which --dp-noise-multiplier cannot account for (docs/privacy.md)"
+        )
     device = resolve_device(config.model.device)
     labels = {d: features.label[d].numpy() for d in features.domains}
     held = partition_clients(labels, config.data, target, seed)

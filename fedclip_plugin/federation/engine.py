@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from ..algorithms import Client
 from ..config.schema import PrivacyConfig, TrainConfig
 from ..server import privacy
-from ..wire.update import ClientUpdate, Kept, State, remember
+from ..wire.update import ClientUpdate, Kept, State, private_part, remember
 from .build import Federation, draw_cohort, participants
 from .downlink import Broadcast, broadcast
 from .rounds import (
@@ -59,8 +59,8 @@ class RunState:
     """A run between two rounds.
 
     ``state`` is the server's, ``kept`` what clients keep where they train in this
-    process.  ``best`` is what clients saw of the best round's state, for use; only
-    where nothing is shared are ``best_kept`` the clients' own adapters of that round.
+    process.  ``best`` is what clients saw of the best round's state, for use;
+    ``best_kept`` what they kept in it, where that predicts (``Algorithm.personal``).
     """
 
     progress: Progress
@@ -81,8 +81,11 @@ def first_state(fed: Federation) -> RunState:
 
 def usable(fed: Federation, state: State, kept: Kept) -> tuple[State, Kept]:
     """What predicts: the state as clients see it, and what they keep if that does."""
-    seen = broadcast(fed, state).seen
-    return seen, {} if fed.algorithm.communicates else kept
+    seen, algorithm = broadcast(fed, state).seen, fed.algorithm
+    if algorithm.communicates and not algorithm.personal:
+        return seen, {}
+    own = {client: private_part(state) for client, state in kept.items()}
+    return seen, {client: state for client, state in own.items() if state}
 
 
 @dataclass

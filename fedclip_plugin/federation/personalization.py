@@ -7,7 +7,7 @@ where the shared adapter wins a tie; so is a client that has no validation rows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -104,12 +104,12 @@ def _gains(results: list[Personal]) -> dict[str, Any]:
 def _choose(
     algorithm: Algorithm, shared: State, client: Client, task: Task, method: str
 ) -> tuple[Personal, State]:
-    shared = algorithm.client_state(shared, client)
+    own = algorithm.client_state(shared, client)
 
     def score(state: State, part: Samples) -> float | None:
         return accuracy(predict_labels(algorithm, state, part, task), part.y)
 
-    best, choice, best_score = shared, 0.0, score(shared, client.val)
+    best, choice, best_score = own, 0.0, score(own, client.val)
     if best_score is not None and len(client.train):
         for value, state in _candidates(algorithm, shared, client, task, method):
             reached = score(state, client.val)
@@ -118,9 +118,7 @@ def _choose(
     test = client.test
     zero_shot = accuracy(zero_shot_labels(test, task), test.y)
     return (
-        Personal(
-            client.name, choice, zero_shot, score(shared, test), score(best, test)
-        ),
+        Personal(client.name, choice, zero_shot, score(own, test), score(best, test)),
         best,
     )
 
@@ -128,15 +126,17 @@ def _choose(
 def _candidates(
     algorithm: Algorithm, shared: State, client: Client, task: Task, method: str
 ) -> Iterator[tuple[float, State]]:
-    def tuned(epochs: int) -> Mapping[str, Any]:
+    def tuned(epochs: int) -> State:
         longer = replace(task, train=replace(task.train, local_epochs=epochs))
         after = task.train.rounds + 1
-        return algorithm.local_train(shared, client, longer, after).state
+        update = algorithm.local_train(shared, client, longer, after)
+        kept = {**client.kept, **update.kept}
+        return algorithm.client_state(update.state, replace(client, kept=kept))
 
     if method == "finetune":
         for epochs in EPOCHS:
             yield float(epochs), dict(tuned(epochs))
         return
-    own = tuned(EPOCHS[-1])
+    start, own = algorithm.client_state(shared, client), tuned(EPOCHS[-1])
     for share in SHARES:
-        yield share, {k: v.lerp(own[k], share) for k, v in shared.items()}
+        yield share, {k: start.get(k, v).lerp(v, share) for k, v in own.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..algorithms import Algorithm, Client
@@ -12,8 +12,9 @@ from ..server import privacy
 from ..server.screening import Quarantined, screen
 from ..stats import mean
 from ..wire import compression
+from ..wire.codec import is_finite
 from ..wire.message import state_bytes, update_bytes
-from ..wire.update import ClientUpdate, State
+from ..wire.update import ClientUpdate, State, private_part
 from . import downlink
 from .build import Federation
 from .downlink import Broadcast
@@ -87,10 +88,27 @@ def as_sent(
     updates: Sequence[ClientUpdate],
     kept: Mapping[str, State],
 ) -> list[ClientUpdate]:
-    """What local training gave, as it travels: compressed where that is asked."""
+    """What local training gave, as it travels: compressed where that is asked.
+
+    A client whose training ended in NaN or Inf goes on with the private state that it
+    had: it cannot know what the server will leave out.
+    """
     if not fed.algorithm.communicates:
         return list(updates)
+    if fed.algorithm.personal:
+        updates = [u if _is_sound(u) else _without_private(u) for u in updates]
     return compression.compress(updates, kept, seen, fed.task.wire)
+
+
+def _is_sound(update: ClientUpdate) -> bool:
+    values = (*update.state.values(), *private_part(update.kept).values())
+    return all(map(is_finite, values))
+
+
+def _without_private(update: ClientUpdate) -> ClientUpdate:
+    private = private_part(update.kept)
+    kept = {key: value for key, value in update.kept.items() if key not in private}
+    return replace(update, kept=kept)
 
 
 # ------------------------------------------------------------------- the server's side

@@ -147,9 +147,22 @@ def summarise(
     }
 
 
+_OF_SHARED = (
+    "what clients keep for themselves is not known to this process: all accuracies "
+    "here are of the shared state alone"
+)
+_OF_CLIENTS = (
+    "clients measured themselves, each with what it keeps; adapter.safetensors holds "
+    "the shared state alone"
+)
+
+
 def _notes(setup: Setup, now: RunState) -> list[str]:
     """What the run itself lacks."""
     notes = selection_notes(_measured(setup, now), setup.config.train)
+    algorithm = setup.fed.algorithm
+    if algorithm.personal and algorithm.communicates and not now.best_kept:
+        notes.append(_OF_SHARED if setup.fed.clients else _OF_CLIENTS)
     if (count := len(setup.features.classes)) > MAX_CLASSES:
         notes.append(
             f"{count:,} classes: confusion matrices are left out beyond {MAX_CLASSES:,}"

@@ -45,6 +45,15 @@ def remember(kept: Mapping[str, State], updates: Iterable[ClientUpdate]) -> Kept
     return {**kept, **new}
 
 
+def private_part(kept: Mapping[str, Tensor]) -> State:
+    """What predicts of what a client keeps.
+
+    A key ``<name>:<what>`` is for training or sending alone: an optimizer's slot, the
+    residual of compression.
+    """
+    return {key: value for key, value in kept.items() if ":" not in key}
+
+
 def flatten(kept: Mapping[str, State]) -> State:
     """What clients keep as one state, ``<client>/<key>``: for a file."""
     return {f"{c}/{k}": v for c, state in kept.items() for k, v in state.items()}

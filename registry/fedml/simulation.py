@@ -103,10 +103,15 @@ class FedCLIPAPI(FedAvgAPI):  # type: ignore[misc]
             return updates
         whole, binding = parameters(self.model), self.server_aggregator.binding
         sent = unpacked(binding, self.server_aggregator.payload())
+        ours = trainer if isinstance(trainer, FedCLIPTrainer) else None
+        if ours:
+            ours.kept = opened.kept
         updates = [
             self._one_by_one(client, loader, sent)
             for client, loader in zip(clients, loaders)
         ]
+        if ours:
+            opened.kept = ours.kept
         trainer.set_model_params(whole)  # the server's model is the same module
         return updates
 
@@ -206,6 +211,13 @@ def simulate(
 
 
 def _check_size(args: Any) -> None:
+    algorithm = bind(args).setup.fed.algorithm
+    if algorithm.personal and args.client_num_per_round < args.client_num_in_total:
+        raise ConfigError(
+            f"{FILE}: client_num_per_round: a client of --alg {algorithm.name} keeps a "
+            "part of the model in its process, and MPI gives a client that is drawn "
+            f"now and then another one: take all {args.client_num_in_total}, or sp"
+        )
     wanted = args.client_num_per_round + 1
     if args.worker_num != wanted:
         raise ConfigError(

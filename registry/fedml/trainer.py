@@ -62,14 +62,20 @@ def open_binding(args: Any) -> Binding:
     return binding
 
 
-def split_metrics(binding: Binding, model: nn.Module, data: Any) -> dict[str, Any]:
-    """FedML's metrics of a split; the loss is not measured."""
+def split_metrics(
+    binding: Binding, model: nn.Module, data: Any, kept: Kept | None = None
+) -> dict[str, Any]:
+    """FedML's metrics of a split; the loss is not measured.
+
+    A client's split is predicted with what the client ``kept`` too, if that predicts.
+    """
     if not isinstance(data, ClientLoader):
         raise ConfigError(f"FedCLIP tests on data of fedml_host.load, got {data!r}")
     fed = binding.setup.fed
-    predicted = predict_labels(
-        fed.algorithm, device_state(binding, model), data.samples, fed.task
-    )
+    state = device_state(binding, model)
+    if data.client is not None and kept:
+        state = fed.algorithm.client_state(state, data.client.with_kept(kept))
+    predicted = predict_labels(fed.algorithm, state, data.samples, fed.task)
     right = accuracy(predicted, data.samples.y) or 0.0
     total = len(data.samples)
     return {
@@ -117,6 +123,11 @@ class FedCLIPTrainer(ClientTrainer):  # type: ignore[misc]
         """Local epochs on ``train_data`` of ``fedml_host.load``, in place."""
         client, fed = client_of(train_data).with_kept(self.kept), self.binding.setup.fed
         number = getattr(args, "round_idx", 0) + 1
+        if fed.algorithm.personal and number > 1 and not client.kept:
+            logging.warning(
+                f"FedCLIP client {client.name} keeps nothing from before round "
+                f"{number}: its own part of the model is new"
+            )
         state = device_state(self.binding, self.model)
         (update,) = fed.algorithm.local_round(state, [client], fed.task, number)
         self._keeps = update.kept
@@ -139,7 +150,7 @@ class FedCLIPTrainer(ClientTrainer):  # type: ignore[misc]
 
     def test(self, test_data: Any, device: Any, args: Any) -> dict[str, Any]:
         """Correct predictions of ``test_data``, in FedML's keys."""
-        return split_metrics(self.binding, self.model, test_data)
+        return split_metrics(self.binding, self.model, test_data, self.kept)
 
 
 def trainer_of(given: Any, model: nn.Module, args: Any) -> Any:

@@ -72,10 +72,9 @@ def train(party: Party, message: Message) -> RecordDict:
     """
     fed = party.setup.fed
     state = downlink.received(fed, records.to_state(message.content, fed.first))
-    own = records.to_state(party.kept.array_records.get(records.KEPT), fed.first)
-    client = replace(party.client, kept=own)
+    client = _with_kept(party)
     (update,) = train_clients(fed, state, [client], party.round)
-    if kept := {**own, **update.kept}:
+    if kept := {**client.kept, **update.kept}:
         party.kept[records.KEPT] = records.to_arrays(kept)
     metrics = MetricRecord({records.ROWS: update.num_examples, **update.metrics})
     return RecordDict(
@@ -84,8 +83,8 @@ def train(party: Party, message: Message) -> RecordDict:
 
 
 def evaluate(party: Party, message: Message) -> RecordDict:
-    """Accuracy of the adapter in the message on the client's rows."""
-    fed, client = party.setup.fed, party.client
+    """Accuracy on the client's rows of the adapter in the message and what it keeps."""
+    fed, client = party.setup.fed, _with_kept(party)
     state = downlink.received(fed, records.to_state(message.content, fed.first))
     scores = score_clients(fed.algorithm, state, [client], fed.task)[client.name]
     metrics = MetricRecord({records.ROWS: len(client.test)})
@@ -93,6 +92,11 @@ def evaluate(party: Party, message: Message) -> RecordDict:
         if scores[split] is not None:
             metrics[key] = scores[split]
     return RecordDict({records.METRICS: metrics})
+
+
+def _with_kept(party: Party) -> Client:
+    kept = party.kept.array_records.get(records.KEPT)
+    return replace(party.client, kept=records.to_state(kept, party.setup.fed.first))
 
 
 def _answer(work: Work, message: Message, context: Context) -> Message:

@@ -144,7 +144,9 @@ class PersonalizedFedClip:
         (update,) = fed.algorithm.local_round(start, [client], task, round + 1)
         self._locals[c_idx] = _Local(start, epochs, update)
         self.client_model[c_idx].load_state_dict(update.state)
-        _, right = score_rows(fed, dict(update.state), client.train)
+        client = replace(client, kept={**client.kept, **update.kept})
+        own = fed.algorithm.client_state(dict(update.state), client)
+        _, right = score_rows(fed, own, client.train)
         return update.metrics.get("loss", math.nan), right
 
     @clear_errors()
@@ -181,7 +183,7 @@ class PersonalizedFedClip:
         """
         site = self._sites[c_idx]
         site.saw(dataloader)
-        loss, right = self._score(self.client_model[c_idx], dataloader)
+        loss, right = self._score(self._own_state(c_idx), dataloader)
         validation = dataloader is site.parts()[1]
         if validation:
             self._awaited.discard(c_idx)
@@ -198,11 +200,18 @@ class PersonalizedFedClip:
     @clear_errors()
     def server_eval(self, dataloader: Any) -> tuple[float, float]:
         """The same of the server's adapter."""
-        return self._score(self.server_model, dataloader)
+        return self._score(state_of(self.server_model), dataloader)
 
-    def _score(self, model: nn.Module, loader: Any) -> tuple[float, float]:
-        rows = self._images.samples(loader)
-        return score_rows(self.run.fed, state_of(model), rows)
+    def _own_state(self, c_idx: int) -> State:
+        """What a client predicts with: its model, and what it keeps if that does."""
+        kept = self._pending.kept if self._pending else self.run.now.kept
+        client = self._client(c_idx).with_kept(kept)
+        return self.run.fed.algorithm.client_state(
+            state_of(self.client_model[c_idx]), client
+        )
+
+    def _score(self, state: State, loader: Any) -> tuple[float, float]:
+        return score_rows(self.run.fed, state, self._images.samples(loader))
 
     def _warn_empty(self, name: str) -> None:
         if name not in self._empty:
