@@ -106,7 +106,7 @@ def one_round(fed: Federation, number: int) -> dict[str, float]:
     trained = time.perf_counter()
     names = [c.name for c in chosen]
     screened = screen_round(fed, broadcast(fed, state), updates, names)
-    after = next_state(fed, screened, state, number)
+    after = next_state(fed, screened, state, number)[0]
     aggregated, used = time.perf_counter(), time.process_time() - used
     score_state(fed, broadcast(fed, after).seen)
     return {

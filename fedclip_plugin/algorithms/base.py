@@ -160,6 +160,9 @@ class Algorithm(abc.ABC):
     """The paper."""
     communicates = True
     """Whether states go to and fro; bytes are counted only then."""
+    moves = True
+    """Whether a round moves the state that was sent; one that makes it anew has nothing
+    that a server optimizer could go on with."""
     personal = False
     """Whether what clients keep predicts for them (:attr:`ClientUpdate.kept`), over
     the shared state; an unseen domain is judged by the shared state alone."""

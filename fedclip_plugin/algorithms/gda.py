@@ -137,6 +137,7 @@ class Gda(Algorithm):
     trains = "nothing: means and one covariance"
     source = "Fisher 1936, Friedman 1989; arXiv 2402.04087"
     Params = GdaParams
+    moves = False
     defaults: ClassVar = {"rounds": 1, "weighting": "examples"}
 
     def init(self, task: Task) -> State:

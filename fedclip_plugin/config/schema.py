@@ -196,6 +196,25 @@ class ServerConfig(Section):
     participation: float = option(
         1.0, "share of the clients that train in a round", within="(0, 1]",
         metavar="SHARE")  # fmt: skip
+    server_optimizer: str = option(
+        "none", "what makes the next state of the mean update: FedAvgM, FedAdagrad, "
+        "FedAdam or FedYogi (docs/server.md)",
+        choices=("none", "momentum", "adagrad", "adam", "yogi"))  # fmt: skip
+    server_lr: float | None = option(
+        None, "its step", within="(0, inf)",
+        shown="1 for none and momentum, else 0.01")  # fmt: skip
+    server_momentum: float | None = option(
+        None, "share of the former mean updates in it; beta1 of the adaptive ones",
+        within="[0, 1)", shown="0.9; 0 for adagrad")  # fmt: skip
+    server_beta2: float = option(
+        0.99, "of adam and yogi on the server", within="[0, 1)")  # fmt: skip
+    server_tau: float = option(
+        1e-3, "of adagrad, adam and yogi on the server: small is adaptive",
+        within="(0, inf)")  # fmt: skip
+    server_ema: float = option(
+        0.0, "score, keep and export the average over rounds that forgets with this "
+        "factor; 0 = the round's own state", within="[0, 1)",
+        metavar="DECAY")  # fmt: skip
 
 
 @dataclass(frozen=True)

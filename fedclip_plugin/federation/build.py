@@ -20,6 +20,7 @@ from ..data.partition import partition_clients
 from ..errors import ConfigError
 from ..features.feature_set import FeatureSet
 from ..ops.kernels import resolve_device
+from ..server import optimizer
 from ..server.privacy import drawing_seed
 from ..wire.update import State
 
@@ -64,16 +65,7 @@ def build_federation(
     Raises ConfigError for an unknown target, algorithm or device.
     """
     algorithm = get_algorithm(config.algorithm)
-    if config.privacy.private and not algorithm.communicates:
-        raise ConfigError(
-            f"--alg {config.algorithm} sends nothing to a server: there is nothing "
-            "that --dp-noise-multiplier could hide"
-        )
-    if config.privacy.private and algorithm.personal:
-        raise ConfigError(
-            f"--alg {config.algorithm}: what its clients keep ties rounds together, "
-            "which --dp-noise-multiplier cannot account for (docs/privacy.md)"
-        )
+    check_together(config, algorithm)
     device = resolve_device(config.model.device)
     labels = {d: features.label[d].numpy() for d in features.domains}
     held = partition_clients(labels, config.data, target, seed)
@@ -87,6 +79,29 @@ def build_federation(
     params, scale = algorithm.Params(), features.logit_scale
     task = Task.of(config, params, text, scale, seed, clip)
     return Federation(algorithm, task, clients, _target(features, target, device))
+
+
+def check_together(config: RunConfig, algorithm: Algorithm) -> None:
+    """Refuse options that make no sense with the algorithm; raises ConfigError."""
+    if config.privacy.private and not algorithm.communicates:
+        raise ConfigError(
+            f"--alg {config.algorithm} sends nothing to a server: there is nothing "
+            "that --dp-noise-multiplier could hide"
+        )
+    if config.privacy.private and algorithm.personal:
+        raise ConfigError(
+            f"--alg {config.algorithm}: what its clients keep ties rounds together, "
+            "which --dp-noise-multiplier cannot account for (docs/privacy.md)"
+        )
+    if not (algorithm.communicates and algorithm.moves):
+        why = "makes its state anew each round"
+        if not algorithm.communicates:
+            why = "sends nothing to a server"
+        for option in optimizer.chosen(config.server):
+            raise ConfigError(
+                f"--alg {config.algorithm} {why}: leave out {option}, which goes on "
+                "from the state of the round before"
+            )
 
 
 def _share_out(

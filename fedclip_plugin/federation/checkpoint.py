@@ -2,8 +2,9 @@
 
 Nothing random is stored: every random draw is a function of seed, round and client.
 
-Its tensors are ``state/<key>``, ``kept/<client>/<key>`` and, where the best round is
-not the last, ``best/<key>`` and ``best-kept/<client>/<key>``.
+Its tensors are ``state/<key>``, ``memory/<slot>/<key>`` of the server's optimizer,
+``kept/<client>/<key>`` and, where the best round is not the last, ``best/<key>`` and
+``best-kept/<client>/<key>``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import RunError
+from ..server import optimizer
 from ..storage.files import remove_leftovers
 from ..storage.shapes import count, fields, number, several
 from ..storage.tensors import DamagedFileError, read_tensors, write_tensors
@@ -25,7 +27,7 @@ from .build import Federation
 from .engine import Progress, RunState, usable
 
 DURABLE_SECONDS = 5.0  # power loss may cost this much; kill -9 costs nothing
-_FORMAT = "3"
+_FORMAT = "4"
 
 _PROGRESS = fields(
     dict.fromkeys(("round", "best_round", "bytes_up", "bytes_down"), count),
@@ -52,6 +54,7 @@ class Checkpoint:
     def save(self, now: RunState) -> None:
         """Write a run in one step; the best state once where it is the last."""
         tensors = _named("state/", now.state) | _named("kept/", flatten(now.kept))
+        tensors |= _named("memory/", now.memory)
         progress = now.progress
         if progress.best_round != progress.round:
             best = _named("best/", now.best)
@@ -80,17 +83,21 @@ class Checkpoint:
         tensors = on_device(tensors, fed.task.text.device)
         state, kept = _part(tensors, "state/"), _part(tensors, "kept/")
         best = _part(tensors, "best/") or state
-        best_kept = _part(tensors, "best-kept/")
+        best_kept, memory = _part(tensors, "best-kept/"), _part(tensors, "memory/")
         for part in (state, best):
             if wrong := _state_misfit(part, fed.first):
                 raise _damaged(self.path, wrong)
         for part in (kept, best_kept):
             if wrong := _kept_misfit(part, fed.first):
                 raise _damaged(self.path, wrong)
+        if wrong := optimizer.misfit(memory, fed.first):
+            raise _damaged(self.path, wrong)
         clients, own = unflatten(kept), unflatten(best_kept)
         if progress.best_round == progress.round:  # it is in the file once
-            best, own = usable(fed, state, clients)
-        return RunState(progress, state, best, kept=clients, best_kept=own)
+            best, own = usable(fed, optimizer.judged(memory, state), clients)
+        return RunState(
+            progress, state, best, kept=clients, best_kept=own, memory=memory
+        )
 
     def accept(self) -> tuple[State, Progress] | None:
         """What the file holds, if it is this run's; changes nothing.

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from ..algorithms import Client
 from ..config.schema import PrivacyConfig, TrainConfig
-from ..server import privacy
+from ..server import optimizer, privacy
 from ..wire.update import ClientUpdate, Kept, State, private_part, remember
 from .build import Federation, draw_cohort, participants
 from .downlink import Broadcast, broadcast
@@ -61,6 +61,7 @@ class RunState:
     ``state`` is the server's, ``kept`` what clients keep where they train in this
     process.  ``best`` is what clients saw of the best round's state, for use;
     ``best_kept`` what they kept in it, where that predicts (``Algorithm.personal``).
+    ``memory`` is the server optimizer's, and the average over rounds.
     """
 
     progress: Progress
@@ -70,6 +71,7 @@ class RunState:
     kept: Kept = field(default_factory=dict)
     best_kept: Kept = field(default_factory=dict)
     best_scores: Scores = field(default_factory=dict)
+    memory: State = field(default_factory=dict)
     last: bool = False
 
 
@@ -90,7 +92,8 @@ def usable(fed: Federation, state: State, kept: Kept) -> tuple[State, Kept]:
 
 @dataclass
 class Round:
-    """A round under way; ``state`` and ``kept`` are those after it, once aggregated.
+    """A round under way; ``state``, ``kept`` and ``memory`` are those after it, once
+    aggregated.
 
     A host may put another ``state`` in.
     """
@@ -102,6 +105,7 @@ class Round:
     kept: Kept
     screened: Screened
     started: float
+    memory: State
 
     def count_bytes(self, up: int, down: int) -> None:
         """Bytes of the host's own wire, in the place of those of safetensors."""
@@ -146,7 +150,8 @@ class Run:
         sent, kept = broadcast(fed, state), self.now.kept
         cohort = [c.with_kept(kept) for c in draw_cohort(fed, number)]
         nobody = Screened([], [], [], 0, 0, sent)
-        return Round(number, cohort, sent, state, kept, nobody, started)
+        memory = self.now.memory
+        return Round(number, cohort, sent, state, kept, nobody, started, memory)
 
     def aggregate(
         self,
@@ -160,11 +165,21 @@ class Run:
         """
         fed = self.fed
         opened.screened = screen_round(fed, opened.sent, updates, participants)
-        opened.state = next_state(fed, opened.screened, opened.state, opened.number)
+        opened.state, opened.memory = next_state(
+            fed, opened.screened, opened.state, opened.number, opened.memory
+        )
         # a client alone is its own server: it keeps no adapter that is unsound
         keeping = updates if fed.algorithm.communicates else opened.screened.sound
         opened.kept = remember(opened.kept, keeping)
         return opened.state
+
+    def judged(self, opened: Round) -> State:
+        """What is scored of an aggregated round: its state, or the average so far."""
+        return optimizer.judged(self._memory(opened), opened.state)
+
+    def _memory(self, opened: Round) -> State:
+        config = self.fed.task.server
+        return optimizer.averaged(opened.memory, opened.state, config, opened.number)
 
     def close_round(self, opened: Round, scores: Scores | None = None) -> RoundResult:
         """Score the round's state and take it over.
@@ -173,7 +188,9 @@ class Run:
         they are scored here, where their data are, every ``eval_every`` rounds.
         """
         trained, train = time.perf_counter(), self.fed.task.train
-        seen, own = usable(self.fed, opened.state, opened.kept)
+        memory = self._memory(opened)  # of the state that a host may have put in
+        judged = optimizer.judged(memory, opened.state)
+        seen, own = usable(self.fed, judged, opened.kept)
         target = None
         if scores is None and not scored(train, opened.number):
             scores = {}
@@ -190,6 +207,7 @@ class Run:
             result=result,
             state=opened.state,
             kept=opened.kept,
+            memory=memory,
             last=finished(progress, train),
         )
         if progress.best_round == opened.number:

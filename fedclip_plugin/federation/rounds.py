@@ -8,7 +8,7 @@ from typing import Any
 
 from ..algorithms import Algorithm, Client
 from ..config.schema import TrainConfig
-from ..server import privacy
+from ..server import optimizer, privacy
 from ..server.screening import Quarantined, screen
 from ..stats import mean
 from ..wire import compression
@@ -133,12 +133,20 @@ def screen_round(
 
 
 def next_state(
-    fed: Federation, screened: Screened, state: State, round_number: int
-) -> State:
-    """What follows on the server's ``state`` from a round's screened updates."""
+    fed: Federation,
+    screened: Screened,
+    state: State,
+    round_number: int,
+    memory: State | None = None,
+) -> tuple[State, State]:
+    """What follows on the server's ``state`` from a round's screened updates.
+
+    ``memory`` is what the server optimizer remembers; returned with the state.
+    """
     config, sound, sent = fed.task.privacy, screened.sound, screened.sent
+    memory = memory or {}
     if not sound and not config.private:
-        return dict(state)
+        return dict(state), memory
     if config.private or type(fed.algorithm).aggregate is not Algorithm.aggregate:
         sound = compression.decoded(sound, sent.seen)
     if config.private:
@@ -146,7 +154,15 @@ def next_state(
         asked = len(screened.participants)
         sound = [privacy.private_update(sound, sent.seen, config, asked, entropy)]
     after = fed.algorithm.aggregate(sound, {**state, **sent.seen}, fed.task)
-    return {**state, **downlink.with_unsent(fed, after, state, sent)}
+    return stepped(fed, after, state, sent, memory)
+
+
+def stepped(
+    fed: Federation, after: State, state: State, sent: Broadcast, memory: State
+) -> tuple[State, State]:
+    """The server's step from its ``state`` towards the mean ``after``; its memory."""
+    after, memory = optimizer.step(after, sent.seen, memory, fed.task.server)
+    return {**state, **downlink.with_unsent(fed, after, state, sent)}, memory
 
 
 def score_state(fed: Federation, state: State) -> tuple[Scores, float | None]:

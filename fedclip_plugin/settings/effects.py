@@ -57,6 +57,21 @@ _RULES: tuple[_Rule, ...] = (  # options, what they need, and whether it is ther
         _as_published,
     ),
     ("optimizer-state", "an --alg with an adapter, such as fedclip", _adapts),
+    (
+        "server-momentum",
+        "--server-optimizer momentum, adagrad, adam or yogi",
+        lambda c: c.server.server_optimizer != "none",
+    ),
+    (
+        "server-tau",
+        "--server-optimizer adagrad, adam or yogi",
+        lambda c: c.server.server_optimizer not in ("none", "momentum"),
+    ),
+    (
+        "server-beta2",
+        "--server-optimizer adam or yogi",
+        lambda c: c.server.server_optimizer in ("adam", "yogi"),
+    ),
     ("alpha", "--partition dirichlet", lambda c: c.data.partition == "dirichlet"),
     ("topk-share", "--compress topk", lambda c: c.wire.compress == "topk"),
     ("error-feedback", "--compress", lambda c: c.wire.compress != "none"),

@@ -25,7 +25,7 @@ from ...algorithms import FedClip
 from ...errors import ConfigError
 from ...federation import downlink
 from ...federation.engine import Round
-from ...federation.rounds import Scores, next_state, screen_round
+from ...federation.rounds import Scores, next_state, screen_round, stepped
 from ...runs.host_run import HostRun
 from ...wire.compression import decoded
 from ...wire.message import update_bytes
@@ -198,7 +198,10 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
                 voters = [(1, given) for _, given in voters]
             with named_fedavg(self.args):
                 theirs = like(super().aggregate(voters), state)
-            return OrderedDict(downlink.with_unsent(fed, theirs, state, opened.sent))
+            after, opened.memory = stepped(
+                fed, theirs, state, opened.sent, opened.memory
+            )
+            return OrderedDict(after)
         privacy = FedMLDifferentialPrivacy.get_instance()
         if privacy.to_compute_params_in_aggregation_enabled():
             privacy.set_params_for_dp(raw)
@@ -207,12 +210,15 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
             for name, (count, given) in zip(self._voters, raw)
         ]
         screened = replace(opened.screened, sound=updates)
-        after = next_state(fed, screened, state, opened.number)
+        before = opened.memory
+        after, memory = next_state(fed, screened, state, opened.number, before)
         if self._unread and not finite(after):  # once more, without what spoiled it
             names = screened.participants
             opened.screened = screen_round(fed, opened.sent, self._unread, names)
             opened.count_bytes(screened.bytes_up, screened.bytes_down)
-            after = next_state(fed, opened.screened, state, opened.number)
+            screened = opened.screened
+            after, memory = next_state(fed, screened, state, opened.number, before)
+        opened.memory = memory
         return OrderedDict(after)
 
     def on_after_aggregation(self, aggregated_model_or_grad: Params) -> Params:

@@ -20,7 +20,7 @@ from ...algorithms import Client, Task, get_algorithm
 from ...config.schema import RunConfig
 from ...errors import UpdateError
 from ...features.feature_set import FeatureSet
-from ...federation.build import Federation
+from ...federation.build import Federation, check_together
 from ...federation.evaluation import score_zero_shot
 from ...runs.host_run import Setup
 from ...storage import shapes
@@ -160,6 +160,7 @@ def setup_without_data(config: RunConfig, cards: Sequence[Card]) -> Setup:
         text=text,
     )
     algorithm, scale = get_algorithm(config.algorithm), card.logit_scale
+    check_together(config, algorithm)
     task = Task.of(config, algorithm.Params(), text, scale, config.seeds[0])
     fed = Federation(algorithm, task, (), None)
     return Setup(config, features, fed, None)

@@ -181,7 +181,8 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         theirs = scored(self.config.train, number) and not self._scores_here
         share = self.sampling.fraction_evaluate if theirs else 0.0
         chosen = self.nodes.draw(grid, share, number) if share else {}
-        sent = downlink.payload(self._run.fed, state) if chosen else {}
+        judged = self._run.judged(opened)
+        sent = downlink.payload(self._run.fed, judged) if chosen else {}
         return self._send(MessageType.EVALUATE, sent, config, number, chosen)
 
     def aggregate_evaluate(

@@ -20,7 +20,7 @@ from torch import nn
 
 from ...algorithms import Client, Samples, Task, get_algorithm
 from ...algorithms.adapter import TwoSides
-from ...federation.build import Federation
+from ...federation.build import Federation, check_together
 from ...federation.downlink import broadcast
 from ...federation.engine import Round
 from ...federation.evaluation import accuracy, score_rows, zero_shot_labels
@@ -76,6 +76,7 @@ class PersonalizedFedClip:
         self._images = open_images(args, config)
         features, device = self._images.features, self._images.y.device
         algorithm = get_algorithm(config.algorithm)
+        check_together(config, algorithm)
         text = features.class_text.to(device)
         params, scale = algorithm.Params(), features.logit_scale
         task = Task.of(config, params, text, scale, config.seeds[0])
@@ -136,7 +137,7 @@ class PersonalizedFedClip:
         self._sites[c_idx].train = dataloader
         client, fed = self._client(c_idx), self.run.fed
         before = self._locals.get(c_idx)
-        start = before.start if before else state_of(self.client_model[c_idx])
+        start = before.start if before else self._start(c_idx)
         epochs = before.epochs + 1 if before else 1
         train = replace(fed.task.train, local_epochs=epochs)
         task = replace(fed.task, train=train)
@@ -148,6 +149,12 @@ class PersonalizedFedClip:
         own = fed.algorithm.client_state(dict(update.state), client)
         _, right = score_rows(fed, own, client.train)
         return update.metrics.get("loss", math.nan), right
+
+    def _start(self, c_idx: int) -> State:
+        """What a client trains from: its model, unless that is an average of rounds."""
+        if self._opened is not None and self.run.fed.task.server.server_ema:
+            return {key: v.clone() for key, v in self._opened.sent.seen.items()}
+        return state_of(self.client_model[c_idx])
 
     @clear_errors()
     def server_aggre(self) -> None:
@@ -161,10 +168,10 @@ class PersonalizedFedClip:
         names = [local.update.client for _, local in trained]
         run, opened = self.run, self._opened or self.run.open_round()
         updates = as_sent(run.fed, opened.sent.seen, updates, opened.kept)
-        after = run.aggregate(opened, updates, names)
+        run.aggregate(opened, updates, names)
         self._opened, self._pending, self._locals = None, opened, {}
         self._awaited = set(range(len(self._sites)))
-        state = broadcast(run.fed, after).seen
+        state = broadcast(run.fed, run.judged(opened)).seen
         self.server_model.load_state_dict(state)
         damaged = {bad.client for bad in opened.screened.quarantined}
         for i, site in enumerate(self._sites):

@@ -96,11 +96,11 @@ def test_who_is_left_out_counts_as_not_moved_and_silence_is_noisy_too():
     fed = make(dp_noise_multiplier=1e-9, dp_clip=10.0)
     state = fed.algorithm.init(fed.task)
     updates = fed.algorithm.local_round(state, fed.clients[:4], fed.task, 1)
-    found = next_state(fed, screened(updates[:3], state), state, 1)
+    found = next_state(fed, screened(updates[:3], state), state, 1)[0]
     moves = [flat(u.state) - flat(state) for u in updates[:3]]
     np.testing.assert_allclose(flat(found), flat(state) + sum(moves) / 4, atol=1e-6)
     fed = make()
-    assert not same(next_state(fed, screened([], state), state, 1), state)
+    assert not same(next_state(fed, screened([], state), state, 1)[0], state)
 
 
 def test_a_far_update_is_cut_and_not_left_out(monkeypatch):

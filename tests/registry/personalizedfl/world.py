@@ -22,6 +22,7 @@ from fedclip_plugin.federation.build import Federation
 from fedclip_plugin.federation.downlink import broadcast
 from fedclip_plugin.federation.engine import RunState
 from fedclip_plugin.registry.personalizedfl.algorithm import PersonalizedFedClip
+from fedclip_plugin.server import optimizer
 from fedclip_plugin.wire.update import State
 from tests.federation.toy import toy_features
 from tests.registry import contract
@@ -222,7 +223,8 @@ class Loop(contract.World):
         return embedded(self.world.features, settings, seed=3)
 
     def shown(self, last: RunState, **chosen: Any) -> State:
-        return broadcast(self.federation(**chosen), last.state).seen
+        judged = optimizer.judged(last.memory, last.state)
+        return broadcast(self.federation(**chosen), judged).seen
 
     def refusal(self, **chosen: Any) -> str:
         with pytest.raises(SystemExit) as stop:
