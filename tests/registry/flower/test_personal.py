@@ -19,10 +19,12 @@ def own_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ALGORITHMS._items, OwnBias.name, OwnBias)
 
 
-@pytest.mark.parametrize("more", [{}, {"compress": "int8"}], ids=str)
+@pytest.mark.parametrize(
+    "more", [{}, {"compress": "int8"}, {"alg": "fedot", "lr": 3e-3}], ids=str
+)
 def test_scores_are_those_of_the_embedded_engine(more: dict[str, Any], toy: Path):
     world = Messages(toy)
-    more |= {"alg": "own-bias", "rounds": 3}
+    more = {"alg": "own-bias", "rounds": 3, **more}
     ended, last = world.run(**more), world.embedded(**more)
     assert last.result is not None
     assert ended.run.now.result is not None
