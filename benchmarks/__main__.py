@@ -64,6 +64,7 @@ def without_nvcc() -> str:
 BENCHMARKS = {
     "ablation": Benchmark("accuracy.ablation"),
     "attacks": Benchmark("accuracy.attacks"),
+    "beyond-gda": Benchmark("accuracy.beyond_gda"),
     "codecs": Benchmark("accuracy.codecs"),
     "methods": Benchmark("accuracy.methods"),
     "personalization": Benchmark("accuracy.personalization"),

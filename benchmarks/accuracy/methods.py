@@ -1,13 +1,18 @@
 """Every method on the same data, splits and seeds: accuracy, bytes and seconds.
 
-    python -m benchmarks methods --features DIR [--runs DIR] [--only TABLE...]
+    python -m benchmarks methods --features DIR [--only TABLE...]
+    python -m benchmarks methods --images PACS --encoder DIR --only images
 
-Three tables.  *features*: a feature directory, the methods that need no CLIP.
-*digits*: the embedded data and model, all methods, fine-tuning of all of CLIP
-included.  *digits-long*: the same data, more rounds, without the methods that encode
-every image in every round.  Every domain is held out in turn.  All methods of a table
-run for the same number of rounds; each counts at its own best round, which the clients'
-validation rows choose.  Finished runs stay in --runs and are not run again.
+All that ``fedclip algorithms`` lists, and some variants, on data of
+``method_tables.py``: a feature directory with domains as clients (*features*), 20
+clients of skewed classes (*skewed*) and few images (*few-shot*), for methods that need
+no CLIP; *images*, a data set's folder and an open_clip config with weights, for those
+of the text tower, too; the embedded *digits* for all, fine-tuning of all of CLIP
+included, and *digits-long* for some of them.  Every domain is held out in turn.  All
+methods of a table run for the same number of rounds but those that end after one; each
+counts at its own best round, which the clients' validation rows choose.  The first seed
+goes through all tables before the second begins.  A run that fails does not stop the
+others.
 
     python -m benchmarks methods --time --features DIR
 
@@ -18,64 +23,64 @@ those seconds into the tables that are there.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.accuracy.study import Place, Row, Study, finished_runs, run_study
-from benchmarks.command import table as lines_of
+from benchmarks.accuracy.method_figures import figures
+from benchmarks.accuracy.method_tables import TABLES, methods_of, rounds_of
+from benchmarks.accuracy.methods_page import page_of
+from benchmarks.accuracy.study import Place, Row, Study, run_study
+from fedclip_plugin.algorithms import get_algorithm
 from fedclip_plugin.bench.timing import machine
-from fedclip_plugin.report.averages import (
-    KINDS,
-    METRICS,
-    aggregate,
-    cost_of,
-    metrics_of,
-)
-from fedclip_plugin.report.records import RunRecord
-from fedclip_plugin.report.wording import (
-    below_zero_shot,
-    human_bytes,
-    human_seconds,
-    lift,
-    points,
-    with_half,
-)
-from fedclip_plugin.stats import ci95, mean
+from fedclip_plugin.clip.whole import WholeClip, open_whole_clip
+from fedclip_plugin.config.schema import RunConfig
+from fedclip_plugin.data.folders import load_dataset
+from fedclip_plugin.errors import FedClipError
+from fedclip_plugin.features.feature_set import FeatureSet
+from fedclip_plugin.features.obtain import obtain_features
+from fedclip_plugin.federation.build import build_federation
+from fedclip_plugin.federation.engine import RunState, federate
+from fedclip_plugin.report.averages import scores
+from fedclip_plugin.runs.results import results as results_of
+from fedclip_plugin.runs.setup import Setup
+from fedclip_plugin.settings.sources import configure
 
-Methods = dict[str, dict[str, Any]]  # label -> options of `fedclip run`
-FEATURE_METHODS: Methods = {
-    "zero-shot": {"alg": "zeroshot"},
-    "local adapters": {"alg": "local"},
-    "linear head": {"alg": "linear"},
-    "FedCLIP, paper": {"alg": "fedclip"},
-    "FedCLIP, best": {"alg": "fedclip", "preset": "best"},
-}
-FROZEN_METHODS: Methods = {**FEATURE_METHODS, "PromptFL": {"alg": "promptfl"}}
-METHODS: Methods = {
-    **FROZEN_METHODS,
-    "FedAVG of LoRA": {"alg": "fedavg-lora"},
-    "FedAVG on all of CLIP": {"alg": "fedavg"},
-    "FedProx on all of CLIP": {"alg": "fedprox"},
-}
-TABLES = {"features": FEATURE_METHODS, "digits": METHODS, "digits-long": FROZEN_METHODS}
 TIMED_ROUNDS = 6
-ROUNDS = {"features": 100, "digits": 20, "digits-long": 200}
+QUICK = ("features", "skewed", "few-shot")
+
+
+class Opened(NamedTuple):
+    """The features of a table's data, and the CLIP itself where it was needed."""
+
+    features: FeatureSet
+    clip: WholeClip | None = None
 
 
 class MethodsStudy(Study):
-    """A table for each kind of data, a row for each method."""
+    """A table for each kind of data, a row for each method.
+
+    A method's *cells*, one a target and seed, become its row once they are all there.
+    """
 
     name = "methods"
 
+    def __init__(self, args: argparse.Namespace, scratch: Path) -> None:
+        super().__init__(args, scratch)
+        self.opened: dict[str, Opened] = {}
+
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
-        """Which tables, where finished runs are, and whether only to time."""
+        """Which tables and methods, images, whether only to time."""
         add = parser.add_argument
         add("--only", nargs="+", choices=TABLES, default=list(TABLES))
-        add("--runs", type=Path, help="default: runs/methods")
+        add("--methods", nargs="+", metavar="ALG", help="default: all there are")
+        add("--images", type=Path, metavar="DIR", help="images of the table of images")
+        text = "their CLIP: one open_clip config and its model.safetensors"
+        add("--encoder", type=Path, metavar="DIR", help=text)
         add("--time", action="store_true", help="only time, see above")
         parser.set_defaults(rounds=None)
 
@@ -85,161 +90,151 @@ class MethodsStudy(Study):
 
     def grid(self) -> Iterator[tuple[Place, Callable[[], Row]]]:
         """Every method of every table, or its seconds a round."""
-        for name in self.args.only:
-            yield from self.timed(name) if self.args.time else self.table(name)
+        names = [name for name in self.args.only if self.data(name) is not None]
+        if self.args.time:
+            for name in names:
+                yield from self.timed(name)
+            return
+        for name in names:
+            self.begin(name)
+        for seed, name in itertools.product(self.args.seeds, names):
+            domains = self.open(TABLES[name].data).features.domains
+            jobs = self.jobs(name, self.results[name]["rounds"])
+            for (label, options), target in itertools.product(jobs, domains):
+                work = partial(self.cell, name, options, target, seed)
+                yield (name, "cells", label, f"{target} {seed}"), work
 
-    def table(self, name: str) -> Iterator[tuple[Place, Callable[[], Row]]]:
+    def begin(self, name: str) -> None:
         """A table is begun anew where rounds or seeds are other ones."""
         args = self.args
-        about = {"rounds": args.rounds or ROUNDS[name], "seeds": args.seeds}
+        about = {"rounds": args.rounds or TABLES[name].rounds, "seeds": args.seeds}
         table = self.results.setdefault(name, {})
         if any(table.get(key) != value for key, value in about.items()):
             table.clear()
-        table |= {**about, "machine": machine()}
-        runs = args.runs or (self.scratch if args.quick else Path("runs/methods"))
-        jobs = self.jobs(name, about["rounds"], {"seed": args.seeds})
-        for label, finished in finished_runs(jobs, runs / name):
-            first = finished[0].summary
-            table["data"] = f"{first['dataset']}, {first['model']}"
-            yield (name, "methods", label), partial(_figures, finished)
+        features = self.open(TABLES[name].data).features
+        table |= {**about, "machine": machine(), "targets": list(features.domains)}
+        data = self.args.features.name if TABLES[name].data == "features" else ""
+        data = data or (self.data(name) or {}).get("dataset", "digits")
+        table["data"] = f"{data}, {features.model}"
+        table["asked"] = list(methods_of(TABLES[name]))
+        for part in ("methods", "cells"):
+            table.setdefault(part, {})
+
+    def _stored(self, place: Place) -> Any:
+        name, part, label, *_ = place
+        if part == "cells" and label in self.results[name]["methods"]:
+            return True
+        row = super()._stored(place)
+        return None if isinstance(row, Mapping) and "failed" in row else row
+
+    def _store(self, place: Place, row: Row) -> None:
+        super()._store(place, row)
+        name, part, label, *_ = place
+        if part != "cells":
+            return
+        table = self.results[name]
+        cells = table["cells"][label]
+        whole = len(cells) == len(table["seeds"]) * len(table["targets"])
+        if whole and not any("failed" in cell for cell in cells.values()):
+            table["methods"][label] = figures(list(cells.values()))
+            del table["cells"][label]
+
+    def cell(
+        self, name: str, options: Mapping[str, Any], target: str, seed: int
+    ) -> Row:
+        """A whole run, in memory: its summary, with the clients' mean alone."""
+        try:
+            setup, now, _ = self.run_once(name, options, target, seed)
+        except FedClipError as error:
+            return {"failed": str(error)}
+        summary = results_of(setup, now, lambda *_: None).summary
+        kept = ("seed", "algorithm", "metrics", "communication", "seconds", "rounds")
+        found = {key: summary[key] for key in (*kept, "best_round", "target")}
+        for which in ("zero_shot", "result"):
+            told = scores(summary, which)
+            found[which] = {**told, "clients": {"mean": told["clients"]}}
+        return {**found, "transductive": setup.fed.algorithm.transductive}
+
+    def run_once(
+        self, name: str, options: Mapping[str, Any], target: str, seed: int
+    ) -> tuple[Setup, RunState, list[float]]:
+        """A run to its end, and the seconds of training of its rounds."""
+        config = configure(options)
+        opened = self.open(TABLES[name].data)
+        clip = None
+        if get_algorithm(config.algorithm).needs_clip:
+            clip = self.clip(TABLES[name].data, config)
+        fed = build_federation(opened.features, config, target, seed, clip)
+        seconds = []
+        for now in federate(fed):
+            if now.result:
+                seconds.append(now.result.seconds["train"])
+        return Setup(config, opened.features, fed, target), now, seconds
+
+    def open(self, kind: str) -> Opened:
+        """The features of a kind of data, encoded once."""
+        if kind not in self.opened:
+            table = next(name for name in TABLES if TABLES[name].data == kind)
+            config = configure(self.data(table) or {})
+            self.opened[kind] = Opened(obtain_features(config)[0])
+        return self.opened[kind]
+
+    def clip(self, kind: str, config: RunConfig) -> WholeClip:
+        """The CLIP of a kind of data, opened once."""
+        features, clip = self.open(kind)
+        if clip is None:
+            dataset = load_dataset(config.data.dataset, config.data.root)
+            clip = open_whole_clip(config, dataset, features.classes, features.skipped)
+            self.opened[kind] = Opened(features, clip)
+        return clip
 
     def timed(self, name: str) -> Iterator[tuple[Place, Callable[[], Row]]]:
         """Seconds a round: the median of some rounds after the first."""
         table = self.results.get(name)
         if table is None:
             return
-        target = list(table["methods"]["zero-shot"]["by_target"])[-1]
+        target = table["targets"][-1]
         table |= {"timed": {**machine(), "target": target}, "time": {}}
-        jobs = self.jobs(name, TIMED_ROUNDS, {"seed": 0, "target": target})
-        for label, (run,) in finished_runs(jobs, self.scratch / "timed"):
-            seconds = [m["seconds"]["train"] for m in run.metrics[-5:]]
-            yield (name, "time", label), partial(median, seconds)
+        for label, options in self.jobs(name, TIMED_ROUNDS):
+            if label in table["methods"]:
+                work = partial(self.seconds, name, options, target)
+                yield (name, "time", label), work
 
-    def jobs(self, name: str, rounds: int, shared: Mapping[str, Any]) -> Methods:
-        """Label -> options of ``fedclip run``."""
-        if name == "features":
-            shared = {**shared, "features": self.args.features}
-        trained = {**shared, "rounds": rounds}
+    def seconds(self, name: str, options: Mapping[str, Any], target: str) -> Any:
+        """The median of the last rounds."""
+        return median(self.run_once(name, options, target, 0)[2][-5:])
+
+    def jobs(self, name: str, rounds: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Label and options of ``fedclip run``, of those that --methods names."""
+        shared = {**(self.data(name) or {}), **TABLES[name].options}
+        for label, options in methods_of(TABLES[name]).items():
+            if not self.args.methods or options["alg"] in self.args.methods:
+                own = {"rounds": rounds_of(options, rounds)}
+                yield label, {**shared, **options, **own}
+
+    def data(self, name: str) -> dict[str, Any] | None:
+        """Options that name the data; None where they were not given."""
+        kind, args = TABLES[name].data, self.args
+        if kind == "digits":
+            return {}
+        if kind == "features":
+            return {"features": str(args.features)}
+        if args.images is None or args.encoder is None:
+            return None
+        (config,) = args.encoder.glob("*.json")
         return {
-            label: {**options, **(shared if label == "zero-shot" else trained)}
-            for label, options in TABLES[name].items()
+            "dataset": args.images.name,
+            "root": str(args.images),
+            "model": config.stem,
+            "model_config": str(args.encoder),
+            "pretrained": str(args.encoder / "model.safetensors"),
         }
 
     @staticmethod
     def page(results: Row) -> str:
         """All tables."""
-        lines = [
-            "# Methods",
-            "",
-            "`python -m benchmarks methods --features DIR`.  Accuracy in per cent at "
-            "each method's best round, which the clients' validation rows choose.  "
-            "Every domain is held out in turn: *held out* is that domain, scored "
-            "whole; *clients* the mean over the test splits of the others; *mean* is "
-            "over both.  ± is the 95 % interval over seeds, each averaged over its "
-            "targets.  *Sent* is up and down, all clients, a whole run; *training* is "
-            "the seconds of all clients, one after the other.  *Below zero-shot* "
-            "counts the held-out domains and the clients' means, over seeds, that "
-            "training worsened.",
-        ]
-        for name in TABLES:
-            if name in results:
-                lines += ["", *_section(name, results[name])]
-        return "\n".join(lines) + "\n"
-
-
-def _figures(runs: Sequence[RunRecord]) -> dict[str, Any]:
-    """What the tables show of one method; accuracies are fractions."""
-    summaries = [run.summary for run in runs]
-    total = aggregate(summaries)
-    sent, spent = cost_of(summaries)
-    seeds: dict[Any, list[dict[str, float | None]]] = {}
-    for summary in summaries:
-        metrics = metrics_of(summary, "result")
-        seeds.setdefault(summary["seed"], []).append(metrics)
-    return {
-        **{key: total[key] for key in ("mean", "ci95", "metrics")},
-        "metrics_ci95": {
-            key: ci95(mean(m[key] for m in found) for found in seeds.values())
-            for key in METRICS
-        },
-        "by_target": {
-            target: {key: row[key] for key in ("zero_shot", "result", "ci95")}
-            for target, row in total["by_target"].items()
-        },
-        "bytes_a_run": sent,
-        "train_seconds_a_run": spent,
-        "params": summaries[0]["communication"]["params"],
-        "best_rounds": [s["best_round"] for s in summaries],
-        "below_zero_shot": below_zero_shot(total["by_target"]),
-    }
-
-
-def _section(name: str, table: Mapping[str, Any]) -> list[str]:
-    on, methods = table["machine"], table["methods"]
-    lines = [
-        f"## {name}: {table['data']}",
-        "",
-        f"{table['rounds']} rounds (zero-shot: none), seeds {table['seeds']}; "
-        f"{on['cpu']}, torch {on['torch']}, Python {on['python']}, {on['date']}.  "
-        + _about_time(table),
-        "",
-    ]
-    head = ["method", "held out", "lift", "clients", "mean", "parameters"]
-    head += ["sent", "training", "best round", "below zero-shot"]
-    rows = [_accuracy_row(label, row, table) for label, row in methods.items()]
-    lines += lines_of(head, rows)
-    targets = list(next(iter(methods.values()))["by_target"])
-    lines += ["", "Held out, by domain, and class metrics of the held-out domains:", ""]
-    head = ["method", *targets, *METRICS.values()]
-    rows = [_detail_row(label, row, targets) for label, row in methods.items()]
-    lines += lines_of(head, rows)
-    short = [f"- {k}: {'; '.join(v)}" for k, row in methods.items()
-             if (v := row["below_zero_shot"])]  # fmt: skip
-    if short:
-        lines += ["", "Below zero-shot on some domain (mean over seeds):", "", *short]
-    return lines
-
-
-def _about_time(table: Mapping[str, Any]) -> str:
-    timed = table.get("timed")
-    if timed is None:
-        return "Training seconds are those of the runs, on a machine with other work."
-    return (
-        f"Training seconds: the median round with {timed['target']} held out, times "
-        f"the rounds; one thread, load {timed['load']} on {timed['cores']} cores."
-    )
-
-
-def _accuracy_row(
-    label: str, row: Mapping[str, Any], table: Mapping[str, Any]
-) -> list[str]:
-    got, half = row["mean"]["result"], row["ci95"]
-    shown = [with_half(got[kind], half[kind], " ± ") for kind in KINDS]
-    gain = points(lift(got["target"], row["mean"]["zero_shot"]["target"]))
-    rounds = sorted(row["best_rounds"])
-    spent = row["train_seconds_a_run"]
-    if label in table.get("time", {}) and row["params"]:
-        spent = table["rounds"] * table["time"][label]
-    middle = f"{rounds[len(rounds) // 2]} ({rounds[0]} to {rounds[-1]})"
-    return [
-        *(label, shown[0], gain, *shown[1:], f"{row['params']:,}"),
-        human_bytes(row["bytes_a_run"]),
-        human_seconds(spent),
-        middle if row["params"] else "-",
-        f"{len(row['below_zero_shot'])} of {2 * len(row['by_target'])}",
-    ]
-
-
-def _detail_row(
-    label: str, row: Mapping[str, Any], targets: Sequence[str]
-) -> list[str]:
-    cells = [
-        with_half(found["result"]["target"], found["ci95"]["target"], " ± ")
-        for found in (row["by_target"][target] for target in targets)
-    ]
-    metrics, half = row["metrics"]["result"], row["metrics_ci95"]
-    return [label, *cells, *(with_half(metrics[k], half[k], " ± ") for k in METRICS)]
+        return page_of(results)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_study(MethodsStudy, __doc__, argv, rounds=1, only=["features"])
+    run_study(MethodsStudy, __doc__, argv, rounds=1, only=QUICK)

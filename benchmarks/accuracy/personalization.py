@@ -6,7 +6,7 @@ FedCLIP is run with every domain held out in turn, and the shared adapter of the
 round is then personalized both ways.  Clients: the domains, and 20 clients whose
 classes are drawn from a Dirichlet with alpha 0.1.  The held-out domain is the *new
 client*: it starts from an adapter that never saw it.  Finished runs stay in --runs,
-beside those of ``methods``, and are not run again.
+and are not run again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy.methods import FEATURE_METHODS
 from benchmarks.accuracy.study import Place, Row, Study, finished_runs, run_study
 from benchmarks.command import measured_on, table
 from fedclip_plugin.federation.build import build_federation
@@ -30,6 +29,11 @@ from fedclip_plugin.storage.tensors import read_tensors
 
 LOCAL, PAPER, BEST = "local adapters", "FedCLIP, paper", "FedCLIP, best"
 SKEWED = {"partition": "dirichlet", "alpha": 0.1, "clients": 20, "eval_every": 10}
+METHODS: dict[str, dict[str, Any]] = {
+    LOCAL: {"alg": "local"},
+    PAPER: {"alg": "fedclip"},
+    BEST: {"alg": "fedclip", "preset": "best"},
+}
 CLIENTS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "domains": ("features", {}, (LOCAL, PAPER, BEST)),
     "20 clients, alpha 0.1": ("features-dirichlet", SKEWED, (BEST,)),
@@ -47,17 +51,17 @@ class Personalization(Study):
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
         """Where finished runs are."""
-        parser.add_argument("--runs", type=Path, help="default: runs/methods")
+        text = "default: runs/personalization"
+        parser.add_argument("--runs", type=Path, help=text)
 
     def grid(self) -> Iterator[tuple[Place, Callable[[], Row]]]:
         """Both ways for every adapter."""
         args = self.args
-        runs = args.runs or (self.scratch if args.quick else Path("runs/methods"))
+        kept = self.scratch if args.quick else Path("runs/personalization")
+        runs = args.runs or kept
         shared = {"features": args.features, "rounds": args.rounds, "seed": args.seeds}
         for clients, (folder, options, labels) in CLIENTS.items():
-            jobs = {
-                label: FEATURE_METHODS[label] | shared | options for label in labels
-            }
+            jobs = {label: METHODS[label] | shared | options for label in labels}
             alone: float | None = None
             for label, finished in finished_runs(jobs, runs / folder):
                 if label == LOCAL:

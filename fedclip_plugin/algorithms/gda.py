@@ -138,6 +138,7 @@ class Gda(Algorithm):
     source = "Fisher 1936, Friedman 1989; arXiv 2402.04087"
     Params = GdaParams
     moves = False
+    presets: ClassVar = {"best": {}}  # what benchmarks/results/beyond-gda.md found
     defaults: ClassVar = {"rounds": 1, "weighting": "examples"}
 
     def init(self, task: Task) -> State:

@@ -286,8 +286,9 @@ class RunConfig(Section):
         (0,), "random seed; several give mean and 95% interval", name="seed",
         within="[0, inf)")  # fmt: skip
     preset: str | None = option(
-        None, "fedclip: paper, or best: what our ablation found at the same bytes; "
-        "single options win over it", shown="paper")  # fmt: skip
+        None, "best: gda, which source validation prefers; of --alg fedclip: paper, or "
+        "best, which our ablation found at the same bytes; single options win over it",
+        shown="paper")  # fmt: skip
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 FILE = "fedclip.toml"
 CONFIG = f"{PREFIX}CONFIG"
 _FILES = ("out", "resume")
+BEST_OF_ALL = {"best": "gda"}
+"""Preset -> the algorithm that it stands for, where the user names none and says
+nothing about how it is trained, averaged, sent or hidden."""
 OF_THE_PACKAGE = {
     f"{PREFIX}{name}"
     for name in (
@@ -130,7 +133,7 @@ def load_settings(
     Raises ConfigError naming the variable, key or file that is wrong.
     """
     table, ours = Table(), outside(path, environ)
-    config, out = build({**ours, **(host or {})}, table)
+    config, out = build({**ours, **(host or {})}, table, RunConfig.algorithm)
     notes = list(_overruled(ours, host or {}, table))
     if config.train.patience is not None:
         notes.append(f"patience {config.train.patience} has no effect in a host")
@@ -211,17 +214,24 @@ def of_toml(values: Mapping[str, Any], where: str, table: Table) -> dict[str, Gi
     return source
 
 
-def build(source: Source, table: Table) -> tuple[RunConfig, Output]:
-    """The configuration of merged sources, over what the algorithm wants."""
+def build(
+    source: Source, table: Table, usual_algorithm: str | None = None
+) -> tuple[RunConfig, Output]:
+    """The configuration of merged sources, over what the algorithm wants.
+
+    ``usual_algorithm`` is a host's, where no source names one.
+    """
     from ..algorithms import get_algorithm  # needs torch
 
     said = {n: parse(table.options[n], *value) for n, value in source.items()}
-    name = said.get("alg", RunConfig.algorithm)
+    implied = usual_algorithm or _implied(said, table)
+    name = said.get("alg", implied or RunConfig.algorithm)
     algorithm, section = get_algorithm(name), name.lower()
     if section in table.broken:
         raise ConfigError(table.broken[section])
     usual = _usual(algorithm, section, said.get("preset"), table)
     values = {n: parse(table.options[n], *value) for n, value in usual.items()} | said
+    values["alg"] = name
     _settle(values)
 
     def part(cls: type, options: tuple[Option, ...]) -> Any:
@@ -239,7 +249,20 @@ def build(source: Source, table: Table) -> tuple[RunConfig, Output]:
     groups = ("", FILES, *SECTIONS, section)
     available = {o.name for group in groups for o in table.groups[group]}
     written = {n: source[n].written for n in changed}
-    return add_notes(config, without_effect(written, available, config)), out
+    notes = list(without_effect(written, available, config))
+    if "alg" not in said and not usual_algorithm and implied:
+        notes.append(
+            f"--preset {said['preset']} is --alg {name}, the best of all by validation "
+            "(docs/methods.md); FedCLIP's own is --alg fedclip --preset best"
+        )
+    return add_notes(config, notes), out
+
+
+def _implied(said: Mapping[str, Any], table: Table) -> str | None:
+    """The algorithm that a preset stands for, where nothing but data is said beside."""
+    groups = ("train", "server", "wire", "privacy", RunConfig.algorithm)
+    method = {option.name for group in groups for option in table.groups[group]}
+    return None if method & said.keys() else BEST_OF_ALL.get(said.get("preset", ""))
 
 
 def _params(algorithm: Algorithm, section: str, part: Any, table: Table) -> Any:

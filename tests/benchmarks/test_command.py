@@ -12,6 +12,7 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks.accuracy.ablation import Ablation
 from benchmarks.accuracy.attacks import Attacks
+from benchmarks.accuracy.beyond_gda import BeyondGda
 from benchmarks.accuracy.codecs import Codecs
 from benchmarks.accuracy.methods import MethodsStudy
 from benchmarks.accuracy.personalization import Personalization
@@ -21,7 +22,15 @@ from benchmarks.command import RESULTS, ROOT
 from benchmarks.gpu.check import GPU_TESTS
 from benchmarks.scale import embedded, figures, hosts
 
-STUDIES = (Ablation, Attacks, Codecs, MethodsStudy, Personalization, Privacy)
+STUDIES = (
+    Ablation,
+    Attacks,
+    BeyondGda,
+    Codecs,
+    MethodsStudy,
+    Personalization,
+    Privacy,
+)
 
 
 def test_every_benchmark_is_listed_with_what_it_answers(capsys):

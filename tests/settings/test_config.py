@@ -214,6 +214,35 @@ def test_a_preset_is_an_option_of_every_source(tmp_path):
         parse("--alg", "linear", "--preset", "best")
 
 
+def test_the_best_of_all_is_gda_and_said():
+    config = parse("--preset", "best", "--features", "somewhere", "--seed", "3")
+    assert (config.algorithm, config.train.rounds) == ("gda", 1)
+    assert any("--preset best is --alg gda" in note for note in config.notes)
+    assert parse("--preset", "best", "--alg", "gda") == parse("--alg", "gda")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--alg", "fedclip"],
+        ["--rounds", "100"],
+        ["--adapter", "residual"],
+        ["--aggregation", "median"],
+        ["--compress", "int8"],
+    ],
+)
+def test_the_best_of_fedclip_is_as_it_was(more):
+    config = parse("--preset", "best", *more)
+    assert config.algorithm == "fedclip"
+    assert (config.train.lr, config.train.weight_decay) == (2e-4, 0.0)
+    assert not any("is --alg gda" in note for note in config.notes)
+
+
+def test_a_host_has_its_own_algorithm_beside_a_preset():
+    config = load_settings(environ={"FEDCLIP_PRESET": "best"})[0]
+    assert config.algorithm == "fedclip"
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
