@@ -39,7 +39,7 @@ SKEWED: Options = {"partition": "dirichlet", "clients": 20, "alpha": 0.1}
 LONG = frozenset({"zeroshot", "local", "linear", "fedclip", "promptfl"})
 TABLES = {
     "features": Table("a domain a client", "features", 100, {}),
-    "skewed": Table("20 clients, Dirichlet of 0.1", "features", 50, SKEWED),
+    "skewed": Table("20 clients, Dirichlet of 0.1", "features", 20, SKEWED),
     "few-shot": Table("4 images a class and client", "features", 50, {"shots": 4}),
     "images": Table("a domain a client", "images", 50, {}, "text tower"),
     "digits": Table("a domain a client", "digits", 20, {}, "images"),
