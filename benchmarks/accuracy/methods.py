@@ -159,7 +159,7 @@ class MethodsStudy(Study):
         self, name: str, options: Mapping[str, Any], target: str, seed: int
     ) -> tuple[Setup, RunState, list[float]]:
         """A run to its end, and the seconds of training of its rounds."""
-        config = configure(options)
+        config = configure({**options, "target": target, "seed": seed})
         opened = self.open(TABLES[name].data)
         clip = None
         if get_algorithm(config.algorithm).needs_clip:

@@ -56,11 +56,7 @@ def test_a_label_is_what_is_typed():
 def test_cells_become_a_row_when_all_are_there(command):
     words = ("--only", "features", "--methods", "zeroshot", "linear")
     first = command("--seeds", "0", *words)["features"]
-    assert set(first["methods"]) == {
-        "zeroshot",
-        "linear",
-        "linear --linear-init text",
-    }
+    assert {"zeroshot", "linear", "linear --linear-init text"} <= set(first["methods"])
     assert first["cells"] == {}
     row = first["methods"]["linear"]
     assert set(row["by_target"]) == set(DOMAINS)
@@ -108,10 +104,9 @@ def test_a_failure_is_told_and_tried_again(command, monkeypatch, capsys):
 
 
 def test_a_table_begins_anew_with_other_seeds(command):
-    words = ("--only", "features", "--methods", "zeroshot")
-    command("--seeds", "0", *words)
-    table = command("--seeds", "1", "2", *words)["features"]
-    assert table["methods"]["zeroshot"]["seeds"] == 2
+    words = ("--only", "features", "--methods", "zeroshot", "--seeds")
+    assert command(*words, "0")["features"]["methods"]["zeroshot"]["seeds"] == 1
+    assert command(*words, "1", "2")["features"]["methods"]["zeroshot"]["seeds"] == 2
 
 
 def test_a_transductive_method_is_marked(command, monkeypatch, capsys):
