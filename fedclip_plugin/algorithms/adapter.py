@@ -6,6 +6,7 @@ Source: Lu et al. 2023, section 3.2; authors' code ``nets/models.py: initdgatal`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from .. import ops
 from ..wire.update import State
 from .plugins import Registry
 
+M = TypeVar("M")
 ATTENTION = "attention"
 KEYS = ("0.weight", "0.bias", "2.weight", "2.bias")
 
@@ -114,10 +116,15 @@ def initial_state(
     ``text.`` otherwise.  The global random state is left as it was; the same seed gives
     the same bits.
     """
+    module = seeded(lambda: TwoSides(dim, adapter, side), seed)
+    return plain_keys(module.state_dict(), side)
+
+
+def seeded(make: Callable[[], M], seed: int) -> M:
+    """What ``make`` makes from ``seed``; the global random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = TwoSides(dim, adapter, side)
-    return plain_keys(module.state_dict(), side)
+        return make()
 
 
 def plain_keys(state: Mapping[str, Tensor], side: str) -> State:

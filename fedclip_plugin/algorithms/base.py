@@ -57,7 +57,9 @@ class Client:
     """One participant: its place in the federation and its three splits.
 
     ``kept`` is what it keeps from its last round (:attr:`ClientUpdate.kept`): what its
-    algorithm put there, and what compression left over.
+    algorithm put there, and what compression left over.  ``unlabelled`` (N, D) float32
+    are raw features without labels that an algorithm aligns to, where it is
+    ``transductive``: of the held-out domain, or of the other clients.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Client:
     val: Samples
     test: Samples
     kept: State = field(default_factory=dict, kw_only=True)
+    unlabelled: Tensor | None = field(default=None, kw_only=True)
 
     def with_kept(self, kept: Mapping[str, State]) -> Client:
         """The client with its own of what all ``kept``."""
@@ -155,7 +158,9 @@ class Algorithm(abc.ABC):
     needs: str = "features"
     """Of the frozen CLIP, what a run needs: features, text tower or images."""
     transductive = False
-    """Whether training sees unlabelled images of the held-out domain."""
+    """Whether training sees unlabelled images of the held-out domain, and then only
+    with ``--transductive``; without such a domain those of the other clients'
+    validation splits.  See :attr:`Client.unlabelled`."""
     source: str = ""
     """The paper."""
     communicates = True

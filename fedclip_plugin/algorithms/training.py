@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,9 @@ from ..config.schema import TrainConfig
 from ..errors import RunError
 from ..wire.update import ClientUpdate, State
 from .adapter import TwoSides, contrastive_loss, full_keys, plain_keys
-from .base import Client, Task, sample_order
+from .base import Client, Task, kept_state, sample_order
+
+PRIVATE = "private."  # begins the names of what a client's own module keeps
 
 
 def make_optimizer(parameters: Iterable[Tensor], t: TrainConfig) -> Optimizer:
@@ -60,12 +62,9 @@ def train_module(
     state: State, client: Client, task: Task, round_number: int
 ) -> ClientUpdate:
     """FedCLIP's local epochs with any adapter, side, loss and optimizer."""
-    t, p = task.train, task.params
+    p = task.params
     module = TwoSides(task.dim, p.adapter, p.side).to(task.text.device)
     module.load_state_dict(full_keys(state, p.side))
-    optimizer = make_optimizer(module.parameters(), t)
-    if t.optimizer_state == "keep":
-        _restore(optimizer, module, client)
     x, y = client.train.x, client.train.y
     scale = p.logit_scale or task.logit_scale
 
@@ -75,38 +74,93 @@ def train_module(
             return F.cross_entropy(scale * z @ text.t(), y[rows])
         return contrastive_loss(z, y[rows], text, scale)
 
-    losses = train_local(optimizer, loss, client, task, round_number)
-    copy = {key: value.clone() for key, value in module.state_dict().items()}
-    update = client_update(client, plain_keys(copy, p.side), losses)
-    finite = all(bool(value.isfinite().all()) for value in copy.values())
-    if t.optimizer_state == "keep" and finite:  # else what was kept before is better
-        update = replace(update, kept=_slots(optimizer, module))
-    return update
+    update = fit(module, loss, client, task, round_number)
+    return replace(update, state=plain_keys(update.state, p.side))
 
 
-def _slots(optimizer: Optimizer, module: nn.Module) -> State:
+def fit(
+    module: nn.Module,
+    loss_of: Callable[[Tensor], Tensor],
+    client: Client,
+    task: Task,
+    round_number: int,
+    private: nn.Module | None = None,
+) -> ClientUpdate:
+    """Local epochs of ``module``, in place; its state dict is what travels.
+
+    ``private`` is trained beside it from where the client left it, and stays there:
+    ``private.<key>`` of :attr:`Client.kept`.
+    """
+    if private is not None:
+        load_private(private, client)
+    named = _named(module, private)
+    optimizer = make_optimizer(named.values(), task.train)
+    keeps = task.train.optimizer_state == "keep"
+    if keeps:
+        _restore(optimizer, named, client)
+    losses = train_local(optimizer, loss_of, client, task, round_number)
+    state = {key: value.clone() for key, value in module.state_dict().items()}
+    own = {} if private is None else private.state_dict()
+    kept = {PRIVATE + key: value.clone() for key, value in own.items()}
+    update = client_update(client, state, losses)
+    parts = (*state.values(), *kept.values())
+    if not all(bool(value.isfinite().all()) for value in parts):
+        return update  # what was kept before is better
+    return replace(update, kept=kept | (_slots(optimizer, named) if keeps else {}))
+
+
+def load_private(private: nn.Module, client: Client) -> None:
+    """Put what ``client`` kept of its own module into it, if there is anything."""
+    first = {PRIVATE + key: value for key, value in private.state_dict().items()}
+    private.load_state_dict(own_part(kept_state(client, first)))
+
+
+def own_part(state: State) -> State:
+    """What belongs to a client's own module, under that module's keys."""
+    return {k[len(PRIVATE) :]: v for k, v in state.items() if _is_module(k)}
+
+
+def _is_module(key: str) -> bool:
+    return key.startswith(PRIVATE) and ":" not in key  # not a slot of the optimizer
+
+
+def _named(module: nn.Module, private: nn.Module | None) -> dict[str, nn.Parameter]:
+    own = {} if private is None else dict(private.named_parameters())
+    return {
+        **dict(module.named_parameters()),
+        **{PRIVATE + name: parameter for name, parameter in own.items()},
+    }
+
+
+def _slots(optimizer: Optimizer, named: Mapping[str, nn.Parameter]) -> State:
     """The optimizer's tensors as ``<parameter>:<slot>``, such as Adam's moments."""
     return {
         f"{name}:{slot}": value
-        for name, parameter in module.named_parameters()
+        for name, parameter in named.items()
         for slot, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)
     }
 
 
-def _restore(optimizer: Optimizer, module: nn.Module, client: Client) -> None:
-    for name, parameter in module.named_parameters():
+def _restore(
+    optimizer: Optimizer, named: Mapping[str, nn.Parameter], client: Client
+) -> None:
+    for name, parameter in named.items():
         start, kept = f"{name}:", client.kept
         slots = {k[len(start) :]: v for k, v in kept.items() if k.startswith(start)}
         for slot, value in slots.items():
-            if value.dim() and value.shape != parameter.shape:  # single: step counts
-                raise RunError(
-                    f"{client.name}: {start}{slot}, kept from the round before, is of "
-                    f"shape {tuple(value.shape)}, expected {tuple(parameter.shape)}; "
-                    "start the run again"
-                )
+            if value.dim():  # single: step counts
+                _check_kept(client, start + slot, value, parameter)
         if slots:
             optimizer.state[parameter] = {k: v.clone() for k, v in slots.items()}
+
+
+def _check_kept(client: Client, key: str, value: Tensor, like: Tensor) -> None:
+    if value.shape != like.shape:
+        raise RunError(
+            f"{client.name}: {key}, kept from the round before, is of shape "
+            f"{tuple(value.shape)}, expected {tuple(like.shape)}; start the run again"
+        )
 
 
 def client_update(

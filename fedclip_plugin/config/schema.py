@@ -101,6 +101,10 @@ class DataConfig(Section):
         (PAPER_PROMPT,), 'caption with {} for the class; several make an ensemble, '
         '"ensemble" is a ready one', name="prompt", metavar="TEMPLATE",
         shown=f'"{PAPER_PROMPT}"')  # fmt: skip
+    transductive: bool = option(
+        False, "facmic, faa-clip: training may see the unlabelled images of the "
+        "held-out domain, which reports then mark (docs/transductive.md)",
+        shown="no")  # fmt: skip
     on_bad_image: str = option(
         "fail", "an unreadable image stops the run, or is left out",
         choices=("fail", "skip"))  # fmt: skip

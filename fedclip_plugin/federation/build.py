@@ -23,6 +23,7 @@ from ..ops.kernels import resolve_device
 from ..server import optimizer
 from ..server.privacy import drawing_seed
 from ..wire.update import State
+from .alignment import check_alignment, with_unlabelled
 
 T = TypeVar("T")
 
@@ -66,6 +67,7 @@ def build_federation(
     """
     algorithm = get_algorithm(config.algorithm)
     check_together(config, algorithm)
+    check_alignment(config, algorithm, target)
     device = resolve_device(config.model.device)
     labels = {d: features.label[d].numpy() for d in features.domains}
     held = partition_clients(labels, config.data, target, seed)
@@ -78,7 +80,10 @@ def build_federation(
     text = features.class_text.to(device)
     params, scale = algorithm.Params(), features.logit_scale
     task = Task.of(config, params, text, scale, seed, clip)
-    return Federation(algorithm, task, clients, _target(features, target, device))
+    held_out = _target(features, target, device)
+    if algorithm.transductive:
+        clients = with_unlabelled(clients, held_out, config.algorithm)
+    return Federation(algorithm, task, clients, held_out)
 
 
 def check_together(config: RunConfig, algorithm: Algorithm) -> None:

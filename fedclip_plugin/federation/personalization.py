@@ -81,6 +81,7 @@ def new_clients(fed: Federation) -> list[Client]:
             NEW_CLIENT,
             index,
             *(target[torch.from_numpy(p).to(target.y.device)] for p in parts),
+            unlabelled=target.x[:0] if fed.algorithm.transductive else None,
         )
     ]
 

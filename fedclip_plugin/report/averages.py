@@ -68,6 +68,7 @@ def aggregate(summaries: Sequence[Summary]) -> dict[str, Any]:
             for which in _MODELS
         },
         "by_target": rows,
+        "transductive": any(s.get("transductive") for s in summaries),
         "notes": notes_of(summaries),
         "seconds": {
             stage: sum(s["seconds"].get(stage) or 0.0 for s in summaries)
@@ -125,7 +126,7 @@ def _ci_over_seeds(by_target: Mapping[str, Sequence[Summary]]) -> dict[str, Any]
     return {key: ci95(row[key] for row in whole) for key in KINDS}
 
 
-_ABOUT = ("algorithm", "variant", "dataset", "model", "pretrained")
+_ABOUT = (*("algorithm", "variant", "transductive", "dataset", "model", "pretrained"),)
 
 
 def groups(summaries: Sequence[Summary]) -> list[dict[int, Summary]]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from .records import RunRecord
 from .tables import Cell, Table, gain
-from .wording import VISIBLE, method_name, percent
+from .wording import VISIBLE, method_of, percent
 
 MAX_CLASS_ROWS = 8
 
@@ -71,6 +71,6 @@ def frequent_mistakes(run: RunRecord) -> Table | None:
         for t, p in places
         if wrong[t, p]
     ]
-    method = method_name(run.summary["algorithm"])
+    method = method_of(run.summary)
     head = ("true class", "taken for", f"{method}, images", "zero-shot, images")
     return Table(head, rows, "Most frequent mistakes") if rows else None

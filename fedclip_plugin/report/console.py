@@ -16,7 +16,7 @@ from rich.text import Text
 from .averages import aggregate, groups, notes_of
 from .records import Summary
 from .tables import Cell, Table, client_accuracies, costs, facts, results
-from .wording import method_label, method_name, warning
+from .wording import method_label, method_of, warning
 
 MAX_CLIENT_COLUMNS = 7
 _STYLES = {"up": "green", "down": "red", "": ""}
@@ -36,7 +36,7 @@ def print_table(
     """
     for places in groups(summaries):
         group = list(places.values())
-        total, method = aggregate(group), method_name(group[0]["algorithm"])
+        total, method = aggregate(group), method_of(group[0])
         console.print(Text(_title(group), "bold"))
         _print(console, results(total, method, lifts=False))
         clients = client_accuracies(total, method, MAX_CLIENT_COLUMNS)

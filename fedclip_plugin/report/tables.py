@@ -30,6 +30,7 @@ from .wording import (
     promise,
 )
 
+SAW_TARGET = {"Transductive": "yes: training saw the unlabelled held-out images"}
 MAX_ROWS = 100  # clients below each other
 
 _OVER_SEEDS = "± is the half-width of the 95 % interval over seeds."
@@ -130,12 +131,14 @@ def facts(group: Sequence[Summary]) -> dict[str, str]:
         "Rounds": each(s["rounds"] for s in group),
         "Seeds" if "," in seeds else "Seed": seeds,
         **(best if len(group) == 1 else {}),
+        **(SAW_TARGET if first.get("transductive") else {}),
     }
 
 
 def results(total: Mapping[str, Any], method: str, *, lifts: bool) -> Table:
     """Held-out domains down; held-out, clients' and overall accuracies across."""
     rows = total["by_target"]
+    method = method.replace(" (", "\n(")  # in a narrow column
     columns = {}
     for kind, name in (("target", "held-out"), ("clients", "clients")):
         if kind == "target" and set(rows) == {NO_TARGET}:

@@ -101,7 +101,10 @@ def _latex(rows: Iterable[Iterable[object]]) -> str:
 
 _RUN = ("algorithm", "dataset", "model", "pretrained", "seed")
 _DOMAIN = ("held_out", "role", "domain", "zero_shot", "result", "below_zero_shot")
-_COSTS = ("rounds", "best_round", "bytes_up", "bytes_down", "train_seconds")
+_COSTS = (
+    *("rounds", "best_round", "bytes_up", "bytes_down", "train_seconds"),
+    "transductive",
+)
 
 
 def _csv(records: Sequence[RunRecord]) -> str:
@@ -113,6 +116,7 @@ def _csv(records: Sequence[RunRecord]) -> str:
         about = [str(record.path), *(s.get(key) for key in _RUN), record.target]
         sent = (s["communication"].get(f"bytes_{way}") for way in ("up", "down"))
         costs = [s["rounds"], s.get("best_round"), *sent, s["seconds"].get("train")]
+        costs.append(int(bool(s.get("transductive"))))
         for role, domain, base, got in _domains(s):
             more = lift(got, base)
             below = None if more is None else int(more < 0)

@@ -9,13 +9,18 @@ from .records import NO_TARGET, Summary
 
 VISIBLE = 5e-5  # of a fraction: half the last digit that is shown
 MAX_CLAUSES = 6  # of a warning
+TRANSDUCTIVE = "transductive"
 
 
 _NAMES = {
+    "faa-clip": "FAA-CLIP",
+    "facmic": "FACMIC",
     "fedavg": "FedAVG",
     "fedavg-lora": "FedAVG of LoRA",
     "fedclip": "FedCLIP",
+    "fedmedclip": "FedMedCLIP",
     "fedprox": "FedProx",
+    "fedtpg": "FedTPG",
     "linear": "linear head",
     "local": "local adapters",
     "promptfl": "PromptFL",
@@ -33,11 +38,18 @@ def method_name(algorithm: str) -> str:
     return _NAMES.get(algorithm, algorithm)
 
 
+def method_of(summary: Summary) -> str:
+    """The algorithm's name, marked where training saw the held-out domain's images."""
+    name = method_name(summary["algorithm"])
+    return f"{name} ({TRANSDUCTIVE})" if summary.get("transductive") else name
+
+
 def method_label(summary: Summary) -> str:
     """The algorithm's name with what a run changed of its defaults."""
-    variant = summary.get("variant")
-    name = method_name(summary["algorithm"])
-    return f"{name} ({variant})" if variant else name
+    seen = TRANSDUCTIVE if summary.get("transductive") else ""
+    name, more = method_name(summary["algorithm"]), (seen, summary.get("variant"))
+    told = ", ".join(filter(None, more))
+    return f"{name} ({told})" if told else name
 
 
 def percent(value: float | None, missing: str = "-") -> str:

@@ -25,6 +25,7 @@ from ..errors import ConfigError
 from ..features.encode import EncodeStats
 from ..features.feature_set import FeatureSet
 from ..features.obtain import obtain_features
+from ..federation.alignment import check_alignment
 from ..federation.build import build_federation, identity
 from ..federation.checkpoint import Checkpoint
 from ..federation.engine import Progress, RunState, federate, finished
@@ -71,6 +72,9 @@ def run_in(
     """
     with hold(out):
         try:
+            for target in config.data.targets or ("each in turn",):
+                held = None if target.strip().lower() == NO_TARGET else target
+                check_alignment(config, get_algorithm(config.algorithm), held)
             features, stats = obtain_features(config, progress, data)
             if on_features is not None:
                 on_features(features, stats)

@@ -126,6 +126,7 @@ def summarise(
         "encoder": dict(features.encoder),
         "seed": setup.seed,
         "target": setup.target,
+        "transductive": setup.transductive,
         "rounds": progress.round,
         "best_round": progress.best_round,
         "zero_shot": scores["zero_shot"],
@@ -179,7 +180,7 @@ def _measured(setup: Setup, now: RunState) -> list[bool]:
     return [score["val"] is not None for score in now.best_scores.values()]
 
 
-_NOT_OF_TRAINING = ("rounds", "personalize", "eval_every")
+_NOT_OF_TRAINING = ("rounds", "personalize", "eval_every", "transductive")
 
 
 def variant(config: RunConfig) -> str:
@@ -205,6 +206,8 @@ def changed(config: RunConfig) -> dict[str, Any]:
         fields["alpha"] = config.data.alpha
     if config.data.shots is not None:
         fields["shots"] = config.data.shots
+    if algorithm.transductive and config.data.transductive:
+        fields["transductive"] = True
     return fields
 
 

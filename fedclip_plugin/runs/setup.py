@@ -36,7 +36,27 @@ class Setup:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is doubtful about data, model and options, a line each."""
-        return all_notes(self.features, self.config)
+        notes = all_notes(self.features, self.config)
+        return (*notes, *self._on_alignment())
+
+    @property
+    def transductive(self) -> bool:
+        """Whether training saw the unlabelled images of the held-out domain."""
+        return self.fed.algorithm.transductive and self.target is not None
+
+    def _on_alignment(self) -> tuple[str, ...]:
+        name = self.config.algorithm
+        if self.transductive:
+            return (
+                f"--alg {name} --transductive: training saw the unlabelled images of "
+                "the held-out domain; other methods are scored on what they never saw",
+            )
+        if self.fed.algorithm.transductive:
+            return (
+                f"--alg {name}: every client was given the others' unlabelled "
+                "validation features; the bytes that this takes are not counted",
+            )
+        return ()
 
     def client(self, place: int | str) -> Client:
         """A client by its place among the clients, or by its name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator, Mapping
 
 from ..config.schema import RunConfig
+from ..data.partition import NO_TARGET
 
 
 def _adapts(config: RunConfig) -> bool:
@@ -19,6 +20,15 @@ def _as_published(config: RunConfig) -> bool:
     return chosen == ("attention", "image", "in-batch", "adam", "reset")
 
 
+def _sees_held_out(config: RunConfig) -> bool:
+    from ..algorithms import algorithm_class  # needs torch
+
+    targets = config.data.targets
+    held = not targets or any(t.strip().lower() != NO_TARGET for t in targets)
+    return held and algorithm_class(config.algorithm).transductive
+
+
+_KEEPING = ("facmic", "faa-clip", "fedmedclip")  # no choice of adapter, but slots
 _Rule = tuple[str, str, Callable[[RunConfig], bool]]
 _RULES: tuple[_Rule, ...] = (  # options, what they need, and whether it is there
     (
@@ -56,7 +66,16 @@ _RULES: tuple[_Rule, ...] = (  # options, what they need, and whether it is ther
         "--alg fedclip as published",
         _as_published,
     ),
-    ("optimizer-state", "an --alg with an adapter, such as fedclip", _adapts),
+    (
+        "optimizer-state",
+        "an --alg with an adapter, such as fedclip",
+        lambda c: _adapts(c) or c.algorithm.lower() in _KEEPING,
+    ),
+    (
+        "transductive",
+        "a held-out domain and an --alg that aligns to it: facmic or faa-clip",
+        _sees_held_out,
+    ),
     (
         "server-momentum",
         "--server-optimizer momentum, adagrad, adam or yogi",

@@ -63,6 +63,12 @@ def count(value: Any) -> str | None:
     return None if fine else f"expected a count, got {_short(value)}"
 
 
+def flag(value: Any) -> str | None:
+    """True or false."""
+    fine = isinstance(value, bool)
+    return None if fine else f"expected true or false, got {_short(value)}"
+
+
 def maybe(check: Check) -> Check:
     """What ``check`` accepts, or null."""
     return lambda value: None if value is None else check(value)

@@ -19,7 +19,7 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from ...algorithms import Client
+from ...algorithms import Client, algorithm_class
 from ...errors import ConfigError, FedClipError
 from ...federation import downlink
 from ...federation.evaluation import score_clients
@@ -122,7 +122,13 @@ def _open(message: Message, context: Context) -> Party:
     config = client_settings(
         str(sent.get(records.SHARED, "")), context.run_config, node
     )
-    setup, own = open_setup(config), has_own_data(node)
+    own = has_own_data(node)
+    if own and algorithm_class(config.algorithm).transductive:
+        raise ConfigError(
+            f"--alg {config.algorithm} aligns clients to each other's features, and "
+            "this node's data are its own: run it where nodes share the data"
+        )
+    setup = open_setup(config)
     number = int(sent.get(records.ROUND, 1))
     return Party(setup, find_client(setup, node, own), own, number, context.state)
 

@@ -28,7 +28,8 @@ ON_FEATURES = [n for n in ALGORITHMS.names() if not get_algorithm(n).needs_clip]
 
 def make(name: str, **train: object) -> Federation:
     settings = {"rounds": 4, "batch_size": 8, "lr": 1e-2, **train}
-    config = with_values(RunConfig(name, data=DataConfig(dataset="toy")), settings)
+    data = DataConfig(dataset="toy", transductive=True)
+    config = with_values(RunConfig(name, data=data), settings)
     return build_federation(toy_features(), config, "photo", seed=0)
 
 

@@ -9,7 +9,7 @@ from matplotlib.colors import LinearSegmentedColormap
 
 from ..classes import class_names, confusion_of
 from ..records import NO_TARGET, RunRecord
-from ..wording import method_name
+from ..wording import method_of
 from .svg import WIDTH, Chart, clean, colour, new_axes, to_svg
 
 MAX_COUNTED = 20  # classes; beyond, a confusion matrix without numbers
@@ -28,7 +28,7 @@ def zero_shot_confusion(run: RunRecord) -> Chart | None:
 
 def method_confusion(run: RunRecord) -> Chart | None:
     """Confusion matrix of the best round."""
-    return _confusion(run, "result", method_name(run.summary["algorithm"]))
+    return _confusion(run, "result", method_of(run.summary))
 
 
 def _confusion(run: RunRecord, which: str, method: str) -> Chart | None:

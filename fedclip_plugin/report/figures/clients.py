@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..classes import class_names
 from ..records import NO_TARGET, RunRecord
-from ..wording import method_name, percent
+from ..wording import method_of, percent
 from .classes import CLEAR_TO_BLUE
 from .svg import SMALL, Chart, Key, clean, colour, new_axes, to_svg
 
@@ -36,7 +36,7 @@ def _named_rows(axes: Axes, names: Sequence[str]) -> None:
 def domain_bars(run: RunRecord) -> Chart | None:
     """Zero-shot beside the method for the target and every client."""
     base, got = run.summary["zero_shot"], run.summary["result"]
-    method = method_name(run.summary["algorithm"])
+    method = method_of(run.summary)
     rows: list[Row] = [
         (name, (base["clients"].get(name), value), None)
         for name, value in got["clients"].items()

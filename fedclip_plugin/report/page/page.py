@@ -34,7 +34,7 @@ from ..figures.costs import compare_costs, cost_curve
 from ..figures.rounds import accuracy_curve, loss_curve
 from ..figures.svg import Chart, figure_style
 from ..records import NO_TARGET, RunRecord
-from ..wording import method_label, method_name, percent, warning
+from ..wording import method_label, method_of, percent, warning
 
 MAX_DETAILED = 8  # runs drawn in full on the page of a tree
 MAX_CHARS = 4_000_000  # of charts; keeps the page below 5 MB
@@ -131,7 +131,7 @@ def _group(runs: Sequence[RunRecord]) -> dict[str, Any]:
     """Runs that may be averaged."""
     group = [run.summary for run in runs]
     total, label = aggregate(group), method_label(group[0])
-    method = method_name(group[0]["algorithm"])
+    method = method_of(group[0])
     means, charts = [tables.results(total, method, lifts=True)], []
     if len(group) > 1:
         means += filter(None, [tables.client_accuracies(total, method, MAX_COLUMNS)])
