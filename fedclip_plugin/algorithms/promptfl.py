@@ -8,7 +8,7 @@ classes, started from the words of ``--prompt``.  Images stay frozen features.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from ..config.fields import Section, option
 from ..errors import ConfigError
 from ..wire.update import ClientUpdate, State
 from .base import Algorithm, Client, Task
+from .context import scores_of, text_under, token_embedding
 from .training import client_update, make_optimizer, train_local
 
 
@@ -42,7 +43,7 @@ class PromptFL(Algorithm):
             )
         tokens = clip.tokenize([words])[0]  # start, words, end, padding
         count = int((tokens != 0).sum()) - 2
-        embedding = _token_embedding(clip.model)
+        embedding = token_embedding(clip, self.name)
         with torch.no_grad():
             context: Tensor = embedding(tokens[1 : 1 + count].to(clip.tokens.device))
         return {"context": context.clone()}
@@ -54,8 +55,8 @@ class PromptFL(Algorithm):
         context = state["context"].clone().requires_grad_()
 
         def loss(rows: Tensor) -> Tensor:
-            text = _learned_text(context, task)
-            scores = _scores(text, client.train.x[rows], task)
+            text = self.text(context, task)
+            scores = scores_of(text, client.train.x[rows], task)
             error = F.cross_entropy(scores, client.train.y[rows])
             return error + self.penalty(text, task)
 
@@ -70,7 +71,12 @@ class PromptFL(Algorithm):
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Scaled cosine with the captions under the learned context."""
         with torch.no_grad():
-            return _scores(_learned_text(state["context"], task), x, task)
+            return scores_of(self.text(state["context"], task), x, task)
+
+    def text(self, context: Tensor, task: Task) -> Tensor:
+        """Normalised text features (C, D) of the captions under ``context`` (M, W)."""
+        clip = task.whole_clip
+        return text_under(context, clip.tokens, clip, self.name)
 
 
 @dataclass(frozen=True)
@@ -97,39 +103,3 @@ class KgCoOp(PromptFL):
         """``weight`` times the mean squared distance of learned and written text."""
         weight: float = task.params.weight
         return weight * (text - task.text).square().sum(dim=1).mean()
-
-
-def _scores(text: Tensor, x: Tensor, task: Task) -> Tensor:
-    """(N, C) scores of raw features ``x`` (N, D) for text features (C, D)."""
-    scores: Tensor = task.logit_scale * F.normalize(x, dim=1) @ text.t()
-    return scores
-
-
-def _learned_text(context: Tensor, task: Task) -> Tensor:
-    """Normalised text features (C, D) of the captions under ``context`` (M, W)."""
-    clip = task.whole_clip
-    count = len(context)
-
-    def put(module: Any, inputs: Any, embedded: Tensor) -> Tensor:  # (C, L, W)
-        own = context.expand(len(embedded), -1, -1)
-        return torch.cat([embedded[:, :1], own, embedded[:, 1 + count :]], dim=1)
-
-    model: Any = clip.model
-    hook = _token_embedding(model).register_forward_hook(put)
-    try:
-        text: Tensor = model.encode_text(clip.tokens, normalize=True)
-    finally:
-        hook.remove()
-    return text
-
-
-def _token_embedding(model: Any) -> Any:
-    found = getattr(model, "token_embedding", None)
-    if found is None:
-        found = getattr(getattr(model, "text", None), "token_embedding", None)
-    if found is None:
-        raise ConfigError(
-            "--alg promptfl needs a text tower with a token embedding of open_clip's "
-            "own; this model's is another"
-        )
-    return found
