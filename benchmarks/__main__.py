@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,11 @@ def without_kernels() -> str:
     )
 
 
+def without_facmic() -> str:
+    """Says so where no checkout of FACMIC's released code is named."""
+    return "" if os.environ.get("FACMIC_HOME") else "FACMIC_HOME is not set"
+
+
 def without_nvcc() -> str:
     """Says so where there is no CUDA compiler."""
     return "" if shutil.which("nvcc") else "nvcc is not on the path"
@@ -70,6 +76,7 @@ BENCHMARKS = {
     "personalization": Benchmark("accuracy.personalization"),
     "privacy": Benchmark("accuracy.privacy", without("dp_accounting")),
     "vs-reference": Benchmark("authors.vs_reference"),
+    "vs-facmic": Benchmark("authors.vs_facmic", without_facmic),
     "fuzz": Benchmark("faults.fuzz"),
     "kills": Benchmark("faults.kills"),
     "gpu-check": Benchmark("gpu.check", without_gpu),

@@ -24,7 +24,7 @@ SUFFIXES = ("py", "cpp", "cu", "cuh", "h")
 # of the hosts, the authors, or the reader
 FOREIGN = {
     *("main.py", "alg/fedclip.py", "alg/algs.py", "util/config.py", "client.py"),
-    *("nets/models.py", "sheduler.py"),
+    *("nets/models.py", "sheduler.py", "adaptation.py"),
     *("fed_at_clip.py", "methods/fed_at_clip.py", "prepare_data_dg_clip.py"),
     *("datautil/datasplit.py", "medmnist/info.py", "torch/extension.h", "Python.h"),
     *("standin/clip.py", "fedclip_plugin.adapters"),  # made when it runs; entry points
