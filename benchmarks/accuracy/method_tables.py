@@ -52,15 +52,22 @@ def methods_of(table: Table) -> dict[str, Options]:
 
     Zero-shot comes first; a label is what follows ``fedclip run --alg``.
     """
-    own = [{"alg": name} for name in _own_algorithms()]
+    own = [_row_of(name) for name in _own_algorithms()]
     rows = sorted([*own, *VARIANTS], key=lambda row: _order(row["alg"]))
     return {label_of(row): row for row in rows if _fits(table, row["alg"])}
 
 
 def label_of(options: Mapping[str, Any]) -> str:
     """``fedclip --preset best``."""
-    more = [f"--{k.replace('_', '-')} {v}" for k, v in options.items() if k != "alg"]
-    return " ".join([options["alg"], *more])
+    more = {f"--{k.replace('_', '-')}": v for k, v in options.items() if k != "alg"}
+    words = [flag if v is True else f"{flag} {v}" for flag, v in more.items()]
+    return " ".join([options["alg"], *words])
+
+
+def _row_of(name: str) -> Options:
+    """With the leave that a held-out domain needs where the algorithm looks at it."""
+    seen = {"transductive": True} if algorithm_class(name).transductive else {}
+    return {"alg": name, **seen}
 
 
 def rounds_of(options: Mapping[str, Any], table_rounds: int) -> int:

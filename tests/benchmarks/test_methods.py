@@ -114,5 +114,5 @@ def test_a_transductive_method_is_marked(command, monkeypatch, capsys):
     words = ("--only", "features", "--methods", "zeroshot", "linear", "--seeds", "0")
     command(*words)
     page = capsys.readouterr().out
-    assert "`linear` † |" in page
+    assert "`linear --transductive` † |" in page
     assert "`zeroshot` |" in page
