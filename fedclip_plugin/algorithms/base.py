@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config.fields import Section
 from ..config.schema import (
@@ -27,6 +27,7 @@ from ..config.schema import (
 from ..errors import ConfigError, RunError
 from ..server.aggregation import aggregate
 from ..wire.update import ClientUpdate, State, private_part
+from .module import StateModule
 
 if TYPE_CHECKING:
     from ..clip.whole import WholeClip
@@ -168,6 +169,12 @@ class Algorithm(abc.ABC):
     moves = True
     """Whether a round moves the state that was sent; one that makes it anew has nothing
     that a server optimizer could go on with."""
+    text_at_server = False
+    """Whether ``init`` or ``aggregate`` use the text features: a server without data
+    then gets them from a client."""
+    averages = True
+    """Whether a weighted mean of updates is a sound next state, where more is not to
+    be had: under secure aggregation, or with a host's own defenses."""
     personal = False
     """Whether what clients keep predicts for them (:attr:`ClientUpdate.kept`), over
     the shared state; an unseen domain is judged by the shared state alone."""
@@ -213,6 +220,10 @@ class Algorithm(abc.ABC):
     def update_like(self, state: State) -> State:
         """What a sound update has the keys, shapes and dtypes of; what goes down."""
         return state
+
+    def module(self, state: State, task: Task) -> nn.Module:
+        """A module whose ``state_dict`` is ``state``, for hosts that pass models on."""
+        return StateModule(state)
 
     def client_state(self, state: State, client: Client) -> State:
         """The state that ``client`` predicts with: the shared one, and over it, key by

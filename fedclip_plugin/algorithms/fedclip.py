@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import ops
 from ..config.fields import Section, option
 from ..wire.update import ClientUpdate, State
-from .adapter import ATTENTION, KEYS, apply_sides, initial_state
+from .adapter import ATTENTION, KEYS, TwoSides, apply_sides, initial_state
 from .base import Algorithm, Client, Task, sample_order
 from .training import client_update, train_module
 
@@ -84,6 +84,15 @@ class FedClip(Algorithm):
         p = task.params
         z, text = apply_sides(state, x, task.text, p.adapter, p.side)
         return task.logit_scale * z @ text.t()
+
+    def module(self, state: State, task: Task) -> nn.Module:
+        """The adapter itself, or both; its keys on the image side are the authors'."""
+        p = task.params
+        sides = TwoSides(task.dim, p.adapter, p.side)
+        image = sides.image if p.side == "image" else None
+        module: nn.Module = sides if image is None else image
+        module.load_state_dict(state)
+        return module.to(task.text.device)
 
 
 def _has_kernel(task: Task) -> bool:

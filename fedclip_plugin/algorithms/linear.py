@@ -37,6 +37,7 @@ class Linear(Algorithm):
     trains = "a linear head"
     source = "McMahan et al. 2017, arXiv 1602.05629"
     Params = LinearParams
+    text_at_server = True
     defaults: ClassVar = {"lr": 1e-2, "weight_decay": 0.0, "weighting": "examples"}
 
     def init(self, task: Task) -> State:

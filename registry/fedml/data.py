@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ...algorithms import Client, Samples
-from ...algorithms.adapter import ADAPTERS, ATTENTION
 from ...errors import ConfigError
 from .settings import Binding, bind
 
@@ -61,18 +60,14 @@ def _joined(parts: Sequence[Samples]) -> Samples:
 
 
 def create_model(args: Any) -> nn.Module:
-    """The adapter alone, with the state that the first round sends out."""
+    """What travels alone, an adapter for fedclip, as the first round sends it out."""
     fed = bind(args).setup.fed
-    state = fed.algorithm.init(fed.task)
-    adapter = getattr(fed.task.params, "adapter", ATTENTION)
-    model = ADAPTERS.get(adapter)(fed.task.dim).to(fed.task.text.device)
-    if set(model.state_dict()) != set(state) or not fed.algorithm.communicates:
+    if not fed.algorithm.communicates:
         raise ConfigError(
-            f"algorithm {fed.algorithm.name} exchanges no adapter: FedML runs fedclip, "
-            "`fedclip run` runs the others"
+            f"fedclip_alg: {fed.algorithm.name} sends nothing to a server: use "
+            "`fedclip run`"
         )
-    model.load_state_dict(state)
-    return model
+    return fed.algorithm.module(fed.algorithm.init(fed.task), fed.task)
 
 
 def parameters(model: nn.Module) -> OrderedDict[str, Tensor]:

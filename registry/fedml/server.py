@@ -197,7 +197,7 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
             if fed.task.server.weighting == "uniform":
                 voters = [(1, given) for _, given in voters]
             with named_fedavg(self.args):
-                theirs = like(super().aggregate(voters), state)
+                theirs = like(super().aggregate(voters), opened.sent.seen)
             after, opened.memory = stepped(
                 fed, theirs, state, opened.sent, opened.memory
             )
@@ -271,7 +271,7 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         and Inf pass through it, so where it is finite, all that went in was.
         """
         opened, fed, self._unread = self.opened, self.run.fed, []
-        if self._mean_tells() and all(fits(u, opened.state) for u in updates):
+        if self._mean_tells() and all(fits(u, opened.sent.seen) for u in updates):
             self._unread = updates
             size = sum(map(update_bytes, updates))
             nobody = screen_round(fed, opened.sent, [], names)

@@ -53,6 +53,12 @@ def open_binding(args: Any) -> Binding:
         )
     forward()
     binding = bind(args)
+    algorithm = binding.setup.fed.algorithm
+    if getattr(args, "enable_defense", False) and not algorithm.averages:
+        raise ConfigError(
+            f"{FILE}: enable_defense: FedML's defenses average updates, which "
+            f"fedclip_alg: {algorithm.name} does not; choose one"
+        )
     theirs = [k for k in ("enable_dp", "enable_defense") if getattr(args, k, False)]
     if theirs and binding.setup.fed.task.privacy.private:
         raise ConfigError(

@@ -122,11 +122,16 @@ def _open(message: Message, context: Context) -> Party:
     config = client_settings(
         str(sent.get(records.SHARED, "")), context.run_config, node
     )
-    own = has_own_data(node)
-    if own and algorithm_class(config.algorithm).transductive:
+    own, algorithm = has_own_data(node), algorithm_class(config.algorithm)
+    if own and algorithm.transductive:
         raise ConfigError(
             f"--alg {config.algorithm} aligns clients to each other's features, and "
             "this node's data are its own: run it where nodes share the data"
+        )
+    if not (algorithm.averages or sent.get(records.SHARED)):
+        raise ConfigError(
+            f"--alg {config.algorithm} needs its own server: name "
+            "fedclip_plugin.registry.flower_host:server_app, not another strategy"
         )
     setup = open_setup(config)
     number = int(sent.get(records.ROUND, 1))

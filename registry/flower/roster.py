@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,7 +37,9 @@ class Card:
 
     ``sketch`` are the normalised text features on a few random directions: enough to
     tell another model, also where the precision differs.  ``zero_shot`` is the frozen
-    model's accuracy on the client's test split, -1 without test rows.
+    model's accuracy on the client's test split, -1 without test rows.  ``text`` are the
+    text features, (C, D) float32 little-endian, where the algorithm of the server needs
+    them (``Algorithm.text_at_server``); else nothing.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Card:
     key: str
     rows: list[int]  # train, val, test
     zero_shot: float
+    text: bytes = b""
 
     @property
     def shot(self) -> float | None:
@@ -74,6 +78,7 @@ def make_card(setup: Setup, client: Client, own_data: bool) -> Card:
         federation=1 if own_data else len(setup.fed.clients),
         rows=[len(client.train), len(client.val), len(client.test)],
         zero_shot=-1.0 if accuracy is None else accuracy,
+        text=_packed(features) if setup.fed.algorithm.text_at_server else b"",
         **_model(features),
     )
 
@@ -90,6 +95,25 @@ def _model(features: FeatureSet) -> dict[str, Any]:
         "sketch": _sketch(features.class_text),
         "key": features.key,
     }
+
+
+def _packed(features: FeatureSet) -> bytes:
+    return features.class_text.cpu().float().numpy().astype("<f4").tobytes()
+
+
+def _text_of(card: Card) -> Tensor:
+    """(C, D) text features of a card; zeros where it has none.
+
+    Raises UpdateError for bytes that are not those of the card's model.
+    """
+    shape = len(card.classes), card.embed_dim
+    if not card.text:
+        return torch.zeros(shape)
+    text = torch.from_numpy(np.frombuffer(card.text, "<f4").astype(np.float32))
+    sketch = _sketch(text.reshape(shape))
+    if not np.allclose(sketch, card.sketch, rtol=1e-3, atol=1e-3):
+        raise UpdateError("its text features are not those of its model")
+    return text.reshape(shape)
 
 
 def _sketch(text: Tensor) -> list[float]:
@@ -133,18 +157,23 @@ def read_card(values: Mapping[str, Any]) -> Card:
             f"its answer is not that of this fedclip-plugin ({', '.join(odd)}): "
             "install the same version everywhere"
         )
-    if wrong := _SOUND(dict(values)):
+    if wrong := _SOUND({k: v for k, v in values.items() if k != "text"}):
         raise UpdateError(f"its answer is not sound: {wrong}")
-    return Card(**values)
+    card = Card(**values)
+    if card.text and len(card.text) != 4 * len(card.classes) * card.embed_dim:
+        raise UpdateError("its answer is not sound: text features of another shape")
+    _text_of(card)
+    return card
 
 
 def setup_without_data(config: RunConfig, cards: Sequence[Card]) -> Setup:
     """The run of a server that has no data: all it knows is what the clients said.
 
-    The text features are zeros of the right shape: such a server scores nothing.
+    The text features are a client's, or zeros of the right shape where the algorithm
+    does not need them at the server: such a server scores nothing.
     """
     card = common_model(cards)
-    text = torch.zeros(len(card.classes), card.embed_dim)
+    text = _text_of(card)
     keys = sorted({c.key for c in cards})
     features = FeatureSet(
         model=card.model,

@@ -83,6 +83,11 @@ class SecureFedClip(FedClip):
         server, wire = self.config.server, self.config.wire
         plain = wire.compress == wire.compress_down == "none"
         private = self.config.privacy.private
+        algorithm = self._run.fed.algorithm
+        if not algorithm.averages:
+            raise ConfigError(
+                f"--alg {algorithm.name} needs the single updates, which SecAgg+ hides"
+            )
         if server.aggregation != "mean" or not plain or private:
             raise ConfigError(
                 "SecAgg+ hides the single updates: use --aggregation mean, --compress "

@@ -19,7 +19,6 @@ from rich.console import Console
 from torch import nn
 
 from ...algorithms import Client, Samples, Task, get_algorithm
-from ...algorithms.adapter import TwoSides
 from ...federation.build import Federation, check_together
 from ...federation.downlink import broadcast
 from ...federation.engine import Round
@@ -30,7 +29,7 @@ from ...runs.host_run import HostRun, Setup
 from ...wire.update import ClientUpdate, State
 from .images import open_images
 from .repository import register
-from .start import clear_errors, prepare, run_main, say, settings_of
+from .start import clear_errors, fit, run_main, say, settings_of
 
 __all__ = ["PersonalizedFedClip", "main", "prepare", "register"]
 
@@ -100,13 +99,8 @@ class PersonalizedFedClip:
         atexit.register(self._print_results)
 
     def _adapter(self, state: State) -> nn.Module:
-        task = self.run.fed.task
-        sides = TwoSides(task.dim, task.params.adapter, task.params.side)
-        module: nn.Module = sides
-        if task.params.side == "image" and sides.image is not None:
-            module = sides.image  # its keys are the authors'
-        module.load_state_dict(state)
-        return module.to(task.text.device)
+        fed = self.run.fed
+        return fed.algorithm.module(state, fed.task)
 
     def _tell_zero_shot(self) -> None:
         """The frozen CLIP on all images of each domain, before any training."""
@@ -277,6 +271,11 @@ class PersonalizedFedClip:
 def state_of(model: nn.Module) -> State:
     """A copy of a module's tensors."""
     return {key: value.detach().clone() for key, value in model.state_dict().items()}
+
+
+def prepare() -> None:
+    """What alg/fedclip.py calls before main.py looks for its algorithm."""
+    fit(PersonalizedFedClip)
 
 
 def main(argv: Sequence[str]) -> None:

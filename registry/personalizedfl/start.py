@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ...algorithms import ALGORITHMS, get_algorithm
 from ...config.paths import as_path
 from ...config.schema import RunConfig
 from ...data.partition import NO_TARGET
@@ -43,6 +44,7 @@ def settings_of(args: argparse.Namespace) -> tuple[RunConfig, Path | None]:
     host = {
         "seed": [args.seed],
         "device": args.device,
+        "alg": getattr(args, "alg", None),
         "dataset": args.dataset,
         "root": folder if Path(folder).is_dir() else None,
         "rounds": args.iters,
@@ -58,11 +60,10 @@ def settings_of(args: argparse.Namespace) -> tuple[RunConfig, Path | None]:
             if value is not None
         }
     )
-    if config.algorithm.lower() != "fedclip":
-        raise ConfigError(
-            f"main.py --alg fedclip trains fedclip, not {config.algorithm}: take the "
-            "algorithm out of fedclip.toml and FEDCLIP_ALG (`fedclip run` has it)"
-        )
+    algorithm = get_algorithm(config.algorithm)
+    if algorithm.needs_clip or not algorithm.communicates:
+        why = "trains CLIP itself" if algorithm.needs_clip else "sends nothing"
+        raise ConfigError(f"--alg {algorithm.name} {why}: `fedclip run` has it")
     if resume:
         raise ConfigError(
             "FEDCLIP_RESUME: main.py begins with its first round; run it again without"
@@ -128,19 +129,23 @@ class Progress:
 
 
 @clear_errors()
-def prepare() -> None:
-    """Make the host's modules fit for ``--alg fedclip``; alg/fedclip.py calls it.
+def fit(plays: type) -> None:
+    """Make the host's modules fit for ``--alg fedclip``, or another method of ours.
 
-    Other algorithms find the host as it is.  Exits with a line and code 2 for a data
-    set that ``main.py`` cannot hand over.
+    ``plays`` is what main.py will call by that name.  The host's own algorithms find it
+    as it is, also where ours have the same name.  Exits with a line and code 2 for a
+    data set that ``main.py`` cannot hand over.
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--alg")
     parser.add_argument("--dataset", default="pacs")
     parser.add_argument("--root_dir", default="./data/")
     args, _ = parser.parse_known_args()
-    if args.alg != "fedclip":
+    algs, name = _module("alg.algs"), str(args.alg)
+    own = getattr(algs, name, plays) not in (plays, None)
+    if own or name not in ALGORITHMS.names():
         return
+    setattr(algs, name, plays)
     for stream in (sys.stdout, sys.stderr):  # names may have signs that they lack
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -209,7 +214,7 @@ class FormerNumpy:
 
 
 def run_main(argv: Sequence[str], algorithm: type) -> dict[str, Any]:
-    """Run a ``main.py`` with ``algorithm`` as its ``fedclip``; returns its globals.
+    """Run a ``main.py`` whose ``--alg fedclip`` is ``algorithm``; returns its globals.
 
     ``argv`` is the path of ``main.py`` and its options; its folder comes first in the
     import path, as with ``python main.py``.  Raises ConfigError for another file.
@@ -224,8 +229,7 @@ def run_main(argv: Sequence[str], algorithm: type) -> dict[str, Any]:
     sys.path[0] = str(find_repository(script.parent))
     sys.argv = [str(script), *argv[1:]]
     _know_office_home()
-    _module("alg.algs").fedclip = algorithm
-    prepare()
+    fit(algorithm)
     return runpy.run_path(str(script), run_name="__main__")
 
 

@@ -47,6 +47,9 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"server_optimizer": "adam", "server_lr": 1e-3, "server_ema": 0.5},
     {"server_optimizer": "momentum", "server_ema": 0.9, "compress_down": "fp16"},
     {"compress": "topk", "optimizer_state": "keep", "local_epochs": 2, PART: True},
+    {"alg": "gda"},
+    {"alg": "linear", "linear_init": "text", "compress": "int8"},
+    {"alg": "fedclip", "side": "text"},
 )
 Absences = Collection[tuple[str, int]]  # (client, round from 1)
 

@@ -127,7 +127,7 @@ def test_data_and_model_are_fedmls(args):
 
 def test_an_algorithm_without_an_adapter_is_refused(args):
     args.fedclip_alg = "zeroshot"
-    with pytest.raises(FedClipError, match="zeroshot exchanges no adapter"):
+    with pytest.raises(FedClipError, match="zeroshot sends nothing"):
         create_model(args)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -325,9 +326,31 @@ def test_a_learning_rate_counts_where_it_was_said(world, monkeypatch, argv, lr):
     assert settings_of(world.args(lr=0.5))[0].train.lr == lr
 
 
-def test_another_algorithm_is_refused(world, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("fedavg", "--alg fedavg trains CLIP itself"), ("local", "local sends nothing")],
+)
+def test_what_main_cannot_play_is_refused(world, monkeypatch, capsys, name, told):
+    monkeypatch.setenv("FEDCLIP_ALG", name)
+    assert_one_line(capsys, world.args(), told)
+
+
+def test_the_algorithm_is_the_one_that_main_was_asked_for(world, monkeypatch, capsys):
     monkeypatch.setenv("FEDCLIP_ALG", "linear")
-    assert_one_line(capsys, world.args(), "trains fedclip, not linear")
+    assert settings_of(world.args(alg="gda"))[0].algorithm == "gda"
+    assert "FEDCLIP_ALG=linear has no effect here" in capsys.readouterr().err
+
+
+def test_a_name_of_mains_own_stays_its_own(monkeypatch):
+    algs = types.SimpleNamespace(fedprox=int)
+    monkeypatch.setattr(start_room, "_module", lambda name: algs)
+    monkeypatch.setattr(start_room, "_check_dataset", lambda name: None)
+    monkeypatch.setattr(start_room, "_settle_root", lambda args: None)
+    monkeypatch.setattr(np, "int", int, raising=False)
+    for name in ("fedprox", "gda", "nobody"):
+        monkeypatch.setattr(sys, "argv", ["main.py", "--alg", name])
+        start_room.fit(str)
+    assert vars(algs) == {"fedprox": int, "gda": str}
 
 
 def test_what_main_overrules_is_noted(world, monkeypatch, capsys):
@@ -344,7 +367,7 @@ def test_what_main_overrules_is_noted(world, monkeypatch, capsys):
         ("{}/nowhere/", "is not a folder; expected the images of --dataset pacs"),
         ("$NOT_SET/", "variable $NOT_SET is not set"),
         ("{}/data/", None),
-        ("{}/da", "is no folder"),
+        ("{}/da", "is not a folder"),
         ("~/data/", None),
     ],
 )
@@ -352,14 +375,16 @@ def test_the_root_is_checked_before_main_begins(world, monkeypatch, capsys, root
     monkeypatch.setenv("HOME", str(world.root))
     monkeypatch.delenv("NOT_SET", raising=False)
     monkeypatch.setattr(start_room, "_check_dataset", lambda name: None)
+    algs = types.SimpleNamespace()
+    monkeypatch.setattr(start_room, "_module", lambda name: algs)
     monkeypatch.setattr(np, "int", int, raising=False)
     words = ["main.py", "--alg", "fedclip", "--root_dir", root.format(world.root)]
     monkeypatch.setattr(sys, "argv", words)
     if told is None:
-        start_room.prepare()
+        start_room.fit(str)
         assert sys.argv[-1] == f"{world.root}/data/"
         return
     with pytest.raises(SystemExit):
-        start_room.prepare()
+        start_room.fit(str)
     *_, line = capsys.readouterr().err.splitlines()
     assert told.format(world.root) in line

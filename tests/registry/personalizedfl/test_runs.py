@@ -22,6 +22,7 @@ from fedclip_plugin.algorithms.adapter import KEYS
 from fedclip_plugin.features.feature_set import load_features, save_features
 from fedclip_plugin.federation.engine import federate
 from fedclip_plugin.federation.evaluation import score_clients
+from fedclip_plugin.storage.tensors import read_tensors
 from tests.registry.personalizedfl.world import (
     DOMAINS,
     DOUBLE,
@@ -101,6 +102,24 @@ def test_main_runs_to_the_adapter_of_the_embedded_engine(
     assert summary["result"]["clients"] == {d: scores[d]["test"] for d in DOMAINS}
     if not registered:
         assert contents(repository) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("registered", [True, False], ids=["registered", "untouched"])
+def test_main_runs_another_method_by_its_name(repository, world, tmp_path, registered):
+    if registered:
+        registry.register("personalizedfl", repository)
+    how = [] if registered else RUNNER
+    options = options_of(world, alg="gda", iters=1, wk_iters=1)
+    done = python(
+        *how, repository / "main.py", *options, cwd=tmp_path, FEDCLIP_OUT="out"
+    )
+    assert done.returncode == 0, done.stderr
+    fed = embedded(load_features(world.root / "features"), {"alg": "gda"}, seed=3)
+    *_, last = federate(fed)
+    state, _ = read_tensors(tmp_path / "out" / "adapter.safetensors")
+    for key, value in last.best.items():
+        torch.testing.assert_close(state[key], value, rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow

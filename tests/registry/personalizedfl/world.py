@@ -15,7 +15,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from fedclip_plugin.algorithms import Client, FedClip, Samples, Task, with_values
+from fedclip_plugin.algorithms import (
+    Client,
+    Samples,
+    Task,
+    get_algorithm,
+    with_values,
+)
 from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.features.feature_set import FeatureSet, save_features
 from fedclip_plugin.federation.build import Federation
@@ -144,10 +150,14 @@ def embedded(
     features: FeatureSet, settings: Mapping[str, Any], seed: int, share: float = 0.4
 ) -> Federation:
     """The embedded engine's federation of the very clients of the host."""
-    config = with_values(RunConfig(), settings)
+    chosen = dict(settings)
+    algorithm = get_algorithm(chosen.pop("alg", "fedclip"))
+    own = f"{algorithm.name}_"
+    values = {key.removeprefix(own): value for key, value in chosen.items()}
+    config = with_values(RunConfig(algorithm.name), {**algorithm.defaults, **values})
     text, scale = features.class_text, features.logit_scale
-    task = Task.of(config, None, text, scale, seed)
-    return Federation(FedClip(), task, clients_of(features, seed, share), None)
+    task = Task.of(config, algorithm.Params(), text, scale, seed)
+    return Federation(algorithm, task, clients_of(features, seed, share), None)
 
 
 def train(algorithm, loaders, number: int, wk_iters: int) -> None:
