@@ -50,6 +50,7 @@ class FedOt(Algorithm):
     trains = "a linear head from the text features; a rotation of each client's own"
     source = "Kong et al. 2026, arXiv 2505.19888"
     personal = True
+    text_at_server = True
     Params = FedOtParams
     defaults: ClassVar = {"lr": 1e-4, "weight_decay": 0.0, "weighting": "examples"}
 

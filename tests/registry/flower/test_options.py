@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from fedclip_plugin.algorithms import get_algorithm
 from fedclip_plugin.config.schema import DataConfig, RunConfig
 from fedclip_plugin.errors import ConfigError, UpdateError
 from fedclip_plugin.registry import flower_host
@@ -245,6 +246,22 @@ def test_clients_come_in_their_order(tmp_path: Path) -> None:
     assert list(roster.clients([10, 20, 30])) == [20, 10, 30]
     assert list(roster.clients([10, 30])) == [10, 30]
     assert roster.strangers([10, 40]) == [40]
+
+
+def test_text_features_travel_where_the_server_needs_them(tmp_path: Path) -> None:
+    setup, config = toy_setup(tmp_path), RunConfig("linear")
+    fed = replace(setup.fed, algorithm=get_algorithm("linear"))
+    card = make_card(replace(setup, fed=fed), fed.clients[0], False)
+    text = setup.features.class_text
+    assert read_card(card.as_dict()) == card
+    assert setup_without_data(config, [card]).features.text.equal(text)
+    plain = cards(tmp_path)[0]
+    assert plain.text == b""
+    assert not setup_without_data(config, [plain]).features.text.any()
+    halved = (text / 2).numpy().tobytes()
+    for wrong, told in ((halved, "not those of its model"), (b"ab", "another shape")):
+        with pytest.raises(UpdateError, match=told):
+            read_card({**card.as_dict(), "text": wrong})
 
 
 def test_a_server_without_data_knows_what_the_clients_say(tmp_path: Path) -> None:

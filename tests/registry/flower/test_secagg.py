@@ -17,6 +17,7 @@ pytest.importorskip("flwr", reason="needs Flower: pip install 'fedclip-plugin[fl
 from flwr.app import Context, Message, RecordDict
 from flwr.common import bytes_to_ndarray
 
+from fedclip_plugin.algorithms import get_algorithm
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.features.feature_set import load_features
 from fedclip_plugin.registry.flower.records import to_state
@@ -79,6 +80,20 @@ def test_the_sum_is_plain_averaging_within_its_quantisation(toy, weighting):
     assert 0 < distance(found, embedded(strategy, toy).state) <= 2 * step
     strategy, _, found = run(toy, num_server_rounds=3, weighting=weighting)
     assert distance(found, embedded(strategy, toy).state) <= 100 * step  # 2.4e-5
+
+
+def test_a_closed_form_needs_no_more_than_the_sum(toy):
+    strategy, _, secure = run(toy, num_server_rounds=1, alg="gda")
+    plain, step = embedded(strategy, toy).state, 2 * LARGEST / quantisation(3)
+    keys = plain.keys() - {"chosen"}
+    assert distance({k: secure[k] for k in keys}, {k: plain[k] for k in keys}) < step
+    assert secure["chosen"].equal(plain["chosen"])
+
+
+def test_a_method_that_needs_single_updates_is_refused(toy, monkeypatch):
+    monkeypatch.setattr(get_algorithm("linear").__class__, "averages", False)
+    with pytest.raises(ConfigError, match="single updates, which SecAgg"):
+        run(toy, num_server_rounds=1, alg="linear")
 
 
 def test_nobody_but_the_client_sees_its_adapter(toy):
