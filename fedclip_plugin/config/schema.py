@@ -186,8 +186,12 @@ class ServerConfig(Section):
     """Who takes part in a round, and what the server makes of their updates."""
 
     weighting: str = option(
-        "uniform", "of the clients in the mean; uniform is as published",
-        choices=("uniform", "examples"))  # fmt: skip
+        "uniform", "of the clients in the mean; uniform is as published, gap is "
+        "FedDG-GA (docs/server.md)",
+        choices=("uniform", "examples", "gap"))  # fmt: skip
+    gap_step: float = option(
+        0.2, "of a client's weight in the first round, by --weighting gap; it falls to "
+        "0 over the rounds", within="[0, 1]")  # fmt: skip
     aggregation: str = option(
         "mean", "mean (as published), or a robust rule (docs/robust.md)",
         choices=AGGREGATIONS)  # fmt: skip

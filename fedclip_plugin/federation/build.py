@@ -104,8 +104,8 @@ def check_together(config: RunConfig, algorithm: Algorithm) -> None:
             why = "sends nothing to a server"
         for option in optimizer.chosen(config.server):
             raise ConfigError(
-                f"--alg {config.algorithm} {why}: leave out {option}, which goes on "
-                "from the state of the round before"
+                f"--alg {config.algorithm} {why}: leave out {option}, which builds on "
+                "the round before"
             )
 
 

@@ -2,7 +2,7 @@
 
 Nothing random is stored: every random draw is a function of seed, round and client.
 
-Its tensors are ``state/<key>``, ``memory/<slot>/<key>`` of the server's optimizer,
+Its tensors are ``state/<key>``, ``memory/<slot>/<key>`` of the server,
 ``kept/<client>/<key>`` and, where the best round is not the last, ``best/<key>`` and
 ``best-kept/<client>/<key>``.
 """
@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import RunError
-from ..server import optimizer
+from ..server import adjustment, optimizer
 from ..storage.files import remove_leftovers
 from ..storage.shapes import count, fields, number, several
 from ..storage.tensors import DamagedFileError, read_tensors, write_tensors
@@ -90,7 +90,7 @@ class Checkpoint:
         for part in (kept, best_kept):
             if wrong := _kept_misfit(part, fed.first):
                 raise _damaged(self.path, wrong)
-        if wrong := optimizer.misfit(memory, fed.first):
+        if wrong := optimizer.misfit(memory, fed.first) or adjustment.misfit(memory):
             raise _damaged(self.path, wrong)
         clients, own = unflatten(kept), unflatten(best_kept)
         if progress.best_round == progress.round:  # it is in the file once

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import torch
+
 from ..algorithms import Algorithm, Client
 from ..config.schema import TrainConfig
-from ..server import optimizer, privacy
+from ..server import adjustment, optimizer, privacy
 from ..server.screening import Quarantined, screen
 from ..stats import mean
 from ..wire import compression
@@ -18,7 +21,7 @@ from ..wire.update import ClientUpdate, State, private_part
 from . import downlink
 from .build import Federation
 from .downlink import Broadcast
-from .evaluation import score_clients, score_target, selection_score
+from .evaluation import score_clients, score_rows, score_target, selection_score
 
 Scores = dict[str, dict[str, float | None]]
 """Client -> its validation and test accuracy, ``{"val", "test"}``."""
@@ -79,7 +82,41 @@ def train_clients(
     What they keep now is in the updates' ``kept``.
     """
     updates = fed.algorithm.local_round(seen, clients, fed.task, round_number)
+    updates = measured(fed, seen, clients, updates)
     return as_sent(fed, seen, updates, {c.name: c.kept for c in clients})
+
+
+def measured(
+    fed: Federation,
+    seen: State,
+    clients: Sequence[Client],
+    updates: Sequence[ClientUpdate],
+) -> list[ClientUpdate]:
+    """What ``clients`` made of what they ``seen``, with their gaps where these weigh.
+
+    A client keeps the loss of its own model, to compare the next mean with.
+    """
+    if fed.task.server.weighting != adjustment.GAP:
+        return list(updates)
+    return [_with_gap(fed, seen, c, u) for c, u in zip(clients, updates)]
+
+
+def _with_gap(
+    fed: Federation, seen: State, client: Client, update: ClientUpdate
+) -> ClientUpdate:
+    rows, metrics = client.train, dict(update.metrics)
+    before = client.kept.get(adjustment.OWN_LOSS)
+    if before is not None:
+        shared, _ = score_rows(fed, fed.algorithm.client_state(seen, client), rows)
+        metrics[adjustment.GAP] = shared - float(before)
+    after = replace(client, kept={**client.kept, **update.kept})
+    own = fed.algorithm.client_state(dict(update.state), after)
+    loss, _ = score_rows(fed, own, rows)
+    if not math.isfinite(loss):
+        return replace(update, metrics=metrics)
+    told = torch.tensor(loss, dtype=torch.float64)
+    kept = {**update.kept, adjustment.OWN_LOSS: told}
+    return replace(update, metrics=metrics, kept=kept)
 
 
 def as_sent(
@@ -141,7 +178,7 @@ def next_state(
 ) -> tuple[State, State]:
     """What follows on the server's ``state`` from a round's screened updates.
 
-    ``memory`` is what the server optimizer remembers; returned with the state.
+    ``memory`` is what the server remembers of earlier rounds; returned with the state.
     """
     config, sound, sent = fed.task.privacy, screened.sound, screened.sent
     memory = memory or {}
@@ -153,6 +190,10 @@ def next_state(
         entropy = privacy.noise_entropy(config, fed.task.seed, round_number)
         asked = len(screened.participants)
         sound = [privacy.private_update(sound, sent.seen, config, asked, entropy)]
+    server, rounds = fed.task.server, fed.task.train.rounds
+    if server.weighting == adjustment.GAP:
+        step = adjustment.step_size(server, round_number, rounds)
+        sound, memory = adjustment.weighed(sound, memory, step)
     after = fed.algorithm.aggregate(sound, {**state, **sent.seen}, fed.task)
     return stepped(fed, after, state, sent, memory)
 

@@ -39,7 +39,8 @@ def aggregate(
 ) -> State:
     """The next state, from updates of ``state``, in the order of the clients' names.
 
-    ``server.weighting`` is ``uniform`` (as published) or ``examples``;
+    ``server.weighting`` is ``uniform`` (as published) or ``examples``, unless the
+    updates have a ``weight``;
     ``server.aggregation`` the mean or a robust rule.  Clients without training rows are
     left out; with none left the ``state`` that was sent out stays.  The
     order of arrival does not matter: same bits.  The mean of compressed updates is
@@ -49,7 +50,10 @@ def aggregate(
     if not voters or not state:
         return state
     uniform = server.weighting == "uniform"
-    weights = torch.tensor([1.0 if uniform else float(u.num_examples) for u in voters])
+    usual = [1.0 if uniform else float(u.num_examples) for u in voters]
+    weights = torch.tensor(
+        [w if u.weight is None else u.weight for u, w in zip(voters, usual)]
+    )
     coded = {u.codec for u in voters}
     if server.aggregation == "mean" and len(coded) == 1 and PLAIN not in coded:
         return coded_mean(voters, weights, state)

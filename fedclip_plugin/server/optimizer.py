@@ -39,6 +39,7 @@ def chosen(config: ServerConfig) -> list[str]:
         ("--server-optimizer", config.server_optimizer != "none"),
         ("--server-lr", config.server_lr is not None),
         ("--server-ema", config.server_ema > 0),
+        ("--weighting gap", config.weighting == "gap"),
     )
     return [name for name, is_chosen in options if is_chosen]
 

@@ -76,6 +76,7 @@ _RULES: tuple[_Rule, ...] = (  # options, what they need, and whether it is ther
         "a held-out domain and an --alg that aligns to it: facmic or faa-clip",
         _sees_held_out,
     ),
+    ("gap-step", "--weighting gap", lambda c: c.server.weighting == "gap"),
     (
         "server-momentum",
         "--server-optimizer momentum, adagrad, adam or yogi",

@@ -28,7 +28,8 @@ class ClientUpdate:
     ``num_examples`` counts the training rows; ``metrics`` holds plain floats, such as
     the mean ``loss`` of the round.  ``kept`` never leaves the client: what it keeps for
     its next round.  ``codec`` tells how ``state`` is compressed (``codecs.py``): client
-    and server agree on it by configuration; the bytes do not say it.
+    and server agree on it by configuration; the bytes do not say it.  ``weight`` is the
+    server's own: how much the update counts in the mean, where it decides that.
     """
 
     client: str
@@ -37,6 +38,7 @@ class ClientUpdate:
     metrics: Mapping[str, float] = field(default_factory=dict)
     kept: State = field(default_factory=dict)
     codec: str = "none"
+    weight: float | None = None
 
 
 def remember(kept: Mapping[str, State], updates: Iterable[ClientUpdate]) -> Kept:

@@ -205,8 +205,11 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         privacy = FedMLDifferentialPrivacy.get_instance()
         if privacy.to_compute_params_in_aggregation_enabled():
             privacy.set_params_for_dp(raw)
+        told = {u.client: u.metrics for u in opened.screened.sound}
         updates = [
-            ClientUpdate(name, dict(given), int(count), codec=self._codec)
+            ClientUpdate(
+                name, dict(given), int(count), told.get(name, {}), codec=self._codec
+            )
             for name, (count, given) in zip(self._voters, raw)
         ]
         screened = replace(opened.screened, sound=updates)

@@ -65,7 +65,24 @@ def open_binding(args: Any) -> Binding:
             f"{FILE}: {theirs[0]} and fedclip_dp_noise_multiplier: FedCLIP's privacy "
             "cannot account for what FedML's changes; choose one"
         )
+    if binding.setup.config.server.weighting == "gap":
+        _check_gap(args)
     return binding
+
+
+def _check_gap(args: Any) -> None:
+    """Refuse ``gap`` where the gaps do not reach the mean."""
+    if getattr(args, "enable_defense", False):
+        raise ConfigError(
+            f"{FILE}: enable_defense and fedclip_weighting: gap: FedML's defenses "
+            "weigh the clients by themselves; choose one"
+        )
+    silo = getattr(args, "training_type", "simulation") != "simulation"
+    if silo or getattr(args, "backend", "sp") != "sp":
+        raise ConfigError(
+            f"{FILE}: fedclip_weighting: gap needs what clients measure, which FedML's "
+            "messages do not carry: use the simulation with backend: sp"
+        )
 
 
 def split_metrics(

@@ -88,10 +88,12 @@ class SecureFedClip(FedClip):
             raise ConfigError(
                 f"--alg {algorithm.name} needs the single updates, which SecAgg+ hides"
             )
-        if server.aggregation != "mean" or not plain or private:
+        gap = server.weighting == "gap"
+        if server.aggregation != "mean" or gap or not plain or private:
             raise ConfigError(
-                "SecAgg+ hides the single updates: use --aggregation mean, --compress "
-                "none, --compress-down none, and no differential privacy on the server"
+                "SecAgg+ hides the single updates: use --aggregation mean, --weighting "
+                "uniform or examples, --compress none, --compress-down none, and no "
+                "differential privacy on the server"
             )
         messages = list(super().configure_train(server_round, arrays, config, grid))
         rows = [card.rows[0] for card in self.nodes.roster.cards.values()]

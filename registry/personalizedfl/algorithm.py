@@ -23,7 +23,7 @@ from ...federation.build import Federation, check_together
 from ...federation.downlink import broadcast
 from ...federation.engine import Round
 from ...federation.evaluation import accuracy, score_rows, zero_shot_labels
-from ...federation.rounds import as_sent
+from ...federation.rounds import as_sent, measured
 from ...report.console import print_table
 from ...runs.host_run import HostRun, Setup
 from ...wire.update import ClientUpdate, State
@@ -161,6 +161,8 @@ class PersonalizedFedClip:
         ]
         names = [local.update.client for _, local in trained]
         run, opened = self.run, self._opened or self.run.open_round()
+        clients = [self._client(i).with_kept(opened.kept) for i, _ in trained]
+        updates = measured(run.fed, opened.sent.seen, clients, updates)
         updates = as_sent(run.fed, opened.sent.seen, updates, opened.kept)
         run.aggregate(opened, updates, names)
         self._opened, self._pending, self._locals = None, opened, {}

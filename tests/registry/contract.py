@@ -44,6 +44,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"compress_down": "fp16"},
     {"compress": "int4", "compress_down": "int4", PART: True},
     {"optimizer_state": "keep", "local_epochs": 2},
+    {"weighting": "gap", "local_epochs": 2},
     {"server_optimizer": "adam", "server_lr": 1e-3, "server_ema": 0.5},
     {"server_optimizer": "momentum", "server_ema": 0.9, "compress_down": "fp16"},
     {"compress": "topk", "optimizer_state": "keep", "local_epochs": 2, PART: True},
