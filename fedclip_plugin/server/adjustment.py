@@ -26,10 +26,12 @@ import torch
 
 from ..config.schema import ServerConfig
 from ..wire.update import ClientUpdate, State
+from .aggregation import voters_of
 
 GAP = "gap"  # the weighting, and the metric that a client sends
 WEIGHT = "weight/"
 OWN_LOSS = "gap:loss"  # what a client keeps of its last round
+LEAST_SPREAD = 1e-6  # of gaps; less is what rounding leaves of equal losses
 _log = logging.getLogger("fedclip")
 
 
@@ -42,7 +44,7 @@ def weighed(
     updates: Sequence[ClientUpdate], memory: State, step: float
 ) -> tuple[list[ClientUpdate], State]:
     """The updates with their weights in the mean, and the memory with all weights."""
-    voters = sorted((u for u in updates if u.num_examples > 0), key=lambda u: u.client)
+    voters = voters_of(updates)
     if not voters:
         return list(updates), memory
     before = _weights(voters, memory)
@@ -80,7 +82,7 @@ def adjusted(
     if not math.isfinite(middle):
         return list(weights)  # absurd gaps: their sum overflows
     largest = max((abs(g - middle) for g in told), default=0.0)
-    if largest == 0:
+    if largest <= LEAST_SPREAD:
         return list(weights)
     moved = [
         max(0.0, w + (g - middle) / largest * step) if math.isfinite(g) else w

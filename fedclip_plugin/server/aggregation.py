@@ -46,20 +46,30 @@ def aggregate(
     order of arrival does not matter: same bits.  The mean of compressed updates is
     taken without decoding them first.
     """
-    voters = sorted((u for u in updates if u.num_examples > 0), key=lambda u: u.client)
+    voters = voters_of(updates)
     if not voters or not state:
         return state
-    uniform = server.weighting == "uniform"
-    usual = [1.0 if uniform else float(u.num_examples) for u in voters]
-    weights = torch.tensor(
-        [w if u.weight is None else u.weight for u, w in zip(voters, usual)]
-    )
+    weights = vote_weights(voters, server)
     coded = {u.codec for u in voters}
     if server.aggregation == "mean" and len(coded) == 1 and PLAIN not in coded:
         return coded_mean(voters, weights, state)
     voters = decoded(voters, state)
     states = [{key: u.state[key] for key in state} for u in voters]
     return combine(server.aggregation, states, weights, state, server.byzantine)
+
+
+def voters_of(updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
+    """The updates that count, by their clients' names: those with training rows."""
+    return sorted((u for u in updates if u.num_examples > 0), key=lambda u: u.client)
+
+
+def vote_weights(voters: Sequence[ClientUpdate], server: ServerConfig) -> Tensor:
+    """How much each counts in the mean, (K,) float32."""
+    uniform = server.weighting == "uniform"
+    usual = [1.0 if uniform else float(u.num_examples) for u in voters]
+    return torch.tensor(
+        [w if u.weight is None else u.weight for u, w in zip(voters, usual)]
+    )
 
 
 COLUMNS = 1 << 16  # coordinates at a time: bounds memory

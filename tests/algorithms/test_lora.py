@@ -1,4 +1,4 @@
-"""The mean of low-rank products: exact where the rank suffices, else the best there is."""
+"""The mean of low-rank products: exact where the rank suffices, else the best one."""
 
 from __future__ import annotations
 
@@ -112,7 +112,9 @@ def test_the_server_weighs_the_products(weighting: str):
     weights = [1.0, 1.0] if weighting == "uniform" else [3.0, 5.0]
     u, s, vh = torch.linalg.svd(literal(pairs, weights))
     best = (u[:, :2] * s[:2]) @ vh[:2]
-    torch.testing.assert_close((after[B] @ after[A]).double(), best, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        (after[B] @ after[A]).double(), best, rtol=1e-4, atol=1e-5
+    )
     again = FedAvgLora().aggregate(found[::-1], state, task(server=server))
     assert all(torch.equal(after[k], again[k]) for k in after)
     assert FedAvgLora().aggregate(found[2:], state, task()) is state
@@ -139,5 +141,7 @@ def test_factors_are_averaged_as_before():
     ids=lambda more: next(iter(more)),
 )
 def test_what_builds_on_the_former_factors_is_refused(more: dict[str, Any]):
-    with pytest.raises(ConfigError, match="--lora-mean products makes the factors anew"):
+    with pytest.raises(
+        ConfigError, match="--lora-mean products makes the factors anew"
+    ):
         FedAvgLora().init(task(**more))

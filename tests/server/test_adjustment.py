@@ -79,6 +79,7 @@ def test_the_step_falls_to_nothing():
     [
         [math.nan] * 3,
         [0.4] * 3,
+        [0.4, 0.4 + 1e-8, 0.4],
         [math.inf, -math.inf, math.nan],
         [1e308, 1e308, 1.0],
         [math.nan, 1.0, math.nan],
