@@ -70,7 +70,8 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml setup.py build_backend/backend.py | $(BIN)/python
 	@echo "==> installing fedclip-plugin into $(VENV) (the first time: some GB, minutes)"
 	@$(PIP) install --progress-bar off $(FIRST) | $(PROGRESS)
-	@$(PIP) install --progress-bar off --no-build-isolation -e '.[dev]' | $(PROGRESS)
+	@FEDCLIP_PURE_PYTHON=1 $(PIP) install --progress-bar off --no-build-isolation \
+		-e '.[dev]' | $(PROGRESS)  # the kernels come below, their objects stay
 	@touch $@
 
 $(KERNELS): setup.py $(SOURCES) | $(VENV)/.installed

@@ -10,6 +10,7 @@ Environment, read while building:
 ``FEDCLIP_PURE_PYTHON=1``  compile nothing
 ``FEDCLIP_CUDA=0|1|auto``  CUDA kernels: never, always, or (default) where nvcc fits
                            torch; a failed build is then a warning
+``FEDCLIP_BEST_ISA=...``    CPU kernels up to this instruction set (default: all)
 ``FEDCLIP_CXX_FLAGS``      more compiler flags, after our own
 ``TORCH_CUDA_ARCH_LIST``   GPU architectures
 ``MAX_JOBS``               parallel compilers
@@ -49,6 +50,7 @@ ISA_FLAGS = {
     "generic": [],  # what every processor has
 }
 ISA_FLAGS["avx512bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
+ISAS = ("generic", "avx2", "avx512", "avx512bf16")  # from the least to the best
 X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 
 
@@ -81,10 +83,20 @@ def make_extension(kind: Any, name: str, sources: list[str], **flags: Any) -> An
 def cpu_extension() -> Any:
     from torch.utils.cpp_extension import CppExtension
 
+    best = best_isa()
+    built = (None, *ISAS[: best + 1])
     sources = sorted([*glob("csrc/*.cpp"), *glob("csrc/cpu/*.cpp")])
-    everywhere = (None, "generic")
-    sources = [s for s in sources if X86_64 or isa_of(s) in everywhere]
-    return make_extension(CppExtension, "_C", sources, cxx=list(CXX_FLAGS))
+    sources = [s for s in sources if isa_of(s) in built]
+    flags = [*CXX_FLAGS, f"-DFEDCLIP_BEST_ISA={best}"]
+    return make_extension(CppExtension, "_C", sources, cxx=flags)
+
+
+def best_isa() -> int:
+    """The place in ISAS of the last one that is built."""
+    asked = os.environ.get("FEDCLIP_BEST_ISA") or ISAS[-1]
+    if asked not in ISAS:
+        raise SystemExit(f"FEDCLIP_BEST_ISA={asked}: expected one of {', '.join(ISAS)}")
+    return ISAS.index(asked) if X86_64 else 0
 
 
 def nvcc_release(nvcc: str) -> str:

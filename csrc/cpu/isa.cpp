@@ -6,7 +6,9 @@
 
 namespace fedclip {
 
-Isa isa_detected() {
+namespace {
+
+Isa isa_of_processor() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -18,6 +20,12 @@ Isa isa_detected() {
     if (avx2) return Isa::avx2;
 #endif
     return Isa::generic;
+}
+
+}  // namespace
+
+Isa isa_detected() {
+    return std::min(isa_of_processor(), static_cast<Isa>(FEDCLIP_BEST_ISA));
 }
 
 const char* isa_name(Isa isa) {

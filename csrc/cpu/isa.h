@@ -8,11 +8,19 @@
 // sizes there, and call them from a file without a suffix, behind `isa()`.
 #pragma once
 
+// The best instruction set that is built, by its place in `Isa`; see setup.py.
+#if !defined(__x86_64__)
+#undef FEDCLIP_BEST_ISA
+#define FEDCLIP_BEST_ISA 0
+#elif !defined(FEDCLIP_BEST_ISA)
+#define FEDCLIP_BEST_ISA 3
+#endif
+
 namespace fedclip {
 
 enum class Isa { generic, avx2, avx512, avx512bf16 };
 
-// The best that this processor and its operating system offer.
+// The best that this processor and its operating system offer, of those built.
 Isa isa_detected();
 
 // The one in use: the one detected, or a lesser one that FEDCLIP_ISA names.  Read once.

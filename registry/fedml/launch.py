@@ -14,7 +14,8 @@ import inspect
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -211,18 +212,28 @@ def run(
     if args.training_type == "cross_silo":
         check_silo(args)
     _bind_quietly(args)
-    try:
+    with _all_or_none(args) if mode == "MPI" else nullcontext():
         args = fedml.init(args, check_env=not offline)
         device = fedml.device.get_device(args)
         dataset, classes = fedml.data.load(args)
         model = fedml.model.create(args, classes)
         fedml.FedMLRunner(args, device, dataset, model).run()
-    except FedClipError:
-        raise
-    except Exception:
-        if mode == "MPI":  # the other processes would wait for this one for ever
+
+
+@contextmanager
+def _all_or_none(args: Any) -> Iterator[None]:
+    """Where an MPI process fails, end all: they would wait for it for ever."""
+    try:
+        yield
+    except Exception as error:
+        ours = isinstance(error, FedClipError)
+        if ours:
+            print(f"fedclip: error: {' '.join(str(error).split())}", file=sys.stderr)
+        else:
             traceback.print_exc()
-            args.comm.Abort(1)
+        sys.stderr.flush()
+        if getattr(args, "comm", None) is not None:
+            args.comm.Abort(2 if ours else 1)
         raise
 
 

@@ -242,9 +242,11 @@ class PersonalizedFedClip:
         clients = tuple(self._client(i) for i in range(len(self._sites)))
         self.run.fed = replace(self.run.fed, clients=clients)
         opened, self._pending = self._pending, None
+        summary, self._summary = self._summary, {}  # nothing is left to say of an error
         self.run.close_round(opened)
         if self.run.done == self.run.fed.task.train.rounds:
-            self._summary = self.run.finish()
+            summary = self.run.finish()
+        self._summary = summary
 
     @clear_errors()
     def finish(self) -> None:
