@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.accuracy.method_figures import figures
 from benchmarks.accuracy.method_tables import TABLES, methods_of, rounds_of
-from benchmarks.accuracy.methods_page import page_of
+from benchmarks.accuracy.methods_page import page_of, shown_of
 from benchmarks.accuracy.study import Place, Row, Study, run_study
 from fedclip_plugin.algorithms import get_algorithm
 from fedclip_plugin.bench.timing import machine
@@ -234,6 +234,15 @@ class MethodsStudy(Study):
     def page(results: Row) -> str:
         """All tables."""
         return page_of(results)
+
+    @staticmethod
+    def picture(results: Row) -> str | None:
+        """Of the first table: accuracy on unseen domains against bytes."""
+        from benchmarks.accuracy.method_picture import picture_of
+
+        table = results.get("features", {})
+        shown = shown_of(table) if table else {}
+        return picture_of(shown, table["data"]) if shown else None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

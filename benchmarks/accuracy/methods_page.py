@@ -42,7 +42,7 @@ def page_of(results: Mapping[str, Any]) -> str:
 
 def _section(name: str, table: Mapping[str, Any]) -> list[str]:
     on = table["machine"]
-    done = {**table["methods"], **_begun(table)}
+    done = shown_of(table)
     lines = [
         f"## {name}: {table.get('data', '')}, {TABLES[name].about}",
         "",
@@ -58,6 +58,11 @@ def _section(name: str, table: Mapping[str, Any]) -> list[str]:
     rows += [_absent(label, table, len(head)) for label in missing]
     lines += lines_of(head, rows)
     return [*lines, *_details(done)]
+
+
+def shown_of(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Label -> figures of all methods that have some."""
+    return {**table["methods"], **_begun(table)}
 
 
 def _begun(table: Mapping[str, Any]) -> dict[str, Any]:
