@@ -35,7 +35,7 @@ def facts(cls: type[Algorithm], classes: int, dim: int) -> Facts:
         "travels": _travels(cls(), classes, dim),
         "rounds": f"{rounds} by default",
         "needs": cls.needs,
-        "transductive": "yes: sees unlabelled held-out images"
+        "transductive": "yes: sees unlabelled held-out images, with --transductive"
         if cls.transductive
         else "no",
         "personal": "yes: each client keeps a part that predicts for it alone"

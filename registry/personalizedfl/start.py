@@ -64,6 +64,11 @@ def settings_of(args: argparse.Namespace) -> tuple[RunConfig, Path | None]:
     if algorithm.needs_clip or not algorithm.communicates:
         why = "trains CLIP itself" if algorithm.needs_clip else "sends nothing"
         raise ConfigError(f"--alg {algorithm.name} {why}: `fedclip run` has it")
+    if algorithm.transductive:
+        raise ConfigError(
+            f"--alg {algorithm.name} aligns clients to each other's features, and "
+            "main.py leaves each client's data to itself: `fedclip run` has it"
+        )
     if resume:
         raise ConfigError(
             "FEDCLIP_RESUME: main.py begins with its first round; run it again without"

@@ -328,7 +328,11 @@ def test_a_learning_rate_counts_where_it_was_said(world, monkeypatch, argv, lr):
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("fedavg", "--alg fedavg trains CLIP itself"), ("local", "local sends nothing")],
+    [
+        ("fedavg", "--alg fedavg trains CLIP itself"),
+        ("local", "local sends nothing"),
+        ("facmic", "facmic aligns clients to each other's features"),
+    ],
 )
 def test_what_main_cannot_play_is_refused(world, monkeypatch, capsys, name, told):
     monkeypatch.setenv("FEDCLIP_ALG", name)
