@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from . import ops as ops
     from .algorithms import ALGORITHMS, Algorithm, Client, Samples, Task
     from .algorithms.adapter import ADAPTERS
-    from .api import Run, encode, load_classifier, load_run, run
+    from .api import Run, encode, join, leave, load_classifier, load_run, run
     from .config.schema import (
         DataConfig,
         ModelConfig,
@@ -50,7 +50,7 @@ __version__ = "0.1.0"  # the only place; pyproject.toml reads it
 _HOMES = {
     "algorithms": ("ALGORITHMS", "Algorithm", "Client", "Samples", "Task"),
     "algorithms.adapter": ("ADAPTERS",),
-    "api": ("Run", "encode", "load_classifier", "load_run", "run"),
+    "api": (*("Run", "encode", "join", "leave", "load_classifier", "load_run", "run"),),
     "config.schema": (
         *("DataConfig", "ModelConfig", "PrivacyConfig", "RunConfig", "ServerConfig"),
         *("TrainConfig", "WireConfig"),
@@ -94,6 +94,8 @@ __all__ = [
     "__version__",
     "capabilities",
     "encode",
+    "join",
+    "leave",
     "load_classifier",
     "load_features",
     "load_run",

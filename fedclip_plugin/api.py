@@ -20,6 +20,7 @@ from .export.trained import read_trained
 from .features.feature_set import FeatureSet
 from .features.obtain import obtain_features, open_data
 from .report.records import load_run as load_record
+from .runs import members
 from .runs.directory import prepare_out
 from .runs.experiment import OnRound, run_in
 from .settings.sources import configure
@@ -60,6 +61,40 @@ def encode(**options: Any) -> FeatureSet:
     """
     features, _ = obtain_features(configure(options))
     return features
+
+
+def join(
+    directory: str | Path,
+    *,
+    out: str | Path,
+    client: str | None = None,
+    **newcomers: Any,
+) -> dict[str, Any]:
+    """Add clients to a finished run of gda, as ``fedclip join`` does.
+
+    ``newcomers`` name their data (``features=DIR``, or ``dataset=`` and ``root=``);
+    ``client`` takes one of its clients alone.  The changed run is written to ``out``;
+    returns its summary.  Raises FedClipError.
+    """
+    return members.join(_former(directory), configure(newcomers), as_path(out), client)
+
+
+def leave(
+    directory: str | Path, client: str, *, out: str | Path, **data: Any
+) -> dict[str, Any]:
+    """Take a client out of a finished run of gda: as if it had never been there.
+
+    Its rows are read from the run's own data; ``data`` name them where it joined
+    later.  As :func:`join` otherwise.
+    """
+    own = configure(data) if data else None
+    return members.leave(_former(directory), client, as_path(out), own)
+
+
+def _former(directory: str | Path) -> members.Former:
+    path = as_path(directory)
+    load_record(path)  # a run, and a finished one
+    return members.Former.read(path, configure({}, path / "config.toml"))
 
 
 @dataclass(frozen=True)

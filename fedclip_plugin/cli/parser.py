@@ -64,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add_report(commands)
     _add_export(commands)
+    _add_members(commands)
     _add_algorithms(commands)
     _add_hosts(commands)
     _add_register(commands)
@@ -181,6 +182,33 @@ def _add_export(commands: _Commands[_Parser]) -> None:
         help="default: both",
     )  # fmt: skip
     options.add_model_options(parser)
+
+
+def _add_members(commands: _Commands[_Parser]) -> None:
+    from .members import join, leave
+
+    joining = _command(
+        commands, "join", join,
+        "Add clients to a finished run of gda; no round is run again.",
+        "example:\n  fedclip join runs/gda --features NEW --out runs/gda-joined",
+    )  # fmt: skip
+    leaving = _command(
+        commands, "leave", leave,
+        "Take a client out of a finished run of gda: as if it had never been there.",
+        "example:\n  fedclip leave runs/gda --client art --out runs/gda-without-art",
+    )  # fmt: skip
+    for parser in (joining, leaving):
+        parser.add_argument("run_directory", metavar="RUN", type=_PATH)
+        parser.add_argument(
+            "--out", metavar="DIR", type=_PATH, required=True,
+            help="where the changed run is written; RUN stays as it is",
+        )  # fmt: skip
+        options.add_model_options(parser)
+        options.add_data_options(parser, "features", "partition", "clients", "alpha")
+    joining.add_argument(
+        "--client", metavar="NAME", help="of its clients this one alone (default: all)"
+    )
+    leaving.add_argument("--client", metavar="NAME", required=True)
 
 
 def _add_algorithms(commands: _Commands[_Parser]) -> None:

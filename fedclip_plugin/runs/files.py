@@ -50,9 +50,12 @@ class RunFiles:
     :meth:`finish` the results.  A context manager: leaving it closes the files.
     """
 
-    def __init__(self, directory: Path, setup: Setup) -> None:
+    def __init__(
+        self, directory: Path, setup: Setup, members: tuple[str, ...] = ()
+    ) -> None:
         self.directory = directory
         self.setup = setup
+        self.members = members  # where clients joined or left after the rounds
         self.checkpoint = Checkpoint(directory, _identity(setup))
         self.metrics = MetricsFile(directory / "metrics.jsonl")
 
@@ -116,6 +119,7 @@ class RunFiles:
             "features": features.key,
             "target": self.setup.target or "",
             "seed": str(self.setup.seed),
+            **({"members": json.dumps(self.members)} if self.members else {}),
         }
 
 
