@@ -20,6 +20,7 @@ def picture_of(methods: Mapping[str, Mapping[str, Any]], data: str) -> str:
     with figure_style():
         figure = Figure(figsize=(9, 5), layout="constrained")
         axes = figure.add_subplot()
+        axes.set_ymargin(0.12)
         taken: list[tuple[float, float]] = []
         for label, row in sorted(methods.items(), key=lambda item: _top(item[1])):
             x, y = max(row["bytes_a_run"], NOTHING), _top(row)
@@ -39,7 +40,7 @@ def picture_of(methods: Mapping[str, Mapping[str, Any]], data: str) -> str:
                 fontsize=8,
             )
         axes.set_xscale("log")
-        axes.set_xlim(NOTHING / 2, 3e11)
+        axes.set_xlim(NOTHING / 2, 1e11)
         ticks = [NOTHING, *(1024.0**n for n in (2, 3)), 10 * 1024.0**2, 100 * 1024.0**2]
         shown = ["nothing", *(human_bytes(int(tick)) for tick in ticks[1:])]
         axes.set_xticks(ticks, shown)

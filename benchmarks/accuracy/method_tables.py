@@ -16,6 +16,8 @@ VARIANTS: tuple[Options, ...] = (
     {"alg": "fedclip", "preset": "best"},
     {"alg": "fedclip", "preset": "best", "server_ema": 0.9},
     {"alg": "linear", "server_ema": 0.9},
+    {"alg": "linear", "weighting": "gap"},
+    {"alg": "fedavg-lora", "lora_mean": "products"},
 )
 """What is compared beside every algorithm with its own defaults."""
 
