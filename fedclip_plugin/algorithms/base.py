@@ -217,13 +217,6 @@ class Algorithm(abc.ABC):
         """What :meth:`predict` takes of ``samples``: their features."""
         return samples.x
 
-    def implausible(self, update: ClientUpdate, task: Task) -> str | None:
-        """Why no honest client can have sent this decoded ``update``; None if one can.
-
-        Shapes, dtypes and distances are the screening's own; values may be NaN.
-        """
-        return None
-
     def update_like(self, state: State) -> State:
         """What a sound update has the keys, shapes and dtypes of; what goes down."""
         return state

@@ -42,8 +42,6 @@ ZERO_SHOTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 LEAST_SPREAD = 1e-6  # of tr(W), where |x| = 1: below it no class has two unlike rows
 USUAL_SPREAD = 0.01  # stands for tr(W) then: any does, for the nearest mean wins
 LEAST_SHARE = 1e-7  # less is what a sum under SecAgg+ leaves of 0
-DOUBT = {"none": 1e-4, "fp16": 2e-3}  # of a sum of shares, which is 1
-DOUBT_CODED = 0.05  # of any other codec
 LEAST_FREE = 0.05  # of the rows; below it rounding would decide
 HITS_UNIT = 100.0  # hits travel as a small number: SecAgg+ clips what is large
 
@@ -199,31 +197,6 @@ class Gda(Algorithm):
         weight = after["row_weight"].new_tensor([1 / rows])
         after = {**after, "row_weight": weight}
         return {**after, "chosen": weight.new_tensor(choose(after, task))}
-
-    def implausible(self, update: ClientUpdate, task: Task) -> str | None:
-        """What features of unit length cannot give: shares that do not sum to 1, a
-        class mean longer than 1, squares that sum to more, a covariance within classes
-        that is not positive semidefinite, negative hits."""
-        state = {key: value.double() for key, value in update.state.items()}
-        finite = all(bool(value.isfinite().all()) for value in state.values())
-        if not finite or update.num_examples == 0:
-            return None
-        least = DOUBT.get(update.codec, DOUBT_CODED)
-        share, sums = state["share"], state["sums"]
-        if float(share.min()) < -least or abs(float(share.sum()) - 1) > least:
-            return "its shares of the classes are not those of any rows"
-        if float((sums.norm(dim=1) - share).max()) > least:
-            return "a class mean is longer than the features"
-        if float(state["hits"].min()) < -least:
-            return "it counts fewer than no hits"
-        second = _unpacked(update.state["second"])
-        if float(second.trace()) > 1 + least:
-            return f"its squares sum to {float(second.trace()):.3g}, beyond 1"
-        means = sums / share.clamp_min(least)[:, None]
-        within = second - (sums * (share > least)[:, None]).t() @ means
-        eye = torch.eye(len(second)).to(second)
-        _, failed = torch.linalg.cholesky_ex(within + least * eye)
-        return "its covariance is not positive semidefinite" if bool(failed) else None
 
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Class scores; before any row has come, those of zero-shot."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -161,28 +161,12 @@ def screen_round(
 
     Bytes are those of safetensors; a host that counts its own wire replaces them.
     """
-    sound, bad = screen(updates, sent.seen, fed.task.distance_limit, _judge(fed, sent))
+    sound, bad = screen(updates, sent.seen, fed.task.distance_limit)
     up = sum(update_bytes(u) for u in updates)
     down = len(participants) * state_bytes(sent.payload)
     if not fed.algorithm.communicates:
         up = down = 0
     return Screened(list(participants), sound, bad, up, down, sent)
-
-
-def _judge(
-    fed: Federation, sent: Broadcast
-) -> Callable[[ClientUpdate], str | None] | None:
-    """The algorithm's own doubts about an update; None where it has none to have."""
-    algorithm = fed.algorithm
-    if type(algorithm).implausible is Algorithm.implausible:
-        return None
-
-    def judge(update: ClientUpdate) -> str | None:
-        (plain,) = compression.decoded([update], sent.seen)
-        tolerant = replace(plain, codec=update.codec)  # it tells how exact values are
-        return algorithm.implausible(tolerant, fed.task)
-
-    return judge
 
 
 def next_state(

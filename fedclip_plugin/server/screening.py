@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,25 +29,19 @@ class Quarantined:
 
 
 def screen(
-    updates: Sequence[ClientUpdate],
-    expected: State,
-    max_norm_ratio: float = 100.0,
-    implausible: Callable[[ClientUpdate], str | None] | None = None,
+    updates: Sequence[ClientUpdate], expected: State, max_norm_ratio: float = 100.0
 ) -> tuple[list[ClientUpdate], list[Quarantined]]:
     """Split updates into screened and quarantined ones.
 
     ``expected`` is the state that was sent out: an update must have its keys, shapes
     and dtypes, finite values, and must not be farther from it (L2) than
-    ``max_norm_ratio`` times the round's median update; 0 allows any distance.
-    ``implausible`` tells what else is wrong with an update that has all that.  A bad
+    ``max_norm_ratio`` times the round's median update; 0 allows any distance.  A bad
     update never stops the round.
     """
     finite: list[tuple[ClientUpdate, float]] = []
     bad, fitting = [], []
     for update in updates:
         reason = _fault(update, expected)
-        if reason is None and implausible is not None:
-            reason = implausible(update)
         if reason is None:
             fitting.append(update)
         else:
