@@ -25,6 +25,14 @@ from tests.data.parquet_files import (  # noqa: E402, F401
 )
 
 
+def write_named(path: Path, name: str, kind: str) -> Path:
+    """A row whose domain or label has this name, or whose class is declared so."""
+    row = rows(1)[0]
+    if kind == "declared":
+        return write(path, [row], {"label": [name]})
+    return write(path, [{**row, "label": "dog", kind: name}], label=pa.string())
+
+
 @pytest.mark.parametrize(
     ("name", "folder"),
     [
@@ -42,12 +50,7 @@ from tests.data.parquet_files import (  # noqa: E402, F401
 def test_names_become_folders_and_classes_keep_them(
     tmp_path: Path, name: str, folder: str, kind: str
 ) -> None:
-    row = rows(1)[0]
-    if kind == "declared":
-        source = write(tmp_path / "x.parquet", [row], {"label": [name]})
-    else:
-        row = {**row, "label": "dog", kind: name}
-        source = write(tmp_path / "x.parquet", [row], label=pa.string())
+    source = write_named(tmp_path / "x.parquet", name, kind)
     materialise("mine", tmp_path / "out", source)
     assert {p.name for p in tmp_path.iterdir()} == {"out", "x.parquet"}
     dataset = load_dataset("mine", str(tmp_path / "out"))
@@ -70,12 +73,7 @@ def test_names_that_become_alike_stay_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["..", "", " . "])
 @pytest.mark.parametrize("kind", ["domain", "label", "declared"])
 def test_names_of_which_nothing_is_left(tmp_path: Path, name: str, kind: str) -> None:
-    row = rows(1)[0]
-    if kind == "declared":
-        source = write(tmp_path / "x.parquet", [row], {"label": [name]})
-    else:
-        row = {**row, "label": "dog", kind: name}
-        source = write(tmp_path / "x.parquet", [row], label=pa.string())
+    source = write_named(tmp_path / "x.parquet", name, kind)
     with pytest.raises(DataError, match="no usable row; 1 rows left out: expected tex"):
         materialise("mine", tmp_path / "out", source)
     assert not (tmp_path / "out").exists()

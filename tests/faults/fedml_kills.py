@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import subprocess
 import time
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +23,7 @@ from tests.faults.kills import (
     wait_until,
 )
 from tests.federation.toy import DOMAINS
+from tests.registry.fedml.forked import Process, kill, launch
 from tests.registry.fedml.runs import (
     FEDCLIP,
     environment,
@@ -57,7 +57,7 @@ class Silo:
         self.commands = silo_commands(cf, CLIENTS + 1)
         self.commands[0].append("--resume")
         self.environment = environment(folder)
-        self.running: dict[int, subprocess.Popen[bytes]] = {}
+        self.running: dict[int, Process] = {}
 
     def __enter__(self) -> Silo:
         for rank in range(CLIENTS + 1):
@@ -76,17 +76,14 @@ class Silo:
 
     def start(self, rank: int) -> None:
         """Start a process; its log goes on in ``<rank>.log``."""
-        with (self.folder / f"{rank}.log").open("ab") as log:
-            self.running[rank] = subprocess.Popen(
-                self.commands[rank], cwd=self.folder, env=self.environment, stdout=log,
-                stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
+        self.running[rank] = launch(
+            self.commands[rank], self.folder, self.environment,
+            self.folder / f"{rank}.log",
+        )  # fmt: skip
 
     def kill(self, rank: int) -> None:
         """kill -9, whatever it started included."""
-        process = self.running.pop(rank)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill(self.running.pop(rank))
 
     def log(self, rank: int) -> str:
         return (self.folder / f"{rank}.log").read_text(errors="replace")

@@ -1,10 +1,11 @@
 """Runs on a disk that is really full, in a mount namespace of their own.
 
     unshare -m python -m tests.faults.full_disk FOLDER run|encode PAGES...
+    unshare -m python -m tests.faults.full_disk FOLDER fedml|personalizedfl PAGES...
 
 mounts a small tmpfs on FOLDER/disk and prints a JSON line for every break: how much was
-left, the exit code, what stderr said, and the exit code once there is space again.  The
-mount is gone with the process.
+left, the exit code, what stderr said, and the exit code once there is space again (of a
+host's run, in a line of its own).  The mount is gone with the process.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from fedclip_plugin.cli import main
@@ -73,11 +76,38 @@ def encode(folder: Path, disk: Path, left: list[int]) -> None:
         shutil.rmtree(disk / "cache")
 
 
+def in_host(folder: Path, disk: Path, left: list[int], host: str) -> None:
+    """The same run again and again, at last with all of the disk.
+
+    The adapter is kept as ``disk-adapter.safetensors``, that of a run which nothing
+    disturbed as ``whole-adapter.safetensors``.
+    """
+    play: Play = getattr(import_module("tests.faults.full_disk_hosts"), host)
+    name = "adapter.safetensors"
+    for pages in left:
+        fill(disk, pages * PAGE)
+        code, said = play(folder, disk / "out")
+        print(json.dumps({"left": pages, "code": code, "said": said}))
+    (disk / "filler").unlink()
+    for kept, out in {"disk": disk / "out", "whole": folder / "whole"}.items():
+        code, said = play(folder, out)
+        print(json.dumps({"left": None, "code": code, "said": said}))
+        shutil.copy(out / name, folder / f"{kept}-{name}")
+
+
+Play = Callable[[Path, Path], tuple[int, str]]
+"""Runs in a folder, to an output directory: the exit code, and what it said."""
+
+
 if __name__ == "__main__":
     place = Path(sys.argv[1])
     mounted = place / "disk"
     mounted.mkdir()
     options = ["-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(mounted)]
     subprocess.run(["mount", *options], check=True)
-    work = {"run": run_and_report, "encode": encode}[sys.argv[2]]
-    work(place, mounted, [int(word) for word in sys.argv[3:]])
+    work = {"run": run_and_report, "encode": encode}.get(sys.argv[2])
+    pages = [int(word) for word in sys.argv[3:]]
+    if work is None:
+        in_host(place, mounted, pages, host=sys.argv[2])
+    else:
+        work(place, mounted, pages)

@@ -16,8 +16,7 @@ from tests.clip.fake_encoder import png
 from tests.faults.kills import sha256
 from tests.federation.toy import write_toy
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def can_mount() -> bool:
@@ -41,7 +40,7 @@ def fill_up(folder: Path, what: str, *pages: int) -> list[dict[str, Any]]:
             *("unshare", "-m", sys.executable, "-m", "tests.faults.full_disk"),
             *(str(folder), what, *map(str, pages)),
         ],
-        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False,
+        cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -80,6 +79,43 @@ def test_a_cache_goes_on_after_a_full_disk(tmp_path: Path) -> None:
         files = list(tmp_path.glob(f"features-*/{name}.safetensors"))
         assert len(files) == 4
         assert len({sha256(path) for path in files}) == 1
+
+
+# host, moment -> 4 kB pages that are left of the disk, and the file that is named
+HOSTS: dict[tuple[str, str], tuple[int, str]] = {
+    ("fedml", "the first file"): (0, "config.toml"),
+    ("fedml", "a round"): (4, "last.safetensors"),
+    ("fedml", "the report"): (12, "report.html"),
+    ("personalizedfl", "a round"): (3, "last.safetensors"),
+    ("personalizedfl", "the report"): (9, "report.html"),
+}
+NEEDS = {"fedml": "fedml", "personalizedfl": "torch"}
+MARKS = {"personalizedfl": pytest.mark.embedded}  # needs nothing that .venv lacks
+
+
+@mounts
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "host",
+    [pytest.param(h, marks=MARKS.get(h) or getattr(pytest.mark, h)) for h in NEEDS],
+)
+def test_a_host_goes_on_after_a_full_disk(host: str, tmp_path: Path) -> None:
+    """One line that names the file, at any moment; then the same bits."""
+    pytest.importorskip(NEEDS[host])
+    moments = {pages: name for (h, _), (pages, name) in HOSTS.items() if h == host}
+    *broken, last, whole = fill_up(tmp_path, host, *moments)
+    for found, name in zip(broken, moments.values(), strict=True):
+        assert found["code"] == 2, found["said"]
+        line = found["said"].splitlines()[-1]
+        assert "cannot write " in line
+        assert name in line
+        assert "free some space" in line
+        assert found["said"].count("cannot write ") == 1
+    assert (last["code"], whole["code"]) == (0, 0), last["said"]
+    adapters = [
+        sha256(tmp_path / f"{k}-adapter.safetensors") for k in ("disk", "whole")
+    ]
+    assert adapters[0] == adapters[1]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

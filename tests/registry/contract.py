@@ -2,6 +2,7 @@
 
 A host's ``test_contract.py`` derives a class from :class:`Contract` whose ``world``
 plays whole runs in the host: the oracle is the embedded engine on the same clients.
+What takes processes of its own stands in ``processes.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, ClassVar
 import pytest
 
 from fedclip_plugin.federation.build import Federation
-from fedclip_plugin.federation.engine import RunState, federate
+from fedclip_plugin.federation.engine import Run, RunState, federate
 from fedclip_plugin.runs.host_run import HostRun
 from fedclip_plugin.server import privacy
 from fedclip_plugin.storage.tensors import read_tensors
@@ -52,6 +53,11 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"alg": "linear", "linear_init": "text", "compress": "int8"},
     {"alg": "fedclip", "side": "text"},
 )
+KEPT: tuple[dict[str, Any], ...] = (
+    {"optimizer_state": "keep"},
+    {"compress": "topk"},
+    {"compress": "topk", "compress_down": "int8", "optimizer_state": "keep"},
+)
 Absences = Collection[tuple[str, int]]  # (client, round from 1)
 
 
@@ -71,17 +77,55 @@ def lines_of(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def with_absences(fed: Federation, absences: Absences) -> State:
-    """The last state of the embedded engine where these updates are lost."""
-    state = fed.algorithm.init(fed.task)
+def with_absences(fed: Federation, absences: Absences) -> RunState:
+    """Where the embedded engine ends if these updates are lost."""
+    run, names = Run(fed), [client.name for client in fed.clients]
     for number in range(1, fed.task.train.rounds + 1):
+        opened = run.open_round()
         updates = [
-            fed.algorithm.local_train(state, client, fed.task, number)
+            fed.algorithm.local_train(opened.state, client, fed.task, number)
             for client in fed.clients
             if (client.name, number) not in absences
         ]
-        state = fed.algorithm.aggregate(updates, state, fed.task)
-    return state
+        run.aggregate(opened, updates, names)
+        run.close_round(opened)
+    return run.now
+
+
+def check_directory(out: Path, last: RunState) -> list[dict[str, Any]]:
+    """Whether ``out`` tells of a run that ended in ``last``; returns its rounds."""
+    result = last.result
+    assert result is not None
+    assert distance(read_tensors(out / "adapter.safetensors")[0], last.best) <= 1e-6
+    summary = json.loads((out / "summary.json").read_text())
+    tests = {name: scores["test"] for name, scores in result.clients.items()}
+    assert summary["rounds"] == result.round
+    assert summary["best_round"] == last.progress.best_round
+    assert set(summary["result"]["clients"]) == set(tests)
+    assert set(summary["zero_shot"]["clients"]) == set(tests)
+    lines = lines_of(out / "metrics.jsonl")
+    assert [line["round"] for line in lines] == list(range(1, result.round + 1))
+    for key in ("bytes_up", "bytes_down"):
+        assert summary["communication"][key] == sum(line[key] for line in lines)
+    for key in ("clients", "target", "participants"):
+        assert lines[-1][key] == getattr(result, key)
+    for name in ("config.toml", "report.html", "checkpoint/last.safetensors"):
+        assert (out / name).is_file()
+    return lines
+
+
+def check_quarantine(out: Path, number: int, kind: str) -> str:
+    """Whether the liar's update to one round is the one left out; the reason."""
+    lines = lines_of(out / "metrics.jsonl")
+    counts = {line["round"]: line["quarantined"] for line in lines}
+    assert counts == {n: int(n == number) for n in counts}
+    (line,) = lines_of(out / "quarantined.jsonl")
+    assert (line["round"], line["client"]) == (number, LIAR)
+    assert FAULTS[kind][1] in line["reason"]
+    if kind == "far":
+        assert line["norm"] > 100 * line["median_norm"]
+    reason: str = line["reason"]
+    return reason
 
 
 @dataclass(frozen=True)
@@ -92,23 +136,14 @@ class Ended:
     run: HostRun
 
 
-class World(ABC):
-    """A host with clients; options are those of ``fedclip run``, with ``_`` for ``-``.
+Faults = Mapping[tuple[str, int], str]
+"""(client, round from 1) -> what becomes of that update."""
 
-    Every client takes part in every round unless told by ``part``; none is held out.
-    """
 
-    part: ClassVar[Mapping[str, Any]] = {}  # options for a part of the clients a round
+class Host(ABC):
+    """A host and clients; options are those of ``fedclip run``, ``_`` for ``-``."""
 
     slack: ClassVar[int] = 0  # bytes that the host's messages add to an update
-    faults: ClassVar[Collection[str]] = tuple(FAULTS)
-    resumes: ClassVar[bool] = True
-
-    @abstractmethod
-    def run(
-        self, faults: Mapping[tuple[str, int], str] | None = None, **options: Any
-    ) -> Ended:
-        """A whole run; ``faults`` spoil the updates of (client, round from 1)."""
 
     @abstractmethod
     def federation(self, **options: Any) -> Federation:
@@ -122,6 +157,22 @@ class World(ABC):
         """What the embedded engine makes of the same options."""
         *_, last = federate(self.federation(**options))
         return last
+
+
+class World(Host):
+    """A host whose server and clients are in this process.
+
+    Every client takes part in every round unless told by ``part``; none is held out.
+    """
+
+    part: ClassVar[Mapping[str, Any]] = {}  # options for a part of the clients a round
+    faults: ClassVar[Collection[str]] = tuple(FAULTS)
+    resumes: ClassVar[bool] = True
+    keeps: ClassVar[bool] = True  # resumed, with what clients keep
+
+    @abstractmethod
+    def run(self, faults: Faults | None = None, **options: Any) -> Ended:
+        """A whole run; ``faults`` spoil updates."""
 
     def shown(self, last: RunState, **options: Any) -> State:
         """What the host's own model holds at the end of the same run."""
@@ -160,22 +211,9 @@ class Contract:
         out = tmp_path / "out"
         world.run(rounds=3, out=str(out))
         last = world.embedded(rounds=3)
+        lines = check_directory(out, last)
         assert last.result is not None
-        assert distance(read_tensors(out / "adapter.safetensors")[0], last.best) == 0
-        summary = json.loads((out / "summary.json").read_text())
-        tests = {name: s["test"] for name, s in last.result.clients.items()}
-        assert summary["rounds"] == 3
-        assert summary["best_round"] == last.progress.best_round
-        assert set(summary["result"]["clients"]) == set(tests)
-        assert set(summary["zero_shot"]["clients"]) == set(tests)
-        lines = lines_of(out / "metrics.jsonl")
-        assert [line["round"] for line in lines] == [1, 2, 3]
-        for key in ("bytes_up", "bytes_down"):
-            assert summary["communication"][key] == sum(line[key] for line in lines)
-        assert lines[-1]["participants"] == last.result.participants
         assert lines[-1]["loss"] == pytest.approx(last.result.loss)
-        for name in ("config.toml", "report.html", "checkpoint/last.safetensors"):
-            assert (out / name).is_file()
 
     @pytest.mark.parametrize("kind", FAULTS)
     def test_a_bad_update_is_left_out_named_and_counted(
@@ -186,20 +224,14 @@ class Contract:
         out = tmp_path / "out"
         ended = world.run({(LIAR, 2): kind}, rounds=3, out=str(out))
         want = with_absences(world.federation(rounds=3), {(LIAR, 2)})
-        assert distance(ended.state, want) <= 1e-6
-        counts = [line["quarantined"] for line in lines_of(out / "metrics.jsonl")]
+        assert distance(ended.state, want.state) <= 1e-6
         if kind == "nothing":
             assert any(f"client {LIAR}" in line for line in caplog.messages)
             return
-        assert counts == [0, 1, 0]
-        (line,) = lines_of(out / "quarantined.jsonl")
-        assert (line["round"], line["client"]) == (2, LIAR)
-        assert FAULTS[kind][1] in line["reason"]
-        if kind == "far":
-            assert line["norm"] > 100 * line["median_norm"]
+        reason = check_quarantine(out, 2, kind)
         said = [m for m in caplog.messages if f"client {LIAR} left out" in m]
         assert len(said) == 1
-        assert line["reason"] in said[0]
+        assert reason in said[0]
         assert "\n" not in said[0]
 
     @pytest.mark.parametrize("codec", ["int8", "topk"])
@@ -263,6 +295,20 @@ class Contract:
         assert "another configuration" in said
         said = world.refusal(rounds=2, resume=True)
         assert "resume needs the output directory" in said
+
+    @pytest.mark.parametrize("more", KEPT, ids=str)
+    def test_what_clients_keep_goes_on(
+        self, world: World, more: dict[str, Any], tmp_path: Path
+    ) -> None:
+        if not world.keeps:
+            pytest.skip("what clients keep is lost with them, or with the run")
+        out = str(tmp_path / "out")
+        for rounds in (2, 4):
+            more = {**more, **world.part, "rounds": rounds}
+            ended = world.run(out=out, resume=True, **more)
+        last = world.embedded(**more)
+        assert distance(ended.run.state, last.state) == 0
+        assert distance(ended.run.now.best, last.best) == 0
 
     def test_a_directory_that_is_taken_is_refused(
         self, world: World, tmp_path: Path

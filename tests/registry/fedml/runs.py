@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
+import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -24,9 +24,10 @@ from fedclip_plugin.registry.fedml.settings import bind, read_settings
 from fedclip_plugin.runs.host_run import HostRun, open_setup
 from fedclip_plugin.wire.update import State
 from tests.registry.contract import distance
+from tests.registry.fedml.forked import Process, kill, launch
 
 FEDCLIP = [sys.executable, "-m", "fedclip_plugin.cli"]
-SECONDS = 150.0  # after which a run that hangs is ended
+SECONDS = 300.0  # after which a run that hangs is ended
 
 
 def options(features: Path, **more: Any) -> dict[str, Any]:
@@ -77,13 +78,14 @@ def adapter(out: Path) -> State:
 
 
 def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
+    """Ports below those that systems hand out: nobody gets one of them by chance."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found += [port] if port not in found else []
+    return found
 
 
 def write_addresses(file: Path, processes: int) -> Path:
@@ -113,24 +115,17 @@ def environment(folder: Path) -> dict[str, str]:
 @contextmanager
 def processes(
     folder: Path, commands: Sequence[Sequence[str]]
-) -> Iterator[list[subprocess.Popen[bytes]]]:
+) -> Iterator[list[Process]]:
     """Run ``commands``, each in a group of its own, logs in ``<place>.log``."""
     env, started = environment(folder), []
     try:
         for place, command in enumerate(commands):
-            with (folder / f"{place}.log").open("wb") as log:
-                started.append(
-                    subprocess.Popen(
-                        command, cwd=folder, env=env, stdout=log, stderr=log,
-                        stdin=subprocess.DEVNULL, start_new_session=True,
-                    )
-                )  # fmt: skip
+            started.append(launch(command, folder, env, folder / f"{place}.log"))
         yield started
     finally:
         for process in started:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+                kill(process)
 
 
 def finish(folder: Path, commands: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
@@ -164,21 +159,6 @@ def silo(features: Path, tmp_path: Path, clients: int, **more: Any) -> dict[str,
     return values | {
         "client_num_in_total": clients, "client_num_per_round": clients, **more,
     }  # fmt: skip
-
-
-def run_silo(
-    folder: Path, values: dict[str, Any]
-) -> tuple[list[str], RunState, list[dict[str, Any]]]:
-    """A run of two clients, equal to the embedded one: logs, the latter, metrics."""
-    cf = write_yaml(folder / "fedml_config.yaml", values)
-    results = finish(folder, silo_commands(cf, 3))
-    assert [code for code, _ in results] == [0, 0, 0], results[0][1]
-    last = embedded(values)
-    assert close(adapter(folder / "out"), last.best)
-    lines = (folder / "out" / "metrics.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
-    assert found[-1]["clients"] == last.result.clients
-    return [log for _, log in results], last, found
 
 
 def mpirun() -> str | None:

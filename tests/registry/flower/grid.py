@@ -206,4 +206,4 @@ def with_absences(
 ) -> State:
     """The same where the updates of (client, round) are lost."""
     fed = build_federation(features, config, None, config.seeds[0])
-    return contract.with_absences(fed, absences)
+    return contract.with_absences(fed, absences).state

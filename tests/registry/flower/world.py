@@ -27,6 +27,7 @@ class Messages(World):
 
     part: ClassVar[Mapping[str, Any]] = {"fraction_train": 0.67}
     slack: ClassVar[int] = 6000  # a message's own fields, metrics, configuration
+    keeps: ClassVar[bool] = False  # it is in the nodes' states, which end with the run
 
     def __init__(self, toy: Path) -> None:
         self.toy = toy

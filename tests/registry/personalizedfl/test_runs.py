@@ -27,12 +27,15 @@ from tests.registry.personalizedfl.world import (
     DOMAINS,
     DOUBLE,
     REPOSITORIES,
+    RUNNER,
     World,
     contents,
     copy_repository,
     embedded,
     open_world,
+    options_of,
     pacs_features,
+    python,
 )
 
 
@@ -46,26 +49,7 @@ def world(tmp_path, monkeypatch) -> World:
     return open_world(tmp_path, monkeypatch)
 
 
-RUNNER = ["-m", "fedclip_plugin.registry.personalizedfl_host"]
 CHECKPOINT = {f"client_model_{i}" for i in range(4)} | {"server_model", "best_tacc"}
-
-
-def python(*words: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    env.pop("PYTHONPATH", None)
-    return subprocess.run(
-        [sys.executable, *map(str, words)],
-        cwd=cwd, env=env, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-
-
-def options_of(world: World, **changes: object) -> list[object]:
-    given = {
-        "alg": "fedclip", "dataset": "pacs", "root_dir": f"{world.root}/data/",
-        "device": "cpu", "seed": 3, "iters": 3, "batch": 8, "wk_iters": 2,
-        "datapercent": 0.4, **changes,
-    }  # fmt: skip
-    return [word for k, v in given.items() for word in (f"--{k}", v)]
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -200,6 +202,7 @@ class Loop(contract.World):
     """The host's loop, as ``main.py`` has it, over the adapters of four clients."""
 
     resumes: ClassVar[bool] = False
+    keeps: ClassVar[bool] = False
     faults: ClassVar[Collection[str]] = tuple(contract.FAULTS.keys() - {"nothing"})
 
     def __init__(self, world: World, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,3 +246,32 @@ class Loop(contract.World):
         *_, line = self.capsys.readouterr().err.splitlines()
         assert line.startswith("fedclip: error: ")
         return line
+
+
+# ------------------------------------------------------------ main.py in its process
+
+RUNNER = ["-m", "fedclip_plugin.registry.personalizedfl_host"]
+
+
+def python(*words: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    env.pop("PYTHONPATH", None)
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=cwd, env=env, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def options_of(world: World, **changes: object) -> list[object]:
+    """The words of main.py's command line."""
+    return words_of(world.root, **changes)
+
+
+def words_of(root: Path, **changes: object) -> list[object]:
+    """The same, of the world in ``root``."""
+    given = {
+        "alg": "fedclip", "dataset": "pacs", "root_dir": f"{root}/data/",
+        "device": "cpu", "seed": 3, "iters": 3, "batch": 8, "wk_iters": 2,
+        "datapercent": 0.4, **changes,
+    }  # fmt: skip
+    return [word for k, v in given.items() for word in (f"--{k}", v)]
