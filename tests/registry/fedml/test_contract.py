@@ -16,7 +16,7 @@ from tests.registry.fedml.world import (  # noqa: F401
     SingleProcess,
     fresh_fedml,
 )
-from tests.registry.processes import Finished, ProcessContract
+from tests.registry.processes import ProcessContract
 
 
 class OneByOne(SingleProcess):
@@ -54,10 +54,6 @@ class TestMpi(InFolder, ProcessContract):
     @pytest.fixture(scope="class")
     def world(self, folder: Path) -> Mpi:
         return Mpi(folder)
-
-    @pytest.fixture(scope="class")
-    def longer(self) -> Finished:
-        pytest.skip("a client that lies: in one process, and in cross-silo")
 
 
 class TestCrossSilo(InFolder, ProcessContract):
