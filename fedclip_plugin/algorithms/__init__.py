@@ -15,6 +15,7 @@ from typing import Any
 
 from ..config.schema import RunConfig
 from ..errors import ConfigError
+from .augment import Augmented
 from .base import Algorithm, Client, Samples, Task
 from .fedclip import FedClip
 from .plugins import Registry
@@ -28,6 +29,7 @@ __all__ = [
     "Task",
     "algorithm_class",
     "get_algorithm",
+    "make_algorithm",
     "with_values",
 ]
 
@@ -59,6 +61,15 @@ def algorithm_class(name: str) -> type[Algorithm]:
 def get_algorithm(name: str) -> Algorithm:
     """The algorithm called ``name``; raises ConfigError listing the known ones."""
     return algorithm_class(name)()
+
+
+def make_algorithm(config: RunConfig) -> Algorithm:
+    """The algorithm of a run, within what ``--augment`` puts around it.
+
+    Raises ConfigError where it cannot be augmented.
+    """
+    algorithm = get_algorithm(config.algorithm)
+    return algorithm if config.train.augment == "none" else Augmented(algorithm)
 
 
 def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:

@@ -218,12 +218,27 @@ class Algorithm(abc.ABC):
         return samples.x
 
     def update_like(self, state: State) -> State:
-        """What a sound update has the keys, shapes and dtypes of; what goes down."""
+        """What goes down of the server's ``state``: all of it, or some of its keys."""
         return state
 
     def module(self, state: State, task: Task) -> nn.Module:
         """A module whose ``state_dict`` is ``state``, for hosts that pass models on."""
         return StateModule(state)
+
+    def answer_like(self, sent: State, task: Task) -> State:
+        """What a sound update has the keys, shapes and dtypes of, in a round that
+        ``sent`` this down; compression and screening measure from its values."""
+        return sent
+
+    def model_of(self, sent: State) -> State:
+        """What predicts of what was ``sent``: kept of the best round, and exported."""
+        return sent
+
+    def remarks(
+        self, state: State, clients: Sequence[Client], task: Task
+    ) -> Sequence[str]:
+        """Lines on what was left out or cut in a finished run, for its notes."""
+        return ()
 
     def client_state(self, state: State, client: Client) -> State:
         """The state that ``client`` predicts with: the shared one, and over it, key by

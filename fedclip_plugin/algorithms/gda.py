@@ -136,7 +136,7 @@ class Gda(Algorithm):
     name = "gda"
     trains = "nothing: means and one covariance"
     source = "Fisher 1936, Friedman 1989; arXiv 2402.04087"
-    Params = GdaParams
+    Params: ClassVar[type] = GdaParams
     moves = False
     presets: ClassVar = {"best": {}}  # what benchmarks/results/beyond-gda.md found
     defaults: ClassVar = {"rounds": 1, "weighting": "examples"}

@@ -11,6 +11,7 @@ from ..algorithms import ALGORITHMS, Algorithm, Task, algorithm_class
 from ..config.schema import TrainConfig
 from ..report.wording import human_bytes
 from ..wire.message import state_bytes
+from ..wire.update import State
 
 Facts = dict[str, str]
 
@@ -53,6 +54,12 @@ def _travels(algorithm: Algorithm, classes: int, dim: int) -> str:
         return "what is trained; how much depends on the CLIP"
     task = Task(torch.zeros(classes, dim), 100.0, params=algorithm.Params())
     sent = algorithm.update_like(algorithm.init(task))
-    count = sum(value.numel() for value in sent.values())
-    size = human_bytes(state_bytes(sent))
-    return f"{count:,} numbers, {size}, each way between server and client in a round"
+    answer = algorithm.answer_like(sent, task)
+    if answer is sent:
+        return f"{_amount(sent)}, each way between server and client in a round"
+    return f"{_amount(sent)} down to each client in a round, {_amount(answer)} up"
+
+
+def _amount(state: State) -> str:
+    count = sum(value.numel() for value in state.values())
+    return f"{count:,} numbers, {human_bytes(state_bytes(state))}"

@@ -172,6 +172,23 @@ class TrainConfig(Section):
         "fp32", "bf16: matrix products of bfloat16 factors, summed in fp32; weights "
         "and Adam stay fp32", name="train-precision",
         choices=("fp32", "bf16"))  # fmt: skip
+    augment: str = option(
+        "none", "ggeur: clients draw further features along the spread of each class "
+        "over all clients, which the first round finds (docs/augment.md)",
+        choices=("none", "ggeur"))  # fmt: skip
+    augment_per_class: int = option(
+        2000, "rows of a class that a client draws up to", within="[1, inf)",
+        metavar="N")  # fmt: skip
+    augment_prototypes: int = option(
+        0, "rows that a client draws of every class beside, around the class's mean "
+        "over all clients", within="[0, inf)", metavar="N")  # fmt: skip
+    augment_rank: int = option(
+        64, "directions of a class that travel, those of the largest spread",
+        within="[1, inf)", metavar="N")  # fmt: skip
+    augment_scale: str = option(
+        "eigenvalue", "length of a step along a direction: the eigenvalue, as "
+        "published, or its root, the standard deviation",
+        choices=("eigenvalue", "deviation"))  # fmt: skip
     eval_every: int = option(
         1, "score all clients every N rounds and after the last",
         within="[1, inf)")  # fmt: skip

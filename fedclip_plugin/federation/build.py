@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..algorithms import Algorithm, Client, Samples, Task, get_algorithm
+from ..algorithms import Algorithm, Client, Samples, Task, make_algorithm
 from ..clip.whole import WholeClip
 from ..config.schema import RunConfig
 from ..config.toml import to_toml
@@ -65,7 +65,7 @@ def build_federation(
 
     Raises ConfigError for an unknown target, algorithm or device.
     """
-    algorithm = get_algorithm(config.algorithm)
+    algorithm = make_algorithm(config)
     check_together(config, algorithm)
     check_alignment(config, algorithm, target)
     device = resolve_device(config.model.device)
@@ -93,6 +93,11 @@ def check_together(config: RunConfig, algorithm: Algorithm) -> None:
             f"--alg {config.algorithm} sends nothing to a server: there is nothing "
             "that --dp-noise-multiplier could hide"
         )
+    if config.privacy.private and not algorithm.averages:
+        raise ConfigError(
+            f"{_asked(config)}: the server reads every update by itself, "
+            "which --dp-noise-multiplier does not hide (docs/privacy.md)"
+        )
     if config.privacy.private and algorithm.personal:
         raise ConfigError(
             f"--alg {config.algorithm}: what its clients keep ties rounds together, "
@@ -107,6 +112,11 @@ def check_together(config: RunConfig, algorithm: Algorithm) -> None:
                 f"--alg {config.algorithm} {why}: leave out {option}, which builds on "
                 "the round before"
             )
+
+
+def _asked(config: RunConfig) -> str:
+    augment = config.train.augment
+    return f"--alg {config.algorithm}" if augment == "none" else f"--augment {augment}"
 
 
 def _share_out(

@@ -84,8 +84,9 @@ class Checkpoint:
         state, kept = _part(tensors, "state/"), _part(tensors, "kept/")
         best = _part(tensors, "best/") or state
         best_kept, memory = _part(tensors, "best-kept/"), _part(tensors, "memory/")
-        for part in (state, best):
-            if wrong := _state_misfit(part, fed.first):
+        model = fed.algorithm.model_of
+        for part, first in ((state, fed.first), (model(best), model(fed.first))):
+            if wrong := _state_misfit(part, first):
                 raise _damaged(self.path, wrong)
         for part in (kept, best_kept):
             if wrong := _kept_misfit(part, fed.first):

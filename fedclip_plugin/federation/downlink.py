@@ -20,19 +20,23 @@ from .build import Federation
 
 @dataclass(frozen=True)
 class Broadcast:
-    """What goes down to every client of a round, and the state that they make of it."""
+    """What goes down to every client of a round, and the state that they make of it.
+
+    ``answer`` is what their updates are like, and are measured from.
+    """
 
     payload: State
     seen: State
+    answer: State
 
 
 def broadcast(fed: Federation, state: State) -> Broadcast:
     """The server's ``state`` on its way down; the same for all clients."""
-    sent = payload(fed, state)
+    sent = seen = payload(fed, state)
     codec = _codec(fed)
-    if codec == PLAIN:
-        return Broadcast(sent, sent)
-    return Broadcast(sent, compression.decode(CODECS[codec], sent, fed.first))
+    if codec != PLAIN:
+        seen = compression.decode(CODECS[codec], sent, _first_of(fed, codec, sent))
+    return Broadcast(sent, seen, fed.algorithm.answer_like(seen, fed.task))
 
 
 def payload(fed: Federation, state: State) -> State:
@@ -41,7 +45,8 @@ def payload(fed: Federation, state: State) -> State:
     codec = _codec(fed)
     if codec == PLAIN:
         return shared
-    return compression.encode(CODECS[codec], shared, fed.first, {})[0]
+    first = {key: fed.first[key] for key in shared}
+    return compression.encode(CODECS[codec], shared, first, {})[0]
 
 
 def received(fed: Federation, sent: State) -> State:
@@ -52,9 +57,19 @@ def received(fed: Federation, sent: State) -> State:
     codec = _codec(fed)
     if codec == PLAIN:
         return sent
-    if wrong := compression.fault(codec, sent, fed.first):
+    first = _first_of(fed, codec, sent)
+    if wrong := compression.fault(codec, sent, first):
         raise UpdateError(f"what the server sent cannot be read: {wrong}")
-    return compression.decode(CODECS[codec], sent, fed.first)
+    return compression.decode(CODECS[codec], sent, first)
+
+
+def _first_of(fed: Federation, codec: str, sent: State) -> State:
+    """The first state's tensors that a payload stands for: all, or some of them."""
+    return {
+        key: value
+        for key, value in fed.first.items()
+        if not sent.keys().isdisjoint(compression.payload_keys(codec, {key: value}))
+    } or fed.first
 
 
 def with_unsent(fed: Federation, after: State, state: State, sent: Broadcast) -> State:
@@ -63,7 +78,7 @@ def with_unsent(fed: Federation, after: State, state: State, sent: Broadcast) ->
         return after
     return {
         key: value + (state[key] - sent.seen[key])
-        if value.is_floating_point()
+        if key in sent.seen and value.is_floating_point()
         else value
         for key, value in after.items()
     }

@@ -78,12 +78,13 @@ class RunState:
 def first_state(fed: Federation) -> RunState:
     """Before the first round."""
     state = fed.algorithm.init(fed.task)
-    return RunState(Progress(), state, state)
+    return RunState(Progress(), state, fed.algorithm.model_of(state))
 
 
 def usable(fed: Federation, state: State, kept: Kept) -> tuple[State, Kept]:
     """What predicts: the state as clients see it, and what they keep if that does."""
-    seen, algorithm = broadcast(fed, state).seen, fed.algorithm
+    algorithm = fed.algorithm
+    seen = algorithm.model_of(broadcast(fed, state).seen)
     if algorithm.communicates and not algorithm.personal:
         return seen, {}
     own = {client: private_part(state) for client, state in kept.items()}

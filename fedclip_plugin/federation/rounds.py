@@ -134,7 +134,8 @@ def as_sent(
         return list(updates)
     if fed.algorithm.personal:
         updates = [u if _is_sound(u) else _without_private(u) for u in updates]
-    return compression.compress(updates, kept, seen, fed.task.wire)
+    like = fed.algorithm.answer_like(seen, fed.task)
+    return compression.compress(updates, kept, like, fed.task.wire)
 
 
 def _is_sound(update: ClientUpdate) -> bool:
@@ -161,7 +162,7 @@ def screen_round(
 
     Bytes are those of safetensors; a host that counts its own wire replaces them.
     """
-    sound, bad = screen(updates, sent.seen, fed.task.distance_limit)
+    sound, bad = screen(updates, sent.answer, fed.task.distance_limit)
     up = sum(update_bytes(u) for u in updates)
     down = len(participants) * state_bytes(sent.payload)
     if not fed.algorithm.communicates:
@@ -185,7 +186,7 @@ def next_state(
     if not sound and not config.private:
         return dict(state), memory
     if config.private or type(fed.algorithm).aggregate is not Algorithm.aggregate:
-        sound = compression.decoded(sound, sent.seen)
+        sound = compression.decoded(sound, sent.answer)
     if config.private:
         entropy = privacy.noise_entropy(config, fed.task.seed, round_number)
         asked = len(screened.participants)

@@ -164,6 +164,7 @@ def _notes(setup: Setup, now: RunState) -> list[str]:
     algorithm = setup.fed.algorithm
     if algorithm.personal and algorithm.communicates and not now.best_kept:
         notes.append(_OF_SHARED if setup.fed.clients else _OF_CLIENTS)
+    notes += algorithm.remarks(now.state, setup.fed.clients, setup.fed.task)
     if (count := len(setup.features.classes)) > MAX_CLASSES:
         notes.append(
             f"{count:,} classes: confusion matrices are left out beyond {MAX_CLASSES:,}"

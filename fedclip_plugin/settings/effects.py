@@ -34,7 +34,7 @@ _RULES: tuple[_Rule, ...] = (  # options, what they need, and whether it is ther
     (
         "lr batch-size local-epochs weight-decay optimizer beta1 beta2 eps",
         "an --alg that trains step by step",
-        lambda c: c.algorithm.lower() not in ("gda", "zeroshot"),
+        lambda c: c.algorithm.lower() not in ("gda", "tofa", "zeroshot"),
     ),
     (
         "aggregation compress compress-down max-norm-ratio weighting",
@@ -91,6 +91,16 @@ _RULES: tuple[_Rule, ...] = (  # options, what they need, and whether it is ther
         "server-beta2",
         "--server-optimizer adam or yogi",
         lambda c: c.server.server_optimizer in ("adam", "yogi"),
+    ),
+    (
+        "augment-per-class augment-prototypes augment-rank augment-scale",
+        "--augment ggeur",
+        lambda c: c.train.augment != "none",
+    ),
+    (
+        "aggregation",
+        "an --alg whose server combines updates",
+        lambda c: c.algorithm.lower() != "fedpft",
     ),
     ("alpha", "--partition dirichlet", lambda c: c.data.partition == "dirichlet"),
     ("topk-share", "--compress topk", lambda c: c.wire.compress == "topk"),

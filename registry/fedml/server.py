@@ -261,7 +261,7 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         """Decoded where FedML or a derived class looks at them; our mean reads both."""
         shown = hooked() or getattr(self.args, "enable_contribution", False)
         if shown or type(self) is not FedCLIPAggregator:
-            updates = decoded(updates, self.opened.sent.seen)
+            updates = decoded(updates, self.opened.sent.answer)
         self._codec = updates[0].codec if updates else "none"
         return updates
 
@@ -274,7 +274,7 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         and Inf pass through it, so where it is finite, all that went in was.
         """
         opened, fed, self._unread = self.opened, self.run.fed, []
-        if self._mean_tells() and all(fits(u, opened.sent.seen) for u in updates):
+        if self._mean_tells() and all(fits(u, opened.sent.answer) for u in updates):
             self._unread = updates
             size = sum(map(update_bytes, updates))
             nobody = screen_round(fed, opened.sent, [], names)

@@ -59,6 +59,11 @@ def open_binding(args: Any) -> Binding:
             f"{FILE}: enable_defense: FedML's defenses average updates, which "
             f"fedclip_alg: {algorithm.name} does not; choose one"
         )
+    if binding.setup.config.train.augment != "none":
+        raise ConfigError(
+            f"{FILE}: fedclip_augment: the first round's moments are no model, and "
+            "FedML's clients pass on models alone; use `fedclip run` or Flower"
+        )
     theirs = [k for k in ("enable_dp", "enable_defense") if getattr(args, k, False)]
     if theirs and binding.setup.fed.task.privacy.private:
         raise ConfigError(
@@ -123,6 +128,7 @@ class FedCLIPTrainer(ClientTrainer):  # type: ignore[misc]
         self.kept: Kept = {}  # what the clients of this process keep
         self._sent: State = {}  # what the round began with
         self._keeps: State = {}  # what the client that trains will keep
+        self._other: State = {}  # an update that is no model, such as moments
         self._answer: Params | None = None
 
     def get_model_params(self) -> Params:
@@ -153,8 +159,11 @@ class FedCLIPTrainer(ClientTrainer):  # type: ignore[misc]
             )
         state = device_state(self.binding, self.model)
         (update,) = fed.algorithm.local_round(state, [client], fed.task, number)
-        self._keeps = update.kept
-        self.set_model_params(OrderedDict(update.state))
+        self._keeps, self._other = update.kept, {}
+        if update.state.keys() == state.keys():
+            self.set_model_params(OrderedDict(update.state))
+        else:
+            self._other = update.state
         metrics = ", ".join(f"{k} {v:.4f}" for k, v in update.metrics.items())
         logging.info(f"FedCLIP client {client.name} trained, round {number}: {metrics}")
 
@@ -163,11 +172,11 @@ class FedCLIPTrainer(ClientTrainer):  # type: ignore[misc]
         with unforeseen():
             super().on_after_local_training(train_data, device, args)
         client, fed = client_of(train_data), self.binding.setup.fed
-        state = device_state(self.binding, self.model)
+        state = self._other or device_state(self.binding, self.model)
         update = ClientUpdate(client.name, state, len(client.train), kept=self._keeps)
         (update,) = as_sent(fed, self._sent, [update], self.kept)
         self.kept = remember(self.kept, [update])
-        if update.codec != "none":
+        if update.codec != "none" or self._other:
             cpu = ((key, value.cpu()) for key, value in update.state.items())
             self._answer = OrderedDict(cpu)
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...algorithms import Client, Task, get_algorithm
+from ...algorithms import Client, Task, make_algorithm
 from ...config.schema import RunConfig
 from ...errors import UpdateError
 from ...features.feature_set import FeatureSet
@@ -188,7 +188,7 @@ def setup_without_data(config: RunConfig, cards: Sequence[Card]) -> Setup:
         label={},
         text=text,
     )
-    algorithm, scale = get_algorithm(config.algorithm), card.logit_scale
+    algorithm, scale = make_algorithm(config), card.logit_scale
     check_together(config, algorithm)
     task = Task.of(config, algorithm.Params(), text, scale, config.seeds[0])
     fed = Federation(algorithm, task, (), None)

@@ -149,7 +149,7 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         """The average of the sound adapters; the former one where there is none."""
         phase, sent = self._phase, self._opened.sent
         updates = [
-            records.to_update(name, content, sent.seen, self.config.wire.compress)
+            records.to_update(name, content, sent.answer, self.config.wire.compress)
             for name, content in phase.sound(replies, self.nodes.timeout)
         ]
         arrays, sound = self._aggregate(updates)

@@ -18,7 +18,8 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from ...algorithms import Client, Samples, Task, get_algorithm
+from ...algorithms import Algorithm, Client, Samples, Task, get_algorithm
+from ...errors import ConfigError
 from ...federation.build import Federation, check_together
 from ...federation.downlink import broadcast
 from ...federation.engine import Round
@@ -76,6 +77,14 @@ class PersonalizedFedClip:
         features, device = self._images.features, self._images.y.device
         algorithm = get_algorithm(config.algorithm)
         check_together(config, algorithm)
+        if config.train.augment != "none" or (
+            type(algorithm).answer_like is not Algorithm.answer_like
+        ):
+            raise ConfigError(
+                "PersonalizedFL's clients pass on models alone, and neither the "
+                "Gaussians of fedpft nor the moments of --augment are one: use "
+                "`fedclip run`"
+            )
         text = features.class_text.to(device)
         params, scale = algorithm.Params(), features.logit_scale
         task = Task.of(config, params, text, scale, config.seeds[0])
