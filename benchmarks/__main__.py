@@ -62,6 +62,11 @@ def without_facmic() -> str:
     return "" if os.environ.get("FACMIC_HOME") else "FACMIC_HOME is not set"
 
 
+def without_fedpft() -> str:
+    """Says so where there is no checkout of Flower, with its baselines."""
+    return "" if os.environ.get("FLOWER_HOME") else "FLOWER_HOME is not set"
+
+
 def without_nvcc() -> str:
     """Says so where there is no CUDA compiler."""
     return "" if shutil.which("nvcc") else "nvcc is not on the path"
@@ -75,6 +80,7 @@ BENCHMARKS = {
     "methods": Benchmark("accuracy.methods"),
     "personalization": Benchmark("accuracy.personalization"),
     "privacy": Benchmark("accuracy.privacy", without("dp_accounting")),
+    "vs-fedpft": Benchmark("authors.vs_fedpft", without_fedpft),
     "vs-reference": Benchmark("authors.vs_reference"),
     "vs-facmic": Benchmark("authors.vs_facmic", without_facmic),
     "fuzz": Benchmark("faults.fuzz"),

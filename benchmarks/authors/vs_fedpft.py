@@ -81,8 +81,8 @@ def markdown(results: dict[str, Any]) -> str:
     text = [
         "# FedPFT's Gaussians in Flower's baseline and ours",
         "",
-        "`FLOWER_HOME=DIR python -m benchmarks vs-fedpft --features DIR`.  Gaussians "
-        f"of the first client of {results['data']}, width {results['dim']}, both in fp16; "
+        "`FLOWER_HOME=DIR python -m benchmarks vs-fedpft --features DIR`.  Those "
+        f"the first client of {results['data']}, width {results['dim']}, in fp16; "
         "the largest difference of any number.  scikit-learn, which fits theirs, adds "
         "1e-6 to every variance; ours adds it to mixtures alone.",
         "",
