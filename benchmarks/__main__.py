@@ -77,6 +77,7 @@ BENCHMARKS = {
     "attacks": Benchmark("accuracy.attacks"),
     "beyond-gda": Benchmark("accuracy.beyond_gda"),
     "codecs": Benchmark("accuracy.codecs"),
+    "gda-attacks": Benchmark("accuracy.gda_attacks"),
     "methods": Benchmark("accuracy.methods"),
     "personalization": Benchmark("accuracy.personalization"),
     "privacy": Benchmark("accuracy.privacy", without("dp_accounting")),

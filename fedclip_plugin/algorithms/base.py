@@ -221,6 +221,14 @@ class Algorithm(abc.ABC):
         """What goes down of the server's ``state``: all of it, or some of its keys."""
         return state
 
+    def doubt(self, update: ClientUpdate, sent: State) -> str | None:
+        """Why no honest client can have sent what a screened ``update`` holds, or None.
+
+        Judged by itself: no other update of the round is known.  Compressed updates
+        come decoded, under the ``codec`` that they travelled in.
+        """
+        return None
+
     def module(self, state: State, task: Task) -> nn.Module:
         """A module whose ``state_dict`` is ``state``, for hosts that pass models on."""
         return StateModule(state)

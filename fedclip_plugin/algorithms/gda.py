@@ -43,6 +43,7 @@ LEAST_SPREAD = 1e-6  # of tr(W), where |x| = 1: below it no class has two unlike
 USUAL_SPREAD = 0.01  # stands for tr(W) then: any does, for the nearest mean wins
 LEAST_SHARE = 1e-7  # less is what a sum under SecAgg+ leaves of 0
 LEAST_FREE = 0.05  # of the rows; below it rounding would decide
+ROUNDING = {"none": 1e-4, "fp16": 1e-2, "int8": 0.1}  # codec -> of statistics
 HITS_UNIT = 100.0  # hits travel as a small number: SecAgg+ clips what is large
 
 
@@ -182,6 +183,15 @@ class Gda(Algorithm):
             updates.append(ClientUpdate(c.name, own, len(c.train)))
         return updates
 
+    def doubt(self, update: ClientUpdate, sent: State) -> str | None:
+        """Why its means are not those of any rows of unit length; None if they can be.
+
+        What a codec may have rounded away is allowed for; coarser ones are not judged.
+        """
+        if update.num_examples <= 0 or update.codec not in ROUNDING:
+            return None
+        return implausible(update.state, ROUNDING[update.codec])
+
     def aggregate(
         self, updates: Sequence[ClientUpdate], state: State, task: Task
     ) -> State:
@@ -278,6 +288,41 @@ class Moments:
                 float(residual / free.square()) if free > LEAST_FREE else math.inf
             )
         return found
+
+
+def implausible(state: State, slack: float) -> str | None:
+    """Which property of means over rows of unit length ``state`` lacks, if any.
+
+    Shares are not negative and sum to 1; ``|sums_c| <= share_c``; ``second`` has trace
+    1, and ``second - sum_c sums_c sums_c' / share_c``, the scatter within classes, is
+    positive semidefinite, each but for ``slack``.  ``second`` is symmetric for it
+    travels as a triangle.
+    """
+    share, sums = state["share"].double(), state["sums"].double()
+    second = _unpacked(state["second"])
+    if float(share.min()) < -slack or abs(float(share.sum()) - 1) > slack:
+        return (
+            f"its class shares are {float(share.min()):.3g} at least and sum to "
+            f"{float(share.sum()):.3g}: expected 0 or more, and 1"
+        )
+    over = sums.norm(dim=1) - share
+    if float(over.max()) > slack:
+        return (
+            f"the mean of its class {int(over.argmax())} is longer than the features, "
+            "which have unit length"
+        )
+    if abs(float(second.trace()) - 1) > slack:
+        return f"its second moment has the trace {float(second.trace()):.3g}, not 1"
+    if float(state["hits"].min()) < -slack:
+        return "it counts less than no right validation rows"
+    held = share > slack
+    means = sums[held] / share[held, None].sqrt()
+    within = second - means.t() @ means
+    within.diagonal().add_(slack)
+    _, failed = torch.linalg.cholesky_ex(within)
+    if bool(failed):
+        return "its second moment is no sum of squares around its class means"
+    return None
 
 
 def choose(state: State, task: Task) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +23,8 @@ from . import downlink
 from .build import Federation
 from .downlink import Broadcast
 from .evaluation import score_clients, score_rows, score_target, selection_score
+
+_log = logging.getLogger("fedclip")
 
 Scores = dict[str, dict[str, float | None]]
 """Client -> its validation and test accuracy, ``{"val", "test"}``."""
@@ -163,11 +166,30 @@ def screen_round(
     Bytes are those of safetensors; a host that counts its own wire replaces them.
     """
     sound, bad = screen(updates, sent.answer, fed.task.distance_limit)
+    if type(fed.algorithm).doubt is not Algorithm.doubt:
+        sound, doubted = _without_doubt(fed.algorithm, sound, sent.answer)
+        bad += doubted
     up = sum(update_bytes(u) for u in updates)
     down = len(participants) * state_bytes(sent.payload)
     if not fed.algorithm.communicates:
         up = down = 0
     return Screened(list(participants), sound, bad, up, down, sent)
+
+
+def _without_doubt(
+    algorithm: Algorithm, updates: Sequence[ClientUpdate], seen: State
+) -> tuple[list[ClientUpdate], list[Quarantined]]:
+    """Updates that an honest client can have sent, and those that none can."""
+    sound, bad = [], []
+    for update in updates:
+        (plain,) = compression.decoded([update], seen)
+        reason = algorithm.doubt(replace(plain, codec=update.codec), seen)
+        if reason is None:
+            sound.append(update)
+        else:
+            _log.warning("update of client %s left out: %s", update.client, reason)
+            bad.append(Quarantined(update.client, reason))
+    return sound, bad
 
 
 def next_state(
