@@ -13,6 +13,18 @@ def mean(values: Iterable[float | None]) -> float | None:
     return sum(present) / len(present) if present else None
 
 
+def harmonic_mean(values: Iterable[float | None]) -> float | None:
+    """Harmonic mean of values >= 0; None where one is None, or where there is none."""
+    numbers: list[float] = []
+    for value in values:
+        if value is None:
+            return None
+        numbers.append(value)
+    if not numbers or min(numbers) <= 0:
+        return 0.0 if numbers else None
+    return len(numbers) / sum(1 / number for number in numbers)
+
+
 def ci95(values: Iterable[float | None]) -> float | None:
     """Half-width of the mean's 95 % confidence interval; None with fewer than 2."""
     present = [v for v in values if v is not None]

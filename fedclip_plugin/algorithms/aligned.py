@@ -91,6 +91,7 @@ class AlignedClip(Algorithm):
 
     trains = "an adapter with batch normalisation"
     transductive = True
+    open_vocabulary = True
 
     def init(self, task: Task) -> State:
         """A fresh adapter, drawn from the task's seed."""

@@ -178,6 +178,9 @@ class Algorithm(abc.ABC):
     personal = False
     """Whether what clients keep predicts for them (:attr:`ClientUpdate.kept`), over
     the shared state; an unseen domain is judged by the shared state alone."""
+    open_vocabulary = False
+    """Whether ``predict`` goes by the text features, or the captions, of the task that
+    it is given: then a trained state predicts classes that it never saw, too."""
     needs_clip = False
     """Whether features are not enough, see :attr:`Task.whole_clip`."""
     rows_at_once = 4096

@@ -27,6 +27,7 @@ class FedAvg(Algorithm):
     name = "fedavg"
     trains = "all of CLIP"
     needs = "images"
+    open_vocabulary = True
     source = "McMahan et al. 2017, arXiv 1602.05629"
     needs_clip = True
     rows_at_once = 256

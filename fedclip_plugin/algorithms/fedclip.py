@@ -48,6 +48,7 @@ class FedClip(Algorithm):
 
     name = "fedclip"
     trains = "the attention adapter"
+    open_vocabulary = True
     source = "Lu et al. 2023, arXiv 2302.13485"
     Params = FedClipParams
     # `best` was chosen as benchmarks/results/ablation.md tells.

@@ -89,6 +89,7 @@ class FedTpg(Algorithm):
     name = "fedtpg"
     trains = "a network from class names to the prompt"
     needs = "text tower"
+    open_vocabulary = True
     source = "Qiu et al. 2024, arXiv 2310.06123"
     needs_clip = True
     Params = FedTpgParams

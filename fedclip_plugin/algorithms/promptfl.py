@@ -28,6 +28,7 @@ class PromptFL(Algorithm):
     name = "promptfl"
     trains = "the words before the class name"
     needs = "text tower"
+    open_vocabulary = True
     source = "Guo et al. 2023, arXiv 2208.11625"
     needs_clip = True
     defaults: ClassVar = {"lr": 1e-3, "weight_decay": 0.0, "weighting": "examples"}

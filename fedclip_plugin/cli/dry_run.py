@@ -9,18 +9,23 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ..algorithms import get_algorithm
 from ..clip.download import cached_file
 from ..clip.encoder import EncoderSpec, FrozenClip
 from ..config.schema import RunConfig
-from ..data.folders import load_dataset
+from ..data.listing import some
 from ..data.partition import resolve_targets
-from ..features.feature_set import FeatureSet, load_features
-from ..federation.build import build_federation, participants
+from ..features.choice import halved
+from ..features.feature_set import FeatureSet
+from ..features.obtain import open_data
+from ..federation.build import Federation, build_federation, participants
 from ..federation.engine import Run, run_round
 from ..federation.evaluation import selection_notes
+from ..federation.unseen import cannot
+from ..report.classes import skew
 from ..report.wording import human_bytes, human_seconds
 from ..server.privacy import planned
 from .doctor.inputs import encode_sample
@@ -46,6 +51,8 @@ def estimate(config: RunConfig) -> list[Cost]:
     costs.append(
         Cost("runs", f"{runs}: held out {named}; seeds {_listed(config.seeds)}")
     )
+    if features.unseen is not None:
+        costs += _halves(config, features, features.unseen)
     if get_algorithm(config.algorithm).needs_clip:
         detail = f"--alg {config.algorithm} trains CLIP itself: measure one round"
         return [*costs, Cost("training", detail)]
@@ -56,11 +63,24 @@ def _listed(numbers: tuple[int, ...]) -> str:
     return ", ".join(map(str, numbers))
 
 
+def _halves(config: RunConfig, features: FeatureSet, unseen: FeatureSet) -> list[Cost]:
+    """Which classes are trained on, which are not, and who cannot predict these."""
+    why = cannot(get_algorithm(config.algorithm))
+    return [
+        Cost(
+            "classes",
+            f"{len(features.classes)} to train on ({some(features.classes)}), "
+            f"{len(unseen.classes)} unseen ({some(unseen.classes)})",
+        ),
+        *([Cost("note", why)] if why else []),
+    ]
+
+
 def _stand_in(config: RunConfig) -> tuple[FeatureSet, list[Cost]]:
     """Features of the right shapes: the real ones, or random ones for the images."""
-    if config.data.features is not None:
-        return load_features(config.data.features), []
-    dataset = load_dataset(config.data.dataset, config.data.root)
+    dataset = open_data(config)
+    if isinstance(dataset, FeatureSet):
+        return halved(dataset, config.data), []
     spec = EncoderSpec.from_config(config)
     source = spec.source()
     dim, classes = int(source.config["embed_dim"]), len(dataset.classes)
@@ -80,6 +100,7 @@ def _stand_in(config: RunConfig) -> tuple[FeatureSet, list[Cost]]:
         },
         label={d.name: torch.tensor(d.labels) for d in dataset.domains},
         text=torch.randn(classes, dim, generator=generator),
+        files={d.name: d.files for d in dataset.domains},
     )
     count = sum(len(d.files) for d in dataset.domains)
     if cached_file(source) is None:
@@ -90,7 +111,7 @@ def _stand_in(config: RunConfig) -> tuple[FeatureSet, list[Cost]]:
             f"{count} images at {rate:.0f} images/s: {human_seconds(count / rate)}, "
             "once, less what is in the cache"
         )
-    return features, [Cost("encoding", detail)]
+    return halved(features, config.data), [Cost("encoding", detail)]
 
 
 def _encoding_rate(config: RunConfig, clip: FrozenClip) -> float:
@@ -128,6 +149,7 @@ def _training(
             f"{len(fed.clients)}, {chosen} a round; {sizes[0]} to {sizes[-1]} training "
             "images each",
         ),
+        Cost("partition", f"{config.data.partition}: {skew(_counts(fed))}"),
         Cost(
             "bytes",
             f"{human_bytes(sent)} a round, {human_bytes(sent * train.rounds)} a run",
@@ -141,3 +163,11 @@ def _training(
         *([Cost("privacy", private)] if private else []),
         *(Cost("note", note) for note in notes),
     ]
+
+
+def _counts(fed: Federation) -> np.ndarray:
+    """(K, C) training images of each client by class."""
+    classes = len(fed.task.text)
+    rows = [torch.bincount(c.train.y, minlength=classes) for c in fed.clients]
+    counts: np.ndarray = torch.stack(rows).cpu().numpy()
+    return counts

@@ -24,6 +24,16 @@ AGGREGATIONS = (
     "geometric-median",
     "clipped-mean",
 )
+PARTITIONS = {
+    "domain": (),
+    "iid": (),
+    "dirichlet": ("alpha",),
+    "classes": ("classes_per_client",),
+    "shards": ("shards_per_client",),
+    "quantity": ("alpha",),
+    "long-tail": ("imbalance",),
+}
+"""How images become clients -> the fields that this depends on."""
 DOWN_COMPRESSIONS = ("none", "fp16", "int8", "int4")
 COMPRESSIONS = (*DOWN_COMPRESSIONS, "topk")
 EMBEDDED_DATASET = "digits"
@@ -108,13 +118,33 @@ class DataConfig(Section):
     on_bad_image: str = option(
         "fail", "an unreadable image stops the run, or is left out",
         choices=("fail", "skip"))  # fmt: skip
+    classes: tuple[str, ...] = option(
+        (), "classes to train on: base or novel (the first or second half, both are "
+        "scored), names, a file with a name a line, or domainnet-10",
+        metavar="all|base|novel|FILE|NAME", path="file",
+        shown="all")  # fmt: skip
     partition: str = option(
-        "domain", "how images become clients; domain: each domain one client",
-        choices=("domain", "iid", "dirichlet"))  # fmt: skip
+        "domain", "how images become clients (docs/data.md); domain: each domain one "
+        "client", choices=tuple(PARTITIONS))  # fmt: skip
     clients: int | None = option(
-        None, "number of clients for iid and dirichlet", within="[1, inf)")  # fmt: skip
+        None, "number of clients, the domains' images pooled",
+        within="[1, inf)")  # fmt: skip
+    clients_per_domain: int | None = option(
+        None, "number of clients inside each domain", within="[1, inf)")  # fmt: skip
+    classes_per_client: int | None = option(
+        None, "of --partition classes; shared where they are not enough",
+        within="[1, inf)")  # fmt: skip
+    shards_per_client: int = option(
+        2, "of --partition shards", within="[1, inf)")  # fmt: skip
     alpha: float = option(
         0.5, "Dirichlet concentration, small = skewed", within="(0, inf)")  # fmt: skip
+    imbalance: float = option(
+        100.0, "of --partition long-tail: training images of the first class for one "
+        "of the last", within="[1, inf)")  # fmt: skip
+    split: str | None = option(
+        None, 'which images train, validate and test, {"train": [[path, label], ...], '
+        '"val", "test"}; or this for each client by its name',
+        metavar="FILE.json", path=True)  # fmt: skip
     shots: int | None = option(
         None, "few-shot: training images per class and client",
         within="[1, inf)")  # fmt: skip
@@ -123,13 +153,9 @@ class DataConfig(Section):
         super().__post_init__()
         if spelling_key(self.dataset) == EMBEDDED_DATASET:
             object.__setattr__(self, "dataset", EMBEDDED_DATASET)
-        if self.partition == "domain" and self.clients is not None:
-            raise ConfigError(
-                "--clients is for --partition iid or dirichlet; "
-                "with the default partition every domain is one client"
-            )
-        if self.partition != "domain" and self.clients is None:
-            raise ConfigError(f"data.partition = {self.partition!r} needs --clients N")
+        if self.classes == ("all",):
+            object.__setattr__(self, "classes", ())
+        self._check_partition()
         if not self.prompts:
             raise ConfigError("data.prompts is empty: expected at least one template")
         for prompt in self.prompts:
@@ -138,6 +164,26 @@ class DataConfig(Section):
                     f"data.prompts: {prompt!r} must hold exactly one {{}} for the "
                     f"class name and no other brace, as in {PAPER_PROMPT!r}"
                 )
+
+    def _check_partition(self) -> None:
+        counts = {"--clients": self.clients}
+        counts["--clients-per-domain"] = self.clients_per_domain
+        given = [flag for flag, count in counts.items() if count is not None]
+        if self.partition == "domain" and given:
+            kinds = [kind for kind in PARTITIONS if kind != "domain"]
+            raise ConfigError(
+                f"{given[0]} is for --partition {', '.join(kinds[:-1])} or "
+                f"{kinds[-1]}; with the default partition every domain is one client"
+            )
+        if self.partition != "domain" and not given:
+            raise ConfigError(
+                f"data.partition = {self.partition!r} needs --clients N, or "
+                "--clients-per-domain N"
+            )
+        if len(given) > 1:
+            raise ConfigError(f"give one of {' and '.join(given)}, not both")
+        if self.partition == "classes" and self.classes_per_client is None:
+            raise ConfigError("data.partition = 'classes' needs --classes-per-client K")
 
 
 @dataclass(frozen=True)

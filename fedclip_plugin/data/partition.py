@@ -1,5 +1,7 @@
 """Who holds which rows: the paper's split, and other ways to make clients.
 
+How a pool of rows is cut into clients is told in `pools.py`.
+
 Rows are counted over the concatenation of all domains in the order of the data set, the
 held-out one included, so that they index one feature matrix.  All draws come from a
 `RandomState` of their own: NumPy guarantees its stream, and the global one stays
@@ -10,15 +12,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from ..config.schema import DataConfig
 from ..errors import ConfigError, did_you_mean, spelling_key
+from .pools import Rows, cut, long_tail, random_state
+from .split_file import PARTS, WHOLE, read_split
 
-Rows = npt.NDArray[np.int64]
 NO_TARGET = "none"
 MAX_NAME = 255  # characters of a domain's name
 
@@ -63,7 +66,7 @@ def paper_split(n: int, seed: int) -> Split:
 def _shuffled(n: int, seed: int) -> Rows:
     """Cached: thousands of clients have one or two sizes."""
     order = np.arange(n, dtype=np.int64)
-    _random(seed).shuffle(order)
+    random_state(seed).shuffle(order)
     return order
 
 
@@ -103,7 +106,11 @@ def check_names(domains: Sequence[str]) -> None:
 
 
 def partition_clients(
-    labels: Mapping[str, Rows], data: DataConfig, target: str | None, seed: int
+    labels: Mapping[str, Rows],
+    data: DataConfig,
+    target: str | None,
+    seed: int,
+    files: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[ClientRows, ...]:
     """The clients of a run in which `target` is held out.
 
@@ -114,11 +121,20 @@ def partition_clients(
     - `dirichlet`: parts of equal size; each client draws its class proportions from
       a Dirichlet around the shares of the pool (Hsu et al. 2019, arXiv 1909.06335),
       `data.alpha` being the mean concentration per class; once a class is used up,
-      its share goes to the others.
+      its share goes to the others;
+    - `classes`: `data.classes_per_client` classes each;
+    - `shards`: `data.shards_per_client` shards each of the rows sorted by class;
+    - `quantity`: alike but for their sizes, whose shares are drawn from a symmetric
+      Dirichlet of `data.alpha`;
+    - `long-tail`: as `iid`, the training rows thinned by `data.imbalance` from the
+      first class to the last.
 
-    Each client's rows are then split by `paper_split`; `data.shots` keeps the first
-    rows of each class in the shuffled training part.  A small client may have an empty
-    part.  Raises ConfigError on an unknown target, and with more clients than rows.
+    With `data.clients_per_domain`, the rows of each domain are cut by themselves.
+    Each client's rows are then split by `paper_split`, or as `data.split` has it, for
+    which `files` names the images; `data.shots` keeps the first rows of each class in
+    the shuffled training part.  A small client may have an empty part.  Raises
+    ConfigError on an unknown target, and for what a partition cannot meet, such as
+    more clients than rows.
     """
     if target is not None:
         target = _resolve(tuple(labels), target)
@@ -130,25 +146,81 @@ def partition_clients(
         name: np.arange(starts[i], starts[i + 1], dtype=np.int64)
         for i, name in enumerate(labels)
     }
-    if data.partition == "domain":
-        parts = [(n, i, rows_of[n]) for i, n in enumerate(labels) if n != target]
+    if data.split is None:
+        parts = _parts(rows_of, y, data, target, seed)
+        clients = [_client(*part, seed) for part in parts]
     else:
-        pool = np.concatenate(
-            [rows for name, rows in rows_of.items() if name != target]
-        )
-        pooled = _pooled(pool, y[pool], data, seed)
-        digits = max(3, len(str(len(pooled) - 1)))  # names sort as the clients do
-        parts = [(f"client-{i:0{digits}d}", i, rows) for i, rows in enumerate(pooled)]
-    return tuple(_client(*part, y, data.shots, seed) for part in parts)
+        told = read_split(data.split, files or {}, y)
+        clients = _as_told(told, rows_of, y, data, target, seed)
+    if data.shots is not None:
+        clients = [_few(client, y, data.shots) for client in clients]
+    if data.partition == "long-tail":
+        random = random_state(seed, len(clients), _LONG_TAIL)
+        trains = long_tail([c.train for c in clients], y, data.imbalance, random)
+        clients = [replace(c, train=train) for c, train in zip(clients, trains)]
+    return tuple(clients)
 
 
-def _random(*seed: int) -> np.random.RandomState:
-    try:
-        return np.random.RandomState(seed[0] if len(seed) == 1 else list(seed))
-    except ValueError as error:
+_LONG_TAIL = 0x7A11  # keeps this draw apart from that of the parts
+
+
+def _parts(
+    rows_of: Mapping[str, Rows],
+    y: Rows,
+    data: DataConfig,
+    target: str | None,
+    seed: int,
+) -> list[tuple[str, int, Rows]]:
+    """Name, index and rows of every client; an index is one whatever is held out."""
+    held = {n: (i, rows) for i, (n, rows) in enumerate(rows_of.items()) if n != target}
+    if data.partition == "domain":
+        return [(name, i, rows) for name, (i, rows) in held.items()]
+    if count := data.clients_per_domain:
+        return [
+            (f"{domain}-{k:0{len(str(count - 1))}d}", i * count + k, part)
+            for domain, (i, rows) in held.items()
+            for k, part in enumerate(
+                cut(rows, y[rows], count, data, random_state(seed, count, i))
+            )
+        ]
+    pool = np.concatenate([rows for _, rows in held.values()])
+    clients = data.clients or 1
+    pooled = cut(pool, y[pool], clients, data, random_state(seed, clients))
+    digits = max(3, len(str(len(pooled) - 1)))  # names sort as the clients do
+    return [(f"client-{i:0{digits}d}", i, rows) for i, rows in enumerate(pooled)]
+
+
+def _as_told(
+    told: Mapping[str, Mapping[str, Rows]],
+    rows_of: Mapping[str, Rows],
+    y: Rows,
+    data: DataConfig,
+    target: str | None,
+    seed: int,
+) -> list[ClientRows]:
+    """The clients of a split file; or those of the partition, split as in the file."""
+    if WHOLE in told:
+        whole = told[WHOLE]
+        return [
+            ClientRows(
+                name, i, *(whole[part][np.isin(whole[part], rows)] for part in PARTS)
+            )
+            for name, i, rows in _parts(rows_of, y, data, target, seed)
+        ]
+    if data.partition != "domain":
         raise ConfigError(
-            f"--seed {seed[0]}: expected an integer from 0 to 4294967295"
-        ) from error
+            f"--split {data.split} names the clients itself: leave out --partition"
+        )
+    held_out = rows_of[target] if target is not None else np.empty(0, np.int64)
+    clients = []
+    for index, (name, parts) in enumerate(told.items()):
+        mine = [parts[part][~np.isin(parts[part], held_out)] for part in PARTS]
+        if any(map(len, mine)):  # else all that it has is held out
+            clients.append(ClientRows(name, index, *mine))
+    if not clients:
+        raise ConfigError(f"holding out {target} leaves no client; use --target none")
+    check_names([client.name for client in clients])
+    return clients
 
 
 def _resolve(domains: Sequence[str], target: str) -> str | None:
@@ -167,14 +239,14 @@ def _resolve(domains: Sequence[str], target: str) -> str | None:
     )
 
 
-def _client(
-    name: str, index: int, rows: Rows, y: Rows, shots: int | None, seed: int
-) -> ClientRows:
+def _client(name: str, index: int, rows: Rows, seed: int) -> ClientRows:
     split = paper_split(len(rows), seed)
-    train = rows[split.train]
-    if shots is not None:
-        train = train[_first_of_each(y[train], shots)]
-    return ClientRows(name, index, train, rows[split.val], rows[split.test])
+    return ClientRows(name, index, rows[split.train], rows[split.val], rows[split.test])
+
+
+def _few(client: ClientRows, y: Rows, shots: int) -> ClientRows:
+    train = client.train
+    return replace(client, train=train[_first_of_each(y[train], shots)])
 
 
 def _first_of_each(labels: Rows, shots: int) -> npt.NDArray[np.bool_]:
@@ -185,68 +257,3 @@ def _first_of_each(labels: Rows, shots: int) -> npt.NDArray[np.bool_]:
     mask = np.zeros(len(labels), dtype=np.bool_)
     mask[order[rank < shots]] = True
     return mask
-
-
-def _pooled(pool: Rows, y: Rows, data: DataConfig, seed: int) -> list[Rows]:
-    """`pool` in `data.clients` parts, each sorted; `y` are the labels of its rows."""
-    clients = data.clients or 1
-    if clients > len(pool):
-        raise ConfigError(f"--clients {clients}: only {len(pool)} images to distribute")
-    random = _random(seed, clients)
-    if data.partition == "iid":
-        return [np.sort(p) for p in np.array_split(random.permutation(pool), clients)]
-    sizes = [len(part) for part in np.array_split(pool, clients)]
-    return _skewed(pool, y, sizes, data.alpha, random)
-
-
-def _skewed(
-    pool: Rows,
-    y: Rows,
-    sizes: Sequence[int],
-    alpha: float,
-    random: np.random.RandomState,
-) -> list[Rows]:
-    classes, of_class, counts = np.unique(y, return_inverse=True, return_counts=True)
-    queues = [random.permutation(pool[of_class == c]) for c in range(len(classes))]
-    shares = counts / len(y)  # (C,)
-    concentration = alpha * len(classes) * shares  # its mean is alpha
-    used = np.zeros_like(counts)
-    parts = []
-    for size in sizes:
-        proportions = _dirichlet(concentration, shares, random)
-        taken = _draw(size, proportions, counts - used, random)
-        rows = [q[u : u + t] for q, u, t in zip(queues, used, taken)]
-        parts.append(np.sort(np.concatenate(rows)))
-        used += taken
-    return parts
-
-
-def _dirichlet(
-    alpha: npt.NDArray[np.float64],
-    shares: npt.NDArray[np.float64],
-    random: np.random.RandomState,
-) -> npt.NDArray[np.float64]:
-    """(C,) class proportions; one class alone where a tiny alpha underflows."""
-    drawn = np.asarray(random.dirichlet(alpha))
-    if np.isfinite(drawn).all() and drawn.sum() > 0:
-        return drawn
-    alone = np.zeros_like(shares)
-    alone[random.choice(len(shares), p=shares)] = 1.0
-    return alone
-
-
-def _draw(
-    size: int,
-    proportions: npt.NDArray[np.float64],
-    left: Rows,
-    random: np.random.RandomState,
-) -> Rows:
-    """(C,) counts that sum to `size`: `proportions` as far as `left` allows."""
-    taken = np.zeros_like(left)
-    while (missing := size - int(taken.sum())) > 0:
-        open_ = np.where(left > taken, proportions, 0.0)
-        if open_.sum() <= 0:  # what was drawn is used up: go on with what there is
-            open_ = (left - taken).astype(np.float64)
-        drawn = random.multinomial(missing, open_ / open_.sum())
-        taken = np.minimum(taken + drawn, left)
-    return taken

@@ -261,7 +261,7 @@ def _assemble(
     text: Tensor,
     logit_scale: float,
 ) -> FeatureSet:
-    image, label, skipped = {}, {}, []
+    image, label, files, skipped = {}, {}, {}, []
     for domain, keys in zip(job.dataset.domains, digests):
         readable = [i for i, key in enumerate(keys) if key in rows]
         skipped += [domain.files[i] for i, key in enumerate(keys) if key not in rows]
@@ -272,6 +272,7 @@ def _assemble(
             )
         image[domain.name] = torch.stack([rows[keys[i]] for i in readable])
         label[domain.name] = torch.tensor(domain.labels)[readable]
+        files[domain.name] = tuple(domain.files[i] for i in readable)
     contents = [[d.name, d.files, k] for d, k in zip(job.dataset.domains, digests)]
     identity = [job.encoder_key, job.prompts, job.dataset.classes, contents]
     prompts = job.prompts
@@ -295,6 +296,7 @@ def _assemble(
             *job.notes,
         ),
         encoder=job.encoder,
+        files=files,
     )
 
 

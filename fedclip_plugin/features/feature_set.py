@@ -25,10 +25,11 @@ from ..config.paths import as_path
 from ..data.listing import is_image_name, printable, safe_folder
 from ..errors import FeaturesError
 from ..storage.files import write_json
-from ..storage.shapes import each, text
+from ..storage.shapes import cleaned, each, several, text
 from ..storage.tensors import DamagedFileError, read_tensors, write_tensors
 
 FORMAT = 1
+NAMES = "names.json"  # of the images, domain by domain
 _ROWS_AT_ONCE = 1 << 14  # copied; bounds memory
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "model": str,
@@ -52,7 +53,9 @@ class FeatureSet:
     index into ``classes``; ``text`` (C, D) float32, not normalised; ``logit_scale`` is
     the factor itself (100 for OpenAI's CLIP).  ``skipped`` lists unreadable images,
     ``notes`` what is doubtful about data and model, a line each; ``encoder`` names and
-    hash of the weights that were used, where they are known.
+    hash of the weights that were used, where they are known.  ``files`` names the image
+    of every row of a domain, where that is known; ``unseen`` holds the classes that are
+    not trained on but scored.
     """
 
     model: str
@@ -69,6 +72,8 @@ class FeatureSet:
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     encoder: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unseen: FeatureSet | None = None
 
     @property
     def class_text(self) -> Tensor:
@@ -132,6 +137,9 @@ def save_features(features: FeatureSet, directory: str | Path) -> None:
             directory / f"{stems.get(domain, domain)}.safetensors",
             {"image": features.image[domain], "label": features.label[domain]},
         )
+    if features.files:
+        names = {domain: list(files) for domain, files in features.files.items()}
+        write_json(directory / NAMES, cleaned(names))
     write_json(directory / "features.json", header)
 
 
@@ -172,6 +180,7 @@ def load_features(directory: str | Path) -> FeatureSet:
         text=text,
         **{name: tuple(header.get(name, ())) for name in _LISTS},
         encoder=header.get("encoder", {}),
+        files=_names(directory / NAMES, label),
     )
 
 
@@ -256,6 +265,23 @@ def _read_header(directory: Path) -> dict[str, Any]:
     )
     _expect(header["embed_dim"] > 0, f"{path}: embed_dim must be positive")
     return dict(header)
+
+
+def _names(path: Path, label: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
+    """The images of the rows; none where an earlier version wrote the directory."""
+    if not path.is_file():
+        return {}
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FeaturesError(f"{path} is not readable JSON: {error}") from error
+    sizes = {domain: len(rows) for domain, rows in label.items()}
+    wrong = each(several(text))(names) or (
+        {domain: len(own) for domain, own in names.items()} != sizes
+        and "names other images than there are rows"
+    )
+    _expect(not wrong, f"{path}: {wrong}")
+    return {domain: tuple(own) for domain, own in names.items()}
 
 
 def _read(path: Path, name: str) -> Tensor:

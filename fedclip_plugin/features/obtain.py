@@ -16,6 +16,7 @@ from ..data.progress import Progress, silent
 from ..errors import GpuMemoryError
 from ..ops.kernels import resolve_device
 from ..storage.hashes import cache_dir
+from .choice import halved, with_listed
 from .encode import EncodeStats, EncodingJob, encode_once
 from .feature_set import FeatureSet, load_features
 
@@ -26,10 +27,14 @@ _log = logging.getLogger("fedclip")
 
 
 def open_data(config: RunConfig) -> ImageDataset | FeatureSet:
-    """The data of a run, listed or read; raises FedClipError before any work."""
+    """The data of a run, listed or read; raises FedClipError before any work.
+
+    Of the classes that it is about; both halves of them, where one is trained on.
+    """
     if config.data.features is not None:
-        return load_features(config.data.features)
-    return load_dataset(config.data.dataset, config.data.root)
+        return with_listed(load_features(config.data.features), config.data)
+    dataset = load_dataset(config.data.dataset, config.data.root)
+    return with_listed(dataset, config.data)
 
 
 def obtain_features(
@@ -41,9 +46,11 @@ def obtain_features(
     start = time.perf_counter()
     data = data or open_data(config)
     if isinstance(data, ImageDataset):
-        return encode_dataset(data, config, progress)
+        features, stats = encode_dataset(data, config, progress)
+        return halved(features, config.data), stats
     count = sum(len(v) for v in data.label.values())
-    return data, EncodeStats(count, 0, time.perf_counter() - start)
+    stats = EncodeStats(count, 0, time.perf_counter() - start)
+    return halved(data, config.data), stats
 
 
 def encode_dataset(

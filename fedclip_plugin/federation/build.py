@@ -70,7 +70,7 @@ def build_federation(
     check_alignment(config, algorithm, target)
     device = resolve_device(config.model.device)
     labels = {d: features.label[d].numpy() for d in features.domains}
-    held = partition_clients(labels, config.data, target, seed)
+    held = partition_clients(labels, config.data, target, seed, features.files)
     parts = _share_out(
         features, [p for c in held for p in (c.train, c.val, c.test)], device
     )

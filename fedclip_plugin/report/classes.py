@@ -74,3 +74,20 @@ def frequent_mistakes(run: RunRecord) -> Table | None:
     method = method_of(run.summary)
     head = ("true class", "taken for", f"{method}, images", "zero-shot, images")
     return Table(head, rows, "Most frequent mistakes") if rows else None
+
+
+def skew(counts: np.ndarray) -> str:
+    """How unlike the clients are, in words; ``counts`` (K, C)."""
+    totals = counts.sum(axis=1)
+    held = counts[totals > 0]
+    words = f"{totals.max():,} images a client"
+    if totals.min() < totals.max():
+        words = f"{totals.min():,} to {words}, median {np.median(totals):,.0f}"
+    if not len(held):
+        return words
+    classes = (held > 0).sum(axis=1).mean()
+    most = (held.max(axis=1) / held.sum(axis=1)).mean()
+    return (
+        f"{words}; on average {classes:.1f} of {counts.shape[1]} classes, "
+        f"{100 * most:.0f} % of a client's images in its most frequent one"
+    )

@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from .averages import aggregate, groups, notes_of
+from .novel import base_to_novel
 from .records import Summary
 from .tables import Cell, Table, client_accuracies, costs, facts, results
 from .wording import method_label, method_of, warning
@@ -40,8 +41,9 @@ def print_table(
         console.print(Text(_title(group), "bold"))
         _print(console, results(total, method, lifts=False))
         clients = client_accuracies(total, method, MAX_CLIENT_COLUMNS)
-        if clients is not None:
-            _print(console, clients)
+        for table in (clients, base_to_novel(group, method)):
+            if table is not None:
+                _print(console, table)
         for name, line in costs(group, total).items():
             console.print(Text(f"{name + ':':13} {line}"))
         if below := warning(total, method_label(group[0])):

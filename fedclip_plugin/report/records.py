@@ -241,6 +241,8 @@ _PERSONALIZATION = fields(
     }
 )
 
+_NOVEL = fields(dict.fromkeys(("zero_shot", "result"), each(maybe(fraction))))
+
 _BYTES = dict.fromkeys(("bytes_up", "bytes_down", "params"), maybe(count))
 _SECONDS = dict.fromkeys(("features", "train", "evaluate"), maybe(number))
 
@@ -262,6 +264,7 @@ SUMMARY = fields(
         "metrics": maybe(each(maybe(each(maybe(number))))),
         "privacy": maybe(fields({"epsilon": number, "promise": text})),
         "personalization": maybe(_PERSONALIZATION),
+        "base_to_novel": maybe(_NOVEL),
     },
 )
 """A leaf's ``summary.json``."""

@@ -16,15 +16,15 @@ from ..algorithms import get_algorithm
 from ..clip.whole import WholeClip, open_whole_clip
 from ..config.schema import RunConfig, TrainConfig
 from ..config.toml import to_toml
+from ..data.classes import of_classes
 from ..data.dataset import ImageDataset
-from ..data.folders import load_dataset
 from ..data.partition import NO_TARGET, resolve_targets
 from ..data.progress import Progress as OnImages
 from ..data.progress import silent
 from ..errors import ConfigError
 from ..features.encode import EncodeStats
 from ..features.feature_set import FeatureSet
-from ..features.obtain import obtain_features
+from ..features.obtain import obtain_features, open_data
 from ..federation.alignment import check_alignment
 from ..federation.build import build_federation, identity
 from ..federation.checkpoint import Checkpoint
@@ -129,7 +129,9 @@ def _whole_clip(config: RunConfig, features: FeatureSet) -> WholeClip | None:
             f"--alg {config.algorithm} trains CLIP itself: it needs the images "
             "(--dataset, --root), not --features"
         )
-    dataset = load_dataset(config.data.dataset, config.data.root)
+    dataset = open_data(config)
+    assert isinstance(dataset, ImageDataset)  # for there is no --features
+    dataset = of_classes(dataset, features.classes)
     return open_whole_clip(config, dataset, features.classes, features.skipped)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from ..algorithms import Samples, get_algorithm, with_values
-from ..config.schema import RunConfig
+from ..config.schema import PARTITIONS, RunConfig
+from ..data.classes import HALVES
 from ..data.dataset import canonical_name
 from ..features.feature_set import FeatureSet
 from ..federation.build import Federation
@@ -24,6 +25,7 @@ from ..federation.evaluation import (
 )
 from ..federation.personalization import personalize
 from ..federation.rounds import score_state
+from ..federation.unseen import base_to_novel, cannot
 from ..report.records import MAX_CLASSES
 from ..server import privacy
 from ..wire.update import State
@@ -59,6 +61,10 @@ def results(
     evaluation = evaluate(fed, setup.features.classes, now.best)
     summary = summarise(setup, now, final_scores(fed, now.best), feature_seconds)
     summary["metrics"] = evaluation["metrics"]
+    if setup.features.unseen is not None:
+        summary["base_to_novel"] = base_to_novel(
+            fed, setup.features, setup.target, now.best
+        )
     method = setup.config.train.personalize
     if method != "none":
         summary["personalization"] = personalize(fed, now.best, method, keep)
@@ -165,11 +171,23 @@ def _notes(setup: Setup, now: RunState) -> list[str]:
     if algorithm.personal and algorithm.communicates and not now.best_kept:
         notes.append(_OF_SHARED if setup.fed.clients else _OF_CLIENTS)
     notes += algorithm.remarks(now.state, setup.fed.clients, setup.fed.task)
+    notes += _novel_notes(setup)
     if (count := len(setup.features.classes)) > MAX_CLASSES:
         notes.append(
             f"{count:,} classes: confusion matrices are left out beyond {MAX_CLASSES:,}"
         )
     return notes
+
+
+def _novel_notes(setup: Setup) -> list[str]:
+    """Why there is no accuracy on novel classes where they were asked for."""
+    asked = {word.lower() for word in setup.config.data.classes} & set(HALVES)
+    if not asked:
+        return []
+    if not setup.fed.clients:
+        return ["novel classes are not scored: their images are with the clients"]
+    why = cannot(setup.fed.algorithm)
+    return [why] if why else []
 
 
 def _measured(setup: Setup, now: RunState) -> list[bool]:
@@ -201,13 +219,22 @@ def changed(config: RunConfig) -> dict[str, Any]:
         for key, value in asdict(getattr(mine, name)).items()
         if value != getattr(getattr(usual, name), key)
     }
-    if config.data.partition != "domain":
-        fields |= {k: getattr(config.data, k) for k in ("partition", "clients")}
-    if config.data.partition == "dirichlet":
-        fields["alpha"] = config.data.alpha
-    if config.data.shots is not None:
-        fields["shots"] = config.data.shots
-    if algorithm.transductive and config.data.transductive:
+    data = config.data
+    if data.partition != "domain":
+        counts = {
+            "clients": data.clients,
+            "clients_per_domain": data.clients_per_domain,
+        }
+        fields["partition"] = data.partition
+        fields |= {key: count for key, count in counts.items() if count is not None}
+    fields |= {key: getattr(data, key) for key in PARTITIONS[data.partition]}
+    if data.shots is not None:
+        fields["shots"] = data.shots
+    if data.classes:
+        fields["classes"] = " ".join(data.classes)
+    if data.split is not None:
+        fields["split"] = data.split
+    if algorithm.transductive and data.transductive:
         fields["transductive"] = True
     return fields
 

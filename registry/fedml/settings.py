@@ -95,8 +95,9 @@ def read_settings(args: Any) -> tuple[RunConfig, Output]:
     if partition is not None and partition.value != "domain":
         kind = _PARTITIONS.get(str(partition.value), partition.value)
         host["partition"] = Given(kind, partition.written)
-        host["clients"] = _given(args, "client_num_in_total")
-        host["alpha"] = alpha if kind == "dirichlet" else None
+        if "clients-per-domain" not in {**outside(path), **ours}:
+            host["clients"] = _given(args, "client_num_in_total")
+        host["alpha"] = alpha if kind in ("dirichlet", "quantity") else None
     known = {name: given for name, given in host.items() if given is not None}
     config, out = load_settings({**_device(args), **ours, **known}, path)
     return _with_root(args, config), out

@@ -27,7 +27,9 @@ from .repository import MODULE, find_repository
 
 OF_MAIN = {  # what main.py decides -> the value that leaves it alone
     "data.targets": (),
+    "data.classes": (),
     "data.partition": "domain",
+    "data.split": None,
     "data.shots": None,
     "server.participation": 1.0,
     "train.patience": None,

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..classes import class_names
+from ..classes import class_names, skew
 from ..records import NO_TARGET, RunRecord
 from ..wording import method_of, percent
 from .classes import CLEAR_TO_BLUE
@@ -120,23 +120,6 @@ def client_sizes(run: RunRecord) -> Chart | None:
         return Chart(title, to_svg(_cells(names, classes, counts), label), note=note)
     legend = tuple(Key(f"k{k}", name) for k, name in enumerate(classes))
     return Chart(title, to_svg(_stacks(names, counts), label), legend, note)
-
-
-def skew(counts: np.ndarray) -> str:
-    """How unlike the clients are, in words; ``counts`` (K, C)."""
-    totals = counts.sum(axis=1)
-    held = counts[totals > 0]
-    words = f"{totals.max():,} images a client"
-    if totals.min() < totals.max():
-        words = f"{totals.min():,} to {words}, median {np.median(totals):,.0f}"
-    if not len(held):
-        return words
-    classes = (held > 0).sum(axis=1).mean()
-    most = (held.max(axis=1) / held.sum(axis=1)).mean()
-    return (
-        f"{words}; on average {classes:.1f} of {counts.shape[1]} classes, "
-        f"{100 * most:.0f} % of a client's images in its most frequent one"
-    )
 
 
 def _by_class(counts: np.ndarray) -> np.ndarray:

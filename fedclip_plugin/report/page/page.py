@@ -33,6 +33,7 @@ from ..figures.clients import MAX_NAMED, client_sizes, domain_bars, pair_bars
 from ..figures.costs import compare_costs, cost_curve
 from ..figures.rounds import accuracy_curve, loss_curve
 from ..figures.svg import Chart, figure_style
+from ..novel import base_to_novel
 from ..records import NO_TARGET, RunRecord
 from ..wording import method_label, method_of, percent, warning
 
@@ -135,6 +136,7 @@ def _group(runs: Sequence[RunRecord]) -> dict[str, Any]:
     means, charts = [tables.results(total, method, lifts=True)], []
     if len(group) > 1:
         means += filter(None, [tables.client_accuracies(total, method, MAX_COLUMNS)])
+    means += filter(None, [base_to_novel(group, method)])
     if len(total["by_target"]) > 1:
         charts = [_per_target(total, kind, method) for kind in ("target", "clients")]
     return {

@@ -1,0 +1,140 @@
+"""`--split FILE.json`: which images are for training, validation and test.
+
+CoOp's form (Zhou et al. 2022), the one in which published splits come::
+
+    {"train": [["path/of/image.jpg", 3, "class 3"], ...], "val": ..., "test": ...}
+
+or a split a client: `{"hospital-a": {"train": ..., "val": ..., "test": ...}, ...}`.
+A path is that of an image below the data set's folder, or the end of one; the numbers
+are the file's own, and only have to name the same classes as the folders do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError
+from .listing import some
+from .pools import Rows
+
+PARTS = ("train", "val", "test")
+WHOLE = ""
+"""Stands for the client in a file that tells of none."""
+
+
+def read_split(
+    path: str, files: Mapping[str, Sequence[str]], labels: Rows
+) -> dict[str, dict[str, Rows]]:
+    """Client, or `WHOLE`, -> part -> its rows, in the order of the file.
+
+    `files` are the images of each domain, row after row, `labels` (N,) the classes of
+    the rows.  Entries of classes that were not chosen have no row.  Raises ConfigError,
+    naming the entry, for a file that is not of that form, an image that is not there,
+    one that is in two parts, and classes that are not those of the folders.
+    """
+    names = [name for domain in files.values() for name in domain]
+    if len(names) != len(labels):
+        raise ConfigError(
+            f"--split {path} needs the names of the images: use --root DIR, or write "
+            "the feature directory again with `fedclip features`"
+        )
+    finder, found = _Finder(path, names, labels), {}
+    for client, parts in _clients(path).items():
+        found[client] = {part: finder.rows(parts.get(part, [])) for part in PARTS}
+    finder.check()
+    return found
+
+
+def _clients(path: str) -> dict[str, dict[str, Any]]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            value = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"--split {path} is not readable JSON: {error}") from error
+    if isinstance(value, dict) and "train" in value:
+        value = {WHOLE: value}
+    if not isinstance(value, dict) or not value:
+        raise ConfigError(f'--split {path}: expected {{"train": [[path, label], ...]}}')
+    for client, parts in value.items():
+        if not isinstance(parts, dict) or not parts.keys() & set(PARTS):
+            raise ConfigError(
+                f"--split {path}: {client[:60]!r}: expected an object with "
+                f"{', '.join(PARTS)}"
+            )
+    return value
+
+
+class _Finder:
+    """Rows by the paths of a split file; each at most once."""
+
+    def __init__(self, path: str, names: Sequence[str], labels: Rows) -> None:
+        self.path = path
+        self.names = names
+        self.labels = labels
+        self.taken: set[int] = set()
+        self.missing: list[str] = []
+        self.classes: dict[object, int] = {}
+        self.by_name = {name: row for row, name in enumerate(names)}
+        self.by_last: dict[str, list[int]] = {}
+        for row, name in enumerate(names):
+            self.by_last.setdefault(name.rsplit("/", 1)[-1], []).append(row)
+
+    def rows(self, entries: object) -> Rows:
+        """The rows of the entries of one part."""
+        if not isinstance(entries, list):
+            raise ConfigError(f"--split {self.path}: expected lists of [path, label]")
+        return np.array(list(self._rows(entries)), dtype=np.int64)
+
+    def _rows(self, entries: list[Any]) -> Iterator[int]:
+        for entry in entries:
+            sound = isinstance(entry, list) and len(entry) >= 2
+            if not sound or not isinstance(entry[0], str):
+                raise ConfigError(
+                    f"--split {self.path}: {str(entry)[:80]}: expected [path, label]"
+                )
+            row = self._row(entry[0].replace("\\", "/"))
+            if row is None:
+                self.missing.append(entry[0])
+                continue
+            if row in self.taken:
+                raise ConfigError(f"--split {self.path}: {entry[0]!r} is in it twice")
+            self.taken.add(row)
+            mine = int(self.labels[row])
+            if self.classes.setdefault(str(entry[1]), mine) != mine:
+                raise ConfigError(
+                    f"--split {self.path}: {entry[0]!r} has label {entry[1]}, as have "
+                    "images of another class folder"
+                )
+            yield row
+
+    def _row(self, path: str) -> int | None:
+        if path in self.by_name:
+            return self.by_name[path]
+        path = path.lstrip("./")
+        rows = [
+            row
+            for row in self.by_last.get(path.rsplit("/", 1)[-1], ())
+            if self.names[row].endswith(f"/{path}") or path.endswith(self.names[row])
+        ]
+        if len(rows) > 1:
+            raise ConfigError(
+                f"--split {self.path}: {path!r} may be any of "
+                f"{some(self.names[row] for row in rows)}; write more of its path"
+            )
+        return rows[0] if rows else None
+
+    def check(self) -> None:
+        """Refuse a file that is of other images, or that numbers a class twice."""
+        if not self.taken:
+            raise ConfigError(
+                f"--split {self.path}: none of its images is in the data set, such as "
+                f"{some(self.missing, 2)}; the data set has {some(self.names, 2)}"
+            )
+        if len(set(self.classes.values())) < len(self.classes):
+            raise ConfigError(
+                f"--split {self.path} gives images of one class folder several labels"
+            )
