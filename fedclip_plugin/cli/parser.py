@@ -63,6 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_features(commands)
     _add_data(commands)
     _add_report(commands)
+    _add_predict(commands)
+    _add_evaluate(commands)
     _add_export(commands)
     _add_members(commands)
     _add_algorithms(commands)
@@ -164,6 +166,58 @@ def _add_report(commands: _Commands[_Parser]) -> None:
     parser.add_argument(
         "--to", metavar="FILE", type=_FILE, help="write there what --format says"
     )
+
+
+PREDICT_EPILOG = """examples:
+  fedclip predict runs/pacs dog.jpg cat.jpg
+  fedclip predict runs/pacs photos/ --format csv > labels.csv
+  find photos -name '*.jpg' | fedclip predict runs/pacs - --classes dog cat "a red car"
+"""
+
+
+def _add_predict(commands: _Commands[_Parser]) -> None:
+    from .apply import predict
+
+    parser = _command(
+        commands,
+        "predict",
+        predict,
+        "Classify images with what a run has learned, zero-shot CLIP beside it.",
+        PREDICT_EPILOG,
+    )
+    add = parser.add_argument
+    add("run_directory", metavar="RUN", type=_PATH)
+    add("images", metavar="IMAGE|DIR|-", nargs="+",
+        help="files, folders of them, or - for paths from the standard input, a line "
+        "each")  # fmt: skip
+    add("--format", choices=("table", "json", "csv"), default="table")
+    add("--classes", metavar="NAME|FILE", nargs="+",
+        help="other classes than the run's, in words of yours, where the method goes "
+        "by captions")  # fmt: skip
+    add("--client", metavar="NAME", help="what this client personalized or keeps")
+    options.add_model_options(parser)
+
+
+def _add_evaluate(commands: _Commands[_Parser]) -> None:
+    from .apply import evaluate
+
+    parser = _command(
+        commands,
+        "evaluate",
+        evaluate,
+        "Score what a run has learned on other data or classes, zero-shot beside it.",
+        "examples:\n"
+        "  fedclip evaluate runs/pacs --dataset vlcs --root DATA\n"
+        "  fedclip evaluate runs/pacs --features DIR --format json",
+    )
+    add = parser.add_argument
+    add("run_directory", metavar="RUN", type=_PATH)
+    add("--state", metavar="FILE", type=_PATH,
+        help="a state in the place of the run's adapter.safetensors")  # fmt: skip
+    add("--client", metavar="NAME", help="what this client personalized or keeps")
+    add("--format", choices=("table", "json"), default="table")
+    options.add_model_options(parser)
+    options.add_data_options(parser, "features", "classes")
 
 
 def _add_export(commands: _Commands[_Parser]) -> None:

@@ -1,8 +1,10 @@
-"""A finished run that classifies images in this process: ``load_classifier``."""
+"""A finished run that classifies images: ``load_classifier``, ``fedclip predict``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +17,13 @@ from ..clip.encoder import FrozenClip
 from ..config.paths import as_path
 from ..config.schema import RunConfig
 from ..data.images import decode_image, rgb_image
-from ..data.listing import read_file
-from ..errors import ConfigError
+from ..data.listing import read_file, some
+from ..errors import ConfigError, DataError
 from ..wire.update import State, on_device
 from .trained import class_texts, load_backbone, read_trained
 
 Source = str | Path | Image.Image
+AHEAD = 2  # batches that are decoded while another is encoded
 
 
 class Predictions(NamedTuple):
@@ -28,6 +31,19 @@ class Predictions(NamedTuple):
 
     labels: list[str]
     probabilities: Tensor
+
+
+class Batch(NamedTuple):
+    """Some images, in order: of the sound ones their probabilities (n, C) float32.
+
+    ``sound`` are their places among all images, ``bad`` tells what is wrong with the
+    others; ``zero_shot`` is what the frozen CLIP says of the same.
+    """
+
+    sound: list[int]
+    bad: dict[int, str]
+    probabilities: Tensor
+    zero_shot: Tensor
 
 
 class Classifier:
@@ -52,24 +68,34 @@ class Classifier:
 
     @classmethod
     def load(
-        cls, directory: Path, config: RunConfig, client: str | None = None
+        cls,
+        directory: Path,
+        config: RunConfig,
+        client: str | None = None,
+        *,
+        classes: Sequence[str] = (),
+        precision: str = "fp32",
     ) -> Classifier:
         """The classifier of the run in ``directory``, configured by ``config``.
 
-        ``client`` takes what that client made its own instead of the shared state.
+        ``client`` takes what that client personalized instead of the shared state;
+        ``classes`` are other ones than the run's, for a method with an open vocabulary.
         Raises RunError where there is no such state, ConfigError for an algorithm that
         predicts from more than features, WeightsError for a backbone that does not fit.
         """
         algorithm = get_algorithm(config.algorithm)
-        if algorithm.needs_clip:
-            raise ConfigError(
-                f"--alg {algorithm.name} changes the CLIP itself: only methods that "
-                "predict from frozen features can be loaded as a classifier"
-            )
+        check_predicts(algorithm)
         trained = read_trained(directory, client)
-        state = trained.shared
-        encoder = load_backbone(trained, config)
-        texts = class_texts(encoder, trained.classes, trained.prompts)
+        if any("/" in key for key in trained.state):
+            raise ConfigError(
+                f"{trained.path} holds one model for each client: --alg "
+                f"{algorithm.name} has no shared one to predict with"
+            )
+        if classes and not algorithm.open_vocabulary:
+            raise ConfigError(closed(algorithm, trained.classes))
+        names = tuple(classes) or trained.classes
+        encoder = load_backbone(trained, config, precision)
+        texts = class_texts(encoder, names, trained.prompts)
         task = Task.of(
             config,
             config.params,
@@ -77,7 +103,7 @@ class Classifier:
             encoder.logit_scale,
             config.seeds[0],
         )
-        return cls(encoder, algorithm, state, task, trained.classes)
+        return cls(encoder, algorithm, trained.state, task, names)
 
     def predict(self, images: Sequence[Source], batch_size: int = 32) -> Predictions:
         """Labels and probabilities of image files or PIL images, in their order.
@@ -86,22 +112,64 @@ class Classifier:
         """
         if isinstance(images, (str, Path, Image.Image)):
             raise TypeError("predict takes a list of images: predict([image])")
-        rows = [self._probabilities(batch) for batch in _batches(images, batch_size)]
+        rows = []
+        for batch in self.batches(images, batch_size):
+            for problem in batch.bad.values():
+                raise DataError(problem)
+            rows.append(batch.probabilities)
         classes = len(self.classes)
         probabilities = torch.cat(rows) if rows else torch.empty(0, classes)  # (N, C)
         best = probabilities.argmax(dim=1).tolist()
         return Predictions([self.classes[i] for i in best], probabilities)
 
-    def _probabilities(self, images: Sequence[Source]) -> Tensor:
-        pixels = torch.stack([self._encoder.preprocess(_open(i)) for i in images])
-        features = self._encoder.encode_images(pixels.to(self._encoder.device))
-        scores = self._algorithm.predict(self._state, features, self._task)
-        return scores.softmax(dim=1).cpu()
+    def batches(self, images: Sequence[Source], batch_size: int) -> Iterator[Batch]:
+        """All ``images``, ``batch_size`` at once, the next ones decoded meanwhile."""
+        starts = iter(range(0, len(images), batch_size))
+
+        def decode(start: int) -> tuple[dict[int, Tensor], dict[int, str]]:
+            pixels, bad = {}, {}
+            for place in range(start, min(start + batch_size, len(images))):
+                try:
+                    pixels[place] = self._encoder.preprocess(_open(images[place]))
+                except DataError as error:
+                    bad[place] = str(error)
+            return pixels, bad
+
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            ahead = [pool.submit(decode, start) for start in islice(starts, AHEAD)]
+            while ahead:
+                pixels, bad = ahead.pop(0).result()
+                ahead += [pool.submit(decode, start) for start in islice(starts, 1)]
+                yield Batch(list(pixels), bad, *self._both(list(pixels.values())))
+
+    def _both(self, pixels: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Probabilities (n, C) of the trained state, and zero-shot."""
+        if not pixels:
+            return (torch.empty(0, len(self.classes)),) * 2
+        batch = torch.stack(pixels)  # (n, 3, S, S)
+        self._encoder.resolve_precision(batch)
+        x = self._encoder.encode_images(batch.to(self._encoder.device))
+        scores = self._algorithm.predict(self._state, x, self._task)
+        base = get_algorithm("zeroshot").predict({}, x, self._task)
+        return scores.softmax(dim=1).cpu(), base.softmax(dim=1).cpu()
 
 
-def _batches(images: Sequence[Source], size: int) -> Iterator[Sequence[Source]]:
-    for start in range(0, len(images), size):
-        yield images[start : start + size]
+def check_predicts(algorithm: Algorithm) -> None:
+    """Raise ConfigError for an algorithm that predicts from more than features."""
+    if algorithm.needs_clip:
+        raise ConfigError(
+            f"--alg {algorithm.name} changes the CLIP itself: only methods that "
+            "predict from frozen features can be loaded as a classifier"
+        )
+
+
+def closed(algorithm: Algorithm, classes: Sequence[str]) -> str:
+    """Why other classes than those of training are refused."""
+    return (
+        f"--alg {algorithm.name} predicts only the {len(classes)} classes that it was "
+        f"trained on ({some(classes)}): leave out other --classes, or take a method "
+        "with an open vocabulary, such as fedclip"
+    )
 
 
 def _open(image: Source) -> Image.Image:

@@ -25,6 +25,8 @@ ADAPTER = "adapter.safetensors"
 class Trained:
     """The best round's state of a run, its classes and prompts, and the CLIP's name.
 
+    ``features`` is the key of the features that it was trained on, where it is known.
+
     What clients keep for themselves is in the ``state`` as ``<client>/<key>``.
     """
 
@@ -33,6 +35,7 @@ class Trained:
     classes: tuple[str, ...]
     prompts: tuple[str, ...]
     model: str
+    features: str = ""
 
     @property
     def width(self) -> int | None:
@@ -69,14 +72,31 @@ def read_trained(directory: Path, client: str | None = None) -> Trained:
     if client is not None and not kept:
         path = personal
     try:
-        state, meta = read_tensors(path)
-        if kept:
-            state = _of_client(state, directory, str(client))
-        classes = _names(meta["classes"])
-        prompts = _names(meta["prompts"])
-        return Trained(path, state, classes, prompts, meta["model"])
+        trained = _read(path)
     except FileNotFoundError as error:
         raise RunError(_absent(directory, client)) from error
+    if not kept:
+        return trained
+    return replace(trained, state=_of_client(trained.state, directory, str(client)))
+
+
+def read_state(path: Path) -> Trained:
+    """A file of a run's state by itself; raises RunError."""
+    try:
+        return _read(path)
+    except FileNotFoundError as error:
+        raise RunError(
+            f"--state {path}: no such file; name the adapter.safetensors of a run"
+        ) from error
+
+
+def _read(path: Path) -> Trained:
+    try:
+        state, meta = read_tensors(path)
+        classes = _names(meta["classes"])
+        prompts = _names(meta["prompts"])
+        key = meta.get("features", "")
+        return Trained(path, state, classes, prompts, meta["model"], key)
     except (DamagedFileError, KeyError, ValueError, RecursionError) as error:
         raise RunError(f"{path} is not an adapter of a fedclip run: {error}") from error
 
@@ -109,9 +129,11 @@ def _absent(directory: Path, client: str | None) -> str:
     return f"{directory} has no {ADAPTER}: {hint}"
 
 
-def load_backbone(trained: Trained, config: RunConfig) -> FrozenClip:
-    """The CLIP of ``config`` in fp32; WeightsError if its features do not fit."""
-    spec = replace(EncoderSpec.from_config(config), precision="fp32")
+def load_backbone(
+    trained: Trained, config: RunConfig, precision: str = "fp32"
+) -> FrozenClip:
+    """The CLIP of ``config``; WeightsError if its features do not fit."""
+    spec = replace(EncoderSpec.from_config(config), precision=precision)
     encoder = FrozenClip.load(spec)
     if trained.width not in (None, encoder.embed_dim):
         raise WeightsError(

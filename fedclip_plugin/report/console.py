@@ -53,6 +53,11 @@ def print_table(
             console.print(Text(f"note: {note}", "yellow"), soft_wrap=True)
 
 
+def print_plain(console: Console, table: Table) -> None:
+    """Print one table by itself."""
+    _print(console, table)
+
+
 def _title(group: Sequence[Summary]) -> str:
     labels = {name.lower(): value for name, value in facts(group).items()}
     seeds = "seeds" if "seeds" in labels else "seed"
