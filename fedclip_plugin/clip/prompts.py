@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from ..config.schema import PAPER_PROMPT, is_template
 from ..errors import ConfigError, did_you_mean
 
-TEMPLATES = {
+PHOTO = "a photo of a {}."
+TEMPLATES: dict[str, tuple[str, ...]] = {
     "paper": (PAPER_PROMPT,),
     "ensemble": (
         PAPER_PROMPT,
@@ -26,6 +27,33 @@ TEMPLATES = {
         "a {} on a plain background",
     ),
 }
+
+# One template a data set: those of CoOp's experiments (Zhou et al. 2022, arXiv
+# 2109.01134, appendix), after CLIP's own; of ImageNet the seven of CLIP's notebook.
+TEMPLATES |= {
+    f"clip:{name}": (template,)
+    for name, template in {
+        "caltech101": PHOTO,
+        "dtd": "{} texture.",
+        "eurosat": "a centered satellite photo of {}.",
+        "fgvc_aircraft": "a photo of a {}, a type of aircraft.",
+        "food101": "a photo of {}, a type of food.",
+        "oxford_flowers": "a photo of a {}, a type of flower.",
+        "oxford_pets": "a photo of a {}, a type of pet.",
+        "stanford_cars": PHOTO,
+        "sun397": PHOTO,
+        "ucf101": "a photo of a person doing {}.",
+    }.items()
+}
+TEMPLATES["clip:imagenet"] = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
 
 _NUMBER_PREFIX = re.compile(r"^(\d{2,}[\s._-]+|\d+\.\s*)(?=\D)")  # "056.dog", "01-frog"
 _CALTECH_SUFFIX = re.compile(

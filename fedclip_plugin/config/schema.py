@@ -109,7 +109,8 @@ class DataConfig(Section):
         metavar="DOMAIN", shown="each in turn")  # fmt: skip
     prompts: tuple[str, ...] = option(
         (PAPER_PROMPT,), 'caption with {} for the class; several make an ensemble, '
-        '"ensemble" is a ready one', name="prompt", metavar="TEMPLATE",
+        '"ensemble" is a ready one, "clip:food101" and the like a data set\'s own',
+        name="prompt", metavar="TEMPLATE",
         shown=f'"{PAPER_PROMPT}"')  # fmt: skip
     transductive: bool = option(
         False, "facmic, faa-clip: training may see the unlabelled images of the "

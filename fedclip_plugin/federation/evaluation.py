@@ -110,24 +110,65 @@ def confusion(predicted: Tensor, truth: Tensor, classes: int) -> list[list[int]]
     return rows
 
 
-def class_metrics(scores: Tensor, truth: Tensor) -> dict[str, float]:
+def class_metrics(
+    scores: Tensor, truth: Tensor, trained: Tensor | None = None
+) -> dict[str, float]:
     """What accuracy hides: ``scores`` (N, C) and ``truth`` (N,), none for no rows.
 
     Balanced accuracy (mean recall of the classes that occur), macro F1 (over the
     classes that occur or are predicted) and the expected calibration error in 15 bins
-    (Guo et al. 2017, arXiv 1706.04599); fractions.
+    (Guo et al. 2017, arXiv 1706.04599); fractions.  Those of :func:`ranking`; and with
+    ``trained`` (C,), the training images of each class, the mean recall of the classes
+    with more than 100 (``many``), of those with fewer than 20 (``few``) and of those
+    between (``medium``; Liu et al. 2019, arXiv 1904.05160), unless all are of one kind.
     """
     if not len(truth):
         return {}
     from sklearn.metrics import f1_score, recall_score
 
     y, predicted = truth.cpu().numpy(), scores.argmax(dim=1).cpu().numpy()
-    recall = recall_score(y, predicted, average=None, labels=sorted(set(y.tolist())))
+    present = sorted(set(y.tolist()))
+    recall = recall_score(y, predicted, average=None, labels=present)
+    groups: dict[str, list[float]] = {}
+    if trained is not None:
+        for count, share in zip(trained[present].tolist(), recall.tolist()):
+            name = "many" if count > MANY else "few" if count < FEW else "medium"
+            groups.setdefault(name, []).append(share)
     return {
         "balanced_accuracy": float(recall.mean()),
         "macro_f1": float(f1_score(y, predicted, average="macro")),
         "calibration_error": calibration_error(scores, truth),
+        **ranking(scores, truth),
+        **{n: sum(own) / len(own) for n, own in groups.items() if len(groups) > 1},
     }
+
+
+MANY, FEW = 100, 20  # training images of a class, over all clients
+RANKED = 50_000_000  # scores N C beyond which no AUC is counted: it sorts them all
+
+
+def ranking(scores: Tensor, truth: Tensor) -> dict[str, float]:
+    """AUC, sensitivity and specificity, as fractions; ``scores`` (N, C).
+
+    Of two classes, the second is the positive one; of more, each against the rest, the
+    mean over the classes that occur.  No ``auc`` where there is but one class.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    count, chance = scores.shape[1], scores.double().softmax(dim=1).cpu().numpy()
+    y, predicted = truth.cpu().numpy(), scores.argmax(dim=1).cpu().numpy()
+    present = sorted(set(y.tolist()))
+    labels = [1] if count == 2 else present
+    found: dict[str, list[float]] = {"sensitivity": [], "specificity": [], "auc": []}
+    for label in labels:
+        positive, said = y == label, predicted == label
+        if positive.any():
+            found["sensitivity"].append(float(said[positive].mean()))
+        if not positive.all():
+            found["specificity"].append(float((~said)[~positive].mean()))
+        if positive.any() and not positive.all() and chance.size <= RANKED:
+            found["auc"].append(float(roc_auc_score(positive, chance[:, label])))
+    return {name: sum(own) / len(own) for name, own in found.items() if own}
 
 
 def calibration_error(scores: Tensor, truth: Tensor, bins: int = 15) -> float:

@@ -22,6 +22,15 @@ METRICS = {
     "calibration_error": "calibration error",
 }
 """Class metrics of ``evaluation.json`` and what they are called."""
+MORE_METRICS = {
+    "auc": "AUC",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "many": "classes of many images",
+    "medium": "of some",
+    "few": "of few",
+}
+"""Further ones, which have no column in a table of methods."""
 
 
 def scores(summary: Summary, which: str) -> dict[str, float | None]:
@@ -38,10 +47,10 @@ def scores(summary: Summary, which: str) -> dict[str, float | None]:
 
 
 def metrics_of(summary: Summary, which: str) -> dict[str, float | None]:
-    """The ``METRICS`` of ``zero_shot`` or ``result`` of a leaf; None for older runs."""
+    """Class metrics of ``zero_shot`` or ``result`` of a leaf; None for older runs."""
     name = which if which == "zero_shot" else summary["algorithm"]
     metrics = (summary.get("metrics") or {}).get(name) or {}
-    return {key: metrics.get(key) for key in METRICS}
+    return {key: metrics.get(key) for key in (*METRICS, *MORE_METRICS)}
 
 
 def aggregate(summaries: Sequence[Summary]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from ..stats import mean
 from .averages import (
     KINDS,
     METRICS,
+    MORE_METRICS,
     aggregate,
     client_names,
     cost_of,
@@ -228,7 +229,7 @@ def class_metrics(metrics: Mapping[str, Any]) -> str:
     base, got = metrics["zero_shot"], metrics["result"]
     return ", ".join(
         f"{name} {percent(base[key])} -> {percent(got[key])}"
-        for key, name in METRICS.items()
+        for key, name in {**METRICS, **MORE_METRICS}.items()
         if got[key] is not None
     )
 

@@ -91,7 +91,10 @@ def evaluate(fed: Federation, classes: tuple[str, ...], state: State) -> dict[st
             for name, each in scores.items()
             if shown
         },
-        "metrics": {n: class_metrics(each, truth) for n, each in scores.items()},
+        "metrics": {
+            n: class_metrics(each, truth, _training_counts(fed, count))
+            for n, each in scores.items()
+        },
         "clients": {
             c.name: {
                 "train": len(c.train),
@@ -102,6 +105,12 @@ def evaluate(fed: Federation, classes: tuple[str, ...], state: State) -> dict[st
             for c in fed.clients
         },
     }
+
+
+def _training_counts(fed: Federation, classes: int) -> torch.Tensor:
+    """(C,) training images of each class, over all clients."""
+    counts = [torch.bincount(c.train.y, minlength=classes) for c in fed.clients]
+    return torch.stack(counts).sum(dim=0)
 
 
 def _test_parts(fed: Federation, state: State) -> list[tuple[State, Samples]]:

@@ -188,6 +188,41 @@ def test_class_metrics_are_scikit_learns():
     assert class_metrics(scores[:0], truth[:0]) == {}
 
 
+def test_groups_by_training_images_and_rankings():
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.randn(300, 4, generator=generator)
+    truth = torch.randint(0, 4, (300,), generator=generator)
+    trained = torch.tensor([500, 101, 100, 19])
+    found = class_metrics(scores, truth, trained)
+    y, p = truth.numpy(), scores.argmax(dim=1).numpy()
+    recall = [(p[y == c] == c).mean() for c in range(4)]
+    assert found["many"] == pytest.approx((recall[0] + recall[1]) / 2)
+    assert found["medium"] == pytest.approx(recall[2])
+    assert found["few"] == pytest.approx(recall[3])
+    assert found["sensitivity"] == pytest.approx(found["balanced_accuracy"])
+    specificity = [(p[y != c] != c).mean() for c in range(4)]
+    assert found["specificity"] == pytest.approx(sum(specificity) / 4)
+    chance = scores.double().softmax(dim=1).numpy()
+    areas = [
+        # the share of pairs in the right order (Mann and Whitney)
+        (chance[y == c, c][:, None] > chance[y != c, c]).mean()
+        for c in range(4)
+    ]
+    assert found["auc"] == pytest.approx(sum(areas) / 4)
+    assert "many" not in class_metrics(scores, truth, torch.full((4,), 500))
+
+
+def test_of_two_classes_the_second_is_the_positive_one():
+    truth = torch.tensor([0, 0, 0, 1, 1])
+    scores = torch.tensor([[2.0, 0], [2, 0], [0, 2], [0, 3], [3, 0]])
+    found = class_metrics(scores, truth)
+    assert found["sensitivity"] == 0.5
+    assert found["specificity"] == pytest.approx(2 / 3)
+    alone = class_metrics(scores[:3], truth[:3])
+    assert "auc" not in alone
+    assert "sensitivity" not in alone
+
+
 def test_calibration_error_of_known_confidences():
     # logits log(p / (1 - p)) against 0 give confidence p
     sure = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.6, 0.6])
