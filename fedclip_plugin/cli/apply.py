@@ -52,7 +52,7 @@ def predict(args: argparse.Namespace, display: Display) -> int:
     bad = done = 0
     for batch in classifier.batches(images, BATCH):
         for problem in batch.bad.values():
-            print_error(problem)
+            print_error(problem.partition("; ")[0])  # the advice is of a run
         bad += len(batch.bad)
         done += len(batch.bad) + len(batch.sound)
         pairs = zip(batch.sound, batch.probabilities, batch.zero_shot)

@@ -46,8 +46,8 @@ def cut(
     elif data.partition == "shards":
         parts = _by_shards(pool, y, clients, data.shards_per_client, random)
     elif data.partition == "quantity":
-        sizes = _quantities(len(pool), clients, data.alpha, random)
-        parts = np.split(random.permutation(pool), np.cumsum(sizes)[:-1])
+        ends = np.cumsum(_quantities(len(pool), clients, data.alpha, random))
+        parts = np.split(random.permutation(pool), ends[:-1])
     else:
         parts = np.array_split(random.permutation(pool), clients)
     if empty := sum(not len(part) for part in parts):

@@ -56,7 +56,7 @@ def evaluate(
     task = Task.of(config, algorithm.Params(), text, scale, config.seeds[0])
     methods: dict[str, tuple[Algorithm, State]]
     methods = {"zero_shot": (get_algorithm("zeroshot"), {}), "result": (algorithm, own)}
-    domains = {}
+    domains: dict[str, dict[str, Any]] = {}
     for domain in features.domains:
         x, y = features.image[domain], features.label[domain]
         rows = Samples(x.to(device), y.to(device))

@@ -42,7 +42,7 @@ class Trained:
         """D of the features that the state takes; None for a state that tells none."""
         shared = {k: v for k, v in self.state.items() if "/" not in k}
         matrices = (v.shape[-1] for v in shared.values() if v.dim() == 2)
-        return next(matrices, None)
+        return max(matrices, default=None)  # others are of hidden units, or of hits
 
     @property
     def shared(self) -> State:

@@ -166,6 +166,7 @@ def load_features(directory: str | Path) -> FeatureSet:
         label[domain] = _read(path, "label")
         _check_domain(path, image[domain], label[domain], dim, len(classes))
     prompt = header["prompt"]
+    lists: dict[str, Any] = {name: tuple(header.get(name, ())) for name in _LISTS}
     return FeatureSet(
         model=header["model"],
         pretrained=header["pretrained"],
@@ -178,7 +179,7 @@ def load_features(directory: str | Path) -> FeatureSet:
         image=image,
         label=label,
         text=text,
-        **{name: tuple(header.get(name, ())) for name in _LISTS},
+        **lists,
         encoder=header.get("encoder", {}),
         files=_names(directory / NAMES, label),
     )

@@ -39,10 +39,13 @@ def base_to_novel(
     device = fed.task.text.device
     clients = _samples(unseen, [d for d in unseen.domains if d != target], device)
     held_out = None if target is None else _samples(unseen, [target], device)
-    shots = [("zero_shot", get_algorithm("zeroshot"), {})]
+    methods: dict[str, tuple[Algorithm, State]] = {
+        "zero_shot": (get_algorithm("zeroshot"), {}),
+        "result": (fed.algorithm, state),
+    }
     return {
-        name: _columns(fed, algorithm, each, unseen, clients, held_out)
-        for name, algorithm, each in (*shots, ("result", fed.algorithm, state))
+        name: _columns(fed, *method, unseen, clients, held_out)
+        for name, method in methods.items()
     }
 
 

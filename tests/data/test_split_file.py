@@ -32,7 +32,7 @@ def test_coops_file_splits_every_client(tmp_path: Path) -> None:
     split = {
         "train": [["a/dog/1.jpg", 7, "dog"], ["cat/2.jpg", 3], ["b/cat/5.jpg", 3]],
         "val": [["/data/set/a/cat/0.jpg", 3, "cat"]],
-        "test": [["9.jpg", 7]],
+        "test": [["dog/9.jpg", 7]],
     }
     one, two = clients_of(tmp_path / "split.json", split)
     assert (one.name, two.name) == ("a", "b")
