@@ -89,7 +89,7 @@ def test_a_delta_above_one_in_the_clients_is_warned_of(caplog):
 
 def screened(updates: list[ClientUpdate], state: State, asked: int = 4) -> Screened:
     names = [f"c{i}" for i in range(asked)]
-    return Screened(names, updates, [], 0, 0, Broadcast(state, state))
+    return Screened(names, updates, [], 0, 0, Broadcast(state, state, state))
 
 
 def test_who_is_left_out_counts_as_not_moved_and_silence_is_noisy_too():
