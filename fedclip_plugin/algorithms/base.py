@@ -23,6 +23,7 @@ from ..config.schema import (
     ServerConfig,
     TrainConfig,
     WireConfig,
+    hides_examples,
 )
 from ..errors import ConfigError, RunError
 from ..server.aggregation import aggregate
@@ -130,7 +131,8 @@ class Task:
     @property
     def distance_limit(self) -> float:
         """``max_norm_ratio``; 0 with privacy: an update's fate must be its own."""
-        return 0.0 if self.privacy.private else self.server.max_norm_ratio
+        hidden = self.privacy.private or hides_examples(self.params)
+        return 0.0 if hidden else self.server.max_norm_ratio
 
     @property
     def dim(self) -> int:
@@ -229,6 +231,13 @@ class Algorithm(abc.ABC):
 
         Judged by itself: no other update of the round is known.  Compressed updates
         come decoded, under the ``codec`` that they travelled in.
+        """
+        return None
+
+    def epsilon(self, task: Task) -> float | None:
+        """What a run's one round costs in privacy of examples; None: no such promise.
+
+        Privacy of clients is not the algorithm's, see ``server/privacy.py``.
         """
         return None
 

@@ -16,6 +16,9 @@ client sends the means over its own rows of the one-hot labels, of the features 
 and of ``x x'``, and the mean weighted by rows is that of all rows.  How rows are spread
 over clients, and the order of clients, do not matter.
 
+With ``epsilon`` the server adds noise to the sums over all rows, once, and everything
+after follows from those: see ``private_gda.py``.
+
 ``l`` is chosen on the server, from the same statistics, by generalised cross-validation
 (Golub, Heath and Wahba 1979) of the equivalent ridge regression; from a second round on
 ``l`` and ``w`` by the hits on the clients' validation splits, whose sums travel too.
@@ -34,7 +37,9 @@ from torch import Tensor
 
 from ..config.fields import Section, option
 from ..errors import ConfigError
+from ..server import privacy
 from ..wire.update import ClientUpdate, State
+from . import private_gda
 from .base import Algorithm, Client, Samples, Task
 
 SHRINKAGES = (0.9, 0.7, 0.5, 0.3, 0.1, 0.03, 0.01, 0.001)  # of equals the first wins
@@ -59,6 +64,15 @@ class GdaParams(Section):
         None, "weight of the zero-shot scores beside gda's", within="[0, inf)",
         metavar="F", shown="0; from a second round on by the clients' validation "
         "splits")  # fmt: skip
+    epsilon: float | None = option(
+        None, "example-level differential privacy: the server adds noise, once, so "
+        "that the model hides each training image at --dp-delta (docs/privacy.md)",
+        within="[0.001, 1e6]", metavar="E", shown="no noise")  # fmt: skip
+
+    @property
+    def example_epsilon(self) -> float | None:
+        """What ``config.schema.hides_examples`` asks for."""
+        return self.epsilon
 
 
 @dataclass(frozen=True)
@@ -143,7 +157,9 @@ class Gda(Algorithm):
     defaults: ClassVar = {"rounds": 1, "weighting": "examples"}
 
     def init(self, task: Task) -> State:
-        """No rows; raises ConfigError where compression would carry rounds over."""
+        """No rows; raises ConfigError where compression would carry rounds over, and
+        where privacy would not hold."""
+        _check_private(task)
         wire = task.wire
         if task.train.rounds > 1 and {wire.compress, wire.compress_down} != {"none"}:
             raise ConfigError(
@@ -172,7 +188,7 @@ class Gda(Algorithm):
     ) -> list[ClientUpdate]:
         """All clients judge the same candidates: those are made once."""
         moments, rules = Moments(state), []
-        if bool(moments.seen.any()):
+        if bool(moments.seen.any()) and task.params.epsilon is None:
             rules = [moments.classifier(each) for each in _shrinkages(task)]
         updates = []
         for c in clients:
@@ -198,15 +214,27 @@ class Gda(Algorithm):
         """The mean, the number of rows behind it, and the l and w that they call for.
 
         A server that knows the mean alone leaves both out: :meth:`predict` then takes
-        what needs no number of rows.
+        what needs no number of rows.  Nor is it known where clients are private.
         """
         after = super().aggregate(updates, state, task)
         rows = sum(u.num_examples for u in updates if u.num_examples > 0)
+        if task.params.epsilon is not None:
+            after, rows = _released(after, rows, task)
+        elif task.privacy.private:
+            return _without_count(after)
         if not rows:
             return after
         weight = after["row_weight"].new_tensor([1 / rows])
         after = {**after, "row_weight": weight}
         return {**after, "chosen": weight.new_tensor(choose(after, task))}
+
+    def epsilon(self, task: Task) -> float | None:
+        """That of the one release, by the accountant from its noise."""
+        if task.params.epsilon is None:
+            return None
+        delta = task.privacy.dp_delta
+        noise = privacy.multiplier_for(task.params.epsilon, delta)
+        return float(privacy.accountant().get_epsilon_gaussian(noise, delta))
 
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Class scores; before any row has come, those of zero-shot."""
@@ -323,6 +351,55 @@ def implausible(state: State, slack: float) -> str | None:
     if bool(failed):
         return "its second moment is no sum of squares around its class means"
     return None
+
+
+def _check_private(task: Task) -> None:
+    """Refuse what one row could change by more, or more often, than noise hides."""
+    if task.params.epsilon is None:
+        return
+    if task.privacy.private:
+        raise ConfigError(
+            "--gda-epsilon hides examples, --dp-noise-multiplier clients: choose one"
+        )
+    needed = [
+        ("rounds", task.train.rounds, 1),
+        ("weighting", task.server.weighting, "examples"),
+        ("aggregation", task.server.aggregation, "mean"),
+        ("compress", task.wire.compress, "none"),
+    ]
+    for name, value, allowed in needed:
+        if value != allowed:
+            raise ConfigError(
+                f"--{name} {value} does not go with --gda-epsilon (docs/privacy.md "
+                f"tells why): expected {allowed}"
+            )
+    privacy.multiplier_for(task.params.epsilon, task.privacy.dp_delta)
+
+
+def _released(mean: State, rows: float, task: Task) -> tuple[State, int]:
+    """The state that the noisy sums behind a ``mean`` over ``rows`` call for; and the
+    number of rows that it tells."""
+    second = _unpacked(mean["second"])
+    exact = private_gda.Moments(
+        (mean["share"].double() * rows).round(),
+        mean["sums"].double() * rows,
+        second * rows,
+    )
+    config, text = task.privacy, task.text.double()
+    multiplier = privacy.multiplier_for(task.params.epsilon, config.dp_delta)
+    noise = private_gda.noise_of(*text.shape, multiplier)
+    entropy = privacy.noise_entropy(config, task.seed, 1)
+    noisy = private_gda.release(exact, noise, entropy)
+    told = private_gda.denoised(noisy, noise, text)
+    count = max(1, round(float(told.counts.sum())))
+    found = Statistics(float(count), told.counts, told.sums, told.second)
+    return found.to_state(mean), count
+
+
+def _without_count(state: State) -> State:
+    """A noisy mean over clients: what says of rows, and is chosen by them, is noise."""
+    of_rows = ("hits", "row_weight", "chosen")
+    return {k: torch.zeros_like(v) if k in of_rows else v for k, v in state.items()}
 
 
 def choose(state: State, task: Task) -> tuple[float, float]:

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace, display: Display) -> int:
     config, (args.out, args.resume) = read_run(args)
     get_algorithm(config.algorithm)  # what is unknown fails before any work
     resolve_device(config.model.device)
-    if config.privacy.private:
+    if config.private:
         accountant()
     if args.dry_run:
         return _dry_run(config, display)

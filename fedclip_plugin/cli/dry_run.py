@@ -143,6 +143,9 @@ def _training(
     private = None
     if config.privacy.private:
         private = planned(config.privacy, train.rounds, len(fed.clients), chosen)
+    elif (epsilon := fed.algorithm.epsilon(fed.task)) is not None:
+        delta = config.privacy.dp_delta
+        private = f"epsilon {epsilon:.3g} at delta {delta:g} of each training image"
     return [
         Cost(
             "clients",

@@ -378,6 +378,11 @@ class RunConfig(Section):
             _check_privacy(self)
 
     @property
+    def private(self) -> bool:
+        """Whether noise hides clients, or by the algorithm's ``epsilon`` examples."""
+        return self.privacy.private or hides_examples(self.params)
+
+    @property
     def model_name(self) -> str:
         """The model's name with ``auto`` resolved."""
         if self.model.name != "auto":
@@ -407,6 +412,11 @@ SECTIONS: dict[str, type[Section]] = {
 
 FORMER = {"train": ("server", "wire", "privacy", "fedclip", "fedprox")}
 """Section -> where options that were once in it are now: old files stay readable."""
+
+
+def hides_examples(params: Any) -> bool:
+    """Whether an algorithm's ``params`` ask for privacy of single training images."""
+    return getattr(params, "example_epsilon", None) is not None
 
 
 def _check_privacy(config: RunConfig) -> None:

@@ -202,6 +202,9 @@ class Run:
         result = round_result(opened.number, opened.screened, scores, target, seconds)
         config, progress = self.fed.task.privacy, self.now.progress
         progress, result = account(config, progress, result, self.drawn_from)
+        if (once := self.fed.algorithm.epsilon(self.fed.task)) is not None:
+            progress = replace(progress, epsilon=once)
+            result = replace(result, epsilon=once)
         self.now = replace(
             self.now,
             progress=progress,

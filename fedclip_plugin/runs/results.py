@@ -129,7 +129,8 @@ def summarise(
     trained = setup.fed.algorithm.update_like(now.best)
     spent = {}
     if progress.epsilon is not None:
-        spent = {"privacy": privacy.summary(config.privacy, progress.epsilon)}
+        told = privacy.summary if config.privacy.private else privacy.summary_of_rows
+        spent = {"privacy": told(config.privacy, progress.epsilon)}
     return {
         "algorithm": config.algorithm,
         "variant": variant(config),

@@ -88,7 +88,7 @@ def one_run(config: RunConfig) -> RunConfig:
             "`fedclip run` runs several"
         )
     privacy = config.privacy
-    if privacy.private and privacy.dp_seed == "auto":
+    if config.private and privacy.dp_seed == "auto":
         privacy = replace(privacy, dp_seed="secret")
     data = replace(config.data, targets=config.data.targets or (NO_TARGET,))
     return replace(config, data=data, privacy=privacy)

@@ -60,14 +60,14 @@ def private_mean(
     moved = mean([*({k: u.state[k] for k in sent} for u in chosen), sent],
                  torch.cat([share, rest]))  # fmt: skip
     scale = 2 * config.dp_noise_multiplier * config.dp_clip / cohort
-    noise = _normal(moved, entropy)
+    noise = standard_normal(moved, entropy)
     return {
         key: value + scale * noise[key].to(value.device, value.dtype)
         for key, value in moved.items()
     }
 
 
-def _normal(like: State, entropy: Sequence[int] | None) -> State:
+def standard_normal(like: State, entropy: Sequence[int] | None) -> State:
     """Standard normal tensors, float64 on the CPU, of the shapes in ``like``.
 
     The order of the keys does not matter: a checkpoint sorts them.
@@ -120,9 +120,21 @@ def accountant() -> Any:
         return importlib.import_module("dp_accounting")
     except ImportError as error:
         raise ConfigError(
-            "--dp-noise-multiplier needs dp-accounting: "
+            "differential privacy needs dp-accounting: "
             "pip install 'fedclip-plugin[privacy]'"
         ) from error
+
+
+def multiplier_for(epsilon: float, delta: float) -> float:
+    """The least noise, over its sensitivity, of one (epsilon, delta)-private release.
+
+    Analytic calibration, Balle and Wang 2018; ConfigError where dp-accounting is
+    missing or ``epsilon`` too large to tell from none.
+    """
+    try:
+        return float(accountant().get_sigma_gaussian(epsilon, delta))
+    except (OverflowError, ValueError) as error:
+        raise ConfigError(f"no noise is known for epsilon {epsilon:g}") from error
 
 
 def add_round(releases: Releases, clients: int, cohort: int) -> Releases:
@@ -216,12 +228,31 @@ def summary(config: PrivacyConfig, spent: float) -> dict[str, Any]:
     }
 
 
+def summary_of_rows(config: PrivacyConfig, spent: float) -> dict[str, Any]:
+    """The entry ``privacy`` of a method that hides single training images."""
+    text = (
+        f"Training images are ({spent:.3g}, {config.dp_delta:g})-differentially "
+        "private: the model that was sent out, and nothing else, would hardly differ "
+        "with any one of them less"
+    )
+    return {
+        "epsilon": spent,
+        "delta": config.dp_delta,
+        "unit": "example",
+        "promise": _simulated(config, text),
+    }
+
+
 def _promise(config: PrivacyConfig, spent: float) -> str:
     text = (
         f"Clients are ({spent:.3g}, {config.dp_delta:g})-differentially private: the "
         "adapters that were sent out, and nothing else, would hardly differ if any "
         "one client held other data"
     )
+    return _simulated(config, text)
+
+
+def _simulated(config: PrivacyConfig, text: str) -> str:
     if config.dp_seed == "secret":
         return f"{text}."
     return f"{text}; simulated: not against those who know the run's seed."

@@ -116,7 +116,7 @@ _RULES: tuple[_Rule, ...] = (  # options, what they need, and whether it is ther
     ("imbalance", "--partition long-tail", lambda c: c.data.partition == "long-tail"),
     ("topk-share", "--compress topk", lambda c: c.wire.compress == "topk"),
     ("error-feedback", "--compress", lambda c: c.wire.compress != "none"),
-    ("dp-delta dp-seed", "--dp-noise-multiplier", lambda c: c.privacy.private),
+    ("dp-delta dp-seed", "--dp-noise-multiplier or --gda-epsilon", lambda c: c.private),
 )
 
 

@@ -65,9 +65,11 @@ def open_binding(args: Any) -> Binding:
             "FedML's clients pass on models alone; use `fedclip run` or Flower"
         )
     theirs = [k for k in ("enable_dp", "enable_defense") if getattr(args, k, False)]
-    if theirs and binding.setup.fed.task.privacy.private:
+    if theirs and binding.setup.config.private:
+        config = binding.setup.config.privacy
+        ours = "dp_noise_multiplier" if config.private else "gda_epsilon"
         raise ConfigError(
-            f"{FILE}: {theirs[0]} and fedclip_dp_noise_multiplier: FedCLIP's privacy "
+            f"{FILE}: {theirs[0]} and fedclip_{ours}: FedCLIP's privacy "
             "cannot account for what FedML's changes; choose one"
         )
     if binding.setup.config.server.weighting == "gap":

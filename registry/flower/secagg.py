@@ -82,7 +82,7 @@ class SecureFedClip(FedClip):
         """Runs the protocol with the clients of the round; nothing is left to send."""
         server, wire = self.config.server, self.config.wire
         plain = wire.compress == wire.compress_down == "none"
-        private = self.config.privacy.private
+        private = self.config.private
         algorithm = self._run.fed.algorithm
         if not algorithm.averages:
             raise ConfigError(
