@@ -14,6 +14,7 @@ from benchmarks.accuracy.ablation import Ablation
 from benchmarks.accuracy.attacks import Attacks
 from benchmarks.accuracy.beyond_gda import BeyondGda
 from benchmarks.accuracy.codecs import Codecs
+from benchmarks.accuracy.gda_attacks import GdaAttacks
 from benchmarks.accuracy.methods import MethodsStudy
 from benchmarks.accuracy.personalization import Personalization
 from benchmarks.accuracy.privacy import Privacy
@@ -27,6 +28,7 @@ STUDIES = (
     Attacks,
     BeyondGda,
     Codecs,
+    GdaAttacks,
     MethodsStudy,
     Personalization,
     Privacy,
