@@ -387,7 +387,8 @@ def _released(mean: State, rows: float, task: Task) -> tuple[State, int]:
     )
     config, text = task.privacy, task.text.double()
     multiplier = privacy.multiplier_for(task.params.epsilon, config.dp_delta)
-    noise = private_gda.noise_of(*text.shape, multiplier)
+    classes, dim = text.shape
+    noise = private_gda.noise_of(classes, dim, multiplier)
     entropy = privacy.noise_entropy(config, task.seed, 1)
     noisy = private_gda.release(exact, noise, entropy)
     told = private_gda.denoised(noisy, noise, text)

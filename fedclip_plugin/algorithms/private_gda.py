@@ -134,7 +134,8 @@ def _without_cross(
     noisy = len(mean) * ((of_mean * length).square() + of_second.square())
     ratio = 1 - noisy / cross.square().sum().clamp_min(1e-300)
     both = torch.outer(along, cross)
-    return within - (1 - ratio.clamp(0, 1)) * (both + both.t())
+    cleaned: Tensor = within - (1 - ratio.clamp(0, 1)) * (both + both.t())
+    return cleaned
 
 
 def _shrunk_means(
@@ -170,7 +171,8 @@ def shrunk_covariance(noisy: Tensor, noise: float) -> Tensor:
     values = isotonic(values - 2 * noise**2 * pull)
     mean = float(values.mean())
     values = values.clamp_min(min(noise, mean) if mean > 0 else noise)
-    return (vectors * values) @ vectors.t()
+    nearer: Tensor = (vectors * values) @ vectors.t()
+    return nearer
 
 
 def isotonic(values: Tensor) -> Tensor:
@@ -182,4 +184,5 @@ def isotonic(values: Tensor) -> Tensor:
     means = torch.where(at[None] >= at[:, None], means, math.inf)
     least = means.flip(1).cummin(dim=1).values.flip(1)  # over j >= k
     least = torch.where(at[None] >= at[:, None], least, -math.inf)
-    return least.cummax(dim=0).values.diagonal().clone()
+    found: Tensor = least.cummax(dim=0).values.diagonal().clone()
+    return found
