@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fedclip_plugin.report import classes
+from fedclip_plugin.report.classes import skew
 from fedclip_plugin.report.figures import classes as class_plots
 from fedclip_plugin.report.figures import clients as client_plots
 from fedclip_plugin.report.figures import costs as cost_plots
@@ -163,12 +164,12 @@ def test_partition_columns_are_sorted_by_their_most_frequent_class() -> None:
 
 def test_skew_in_words() -> None:
     counts = np.array([[30, 10, 0], [0, 20, 0], [0, 0, 0]])
-    assert client_plots.skew(counts) == (
+    assert skew(counts) == (
         "0 to 40 images a client, median 20; on average 1.5 of 3 classes, "
         "88 % of a client's images in its most frequent one"
     )
-    assert client_plots.skew(counts[1:2]).startswith("20 images a client; ")
-    assert client_plots.skew(counts[2:]) == "0 images a client"
+    assert skew(counts[1:2]).startswith("20 images a client; ")
+    assert skew(counts[2:]) == "0 images a client"
 
 
 def test_cost_curve_ends_at_the_round_that_validation_chose() -> None:
