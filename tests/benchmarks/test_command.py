@@ -15,6 +15,7 @@ from benchmarks.accuracy.attacks import Attacks
 from benchmarks.accuracy.beyond_gda import BeyondGda
 from benchmarks.accuracy.codecs import Codecs
 from benchmarks.accuracy.gda_attacks import GdaAttacks
+from benchmarks.accuracy.gda_privacy import GdaPrivacy
 from benchmarks.accuracy.methods import MethodsStudy
 from benchmarks.accuracy.personalization import Personalization
 from benchmarks.accuracy.privacy import Privacy
@@ -29,6 +30,7 @@ STUDIES = (
     BeyondGda,
     Codecs,
     GdaAttacks,
+    GdaPrivacy,
     MethodsStudy,
     Personalization,
     Privacy,
