@@ -188,7 +188,7 @@ class Gda(Algorithm):
     ) -> list[ClientUpdate]:
         """All clients judge the same candidates: those are made once."""
         moments, rules = Moments(state), []
-        if bool(moments.seen.any()) and task.params.epsilon is None:
+        if bool(moments.seen.any()) and _epsilon(task) is None:
             rules = [moments.classifier(each) for each in _shrinkages(task)]
         updates = []
         for c in clients:
@@ -218,8 +218,8 @@ class Gda(Algorithm):
         """
         after = super().aggregate(updates, state, task)
         rows = sum(u.num_examples for u in updates if u.num_examples > 0)
-        if task.params.epsilon is not None:
-            after, rows = _released(after, rows, task)
+        if (epsilon := _epsilon(task)) is not None:
+            after, rows = _released(after, rows, task, epsilon)
         elif task.privacy.private:
             return _without_count(after)
         if not rows:
@@ -230,10 +230,10 @@ class Gda(Algorithm):
 
     def epsilon(self, task: Task) -> float | None:
         """That of the one release, by the accountant from its noise."""
-        if task.params.epsilon is None:
+        if (epsilon := _epsilon(task)) is None:
             return None
         delta = task.privacy.dp_delta
-        noise = privacy.multiplier_for(task.params.epsilon, delta)
+        noise = privacy.multiplier_for(epsilon, delta)
         return float(privacy.accountant().get_epsilon_gaussian(noise, delta))
 
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
@@ -353,9 +353,15 @@ def implausible(state: State, slack: float) -> str | None:
     return None
 
 
+def _epsilon(task: Task) -> float | None:
+    """What was asked for; methods that build on this one may not know of it."""
+    asked: float | None = getattr(task.params, "epsilon", None)
+    return asked
+
+
 def _check_private(task: Task) -> None:
     """Refuse what one row could change by more, or more often, than noise hides."""
-    if task.params.epsilon is None:
+    if (epsilon := _epsilon(task)) is None:
         return
     if task.privacy.private:
         raise ConfigError(
@@ -373,10 +379,12 @@ def _check_private(task: Task) -> None:
                 f"--{name} {value} does not go with --gda-epsilon (docs/privacy.md "
                 f"tells why): expected {allowed}"
             )
-    privacy.multiplier_for(task.params.epsilon, task.privacy.dp_delta)
+    privacy.multiplier_for(epsilon, task.privacy.dp_delta)
 
 
-def _released(mean: State, rows: float, task: Task) -> tuple[State, int]:
+def _released(
+    mean: State, rows: float, task: Task, epsilon: float
+) -> tuple[State, int]:
     """The state that the noisy sums behind a ``mean`` over ``rows`` call for; and the
     number of rows that it tells."""
     second = _unpacked(mean["second"])
@@ -386,7 +394,7 @@ def _released(mean: State, rows: float, task: Task) -> tuple[State, int]:
         second * rows,
     )
     config, text = task.privacy, task.text.double()
-    multiplier = privacy.multiplier_for(task.params.epsilon, config.dp_delta)
+    multiplier = privacy.multiplier_for(epsilon, config.dp_delta)
     classes, dim = text.shape
     noise = private_gda.noise_of(classes, dim, multiplier)
     entropy = privacy.noise_entropy(config, task.seed, 1)

@@ -19,6 +19,7 @@ from typing import Any
 import safetensors.torch
 import yaml
 
+import tests
 from fedclip_plugin.federation.engine import RunState, federate
 from fedclip_plugin.registry.fedml.settings import bind, read_settings
 from fedclip_plugin.runs.host_run import HostRun, open_setup
@@ -26,6 +27,7 @@ from fedclip_plugin.wire.update import State
 from tests.registry.contract import distance
 from tests.registry.fedml.forked import Process, kill, launch
 
+TESTS = Path(tests.__file__).parents[1]  # where `python -m tests...` is found
 FEDCLIP = [sys.executable, "-m", "fedclip_plugin.cli"]
 SECONDS = 300.0  # after which a run that hangs is ended
 
@@ -97,12 +99,13 @@ def write_addresses(file: Path, processes: int) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """FedML writes to ``~/.fedml``: a home of the test's own."""
+    """FedML writes to ``~/.fedml``: a home of the test's own; its scripts are ours."""
     home = folder / "home"
     home.mkdir(exist_ok=True)
     return {
         **os.environ,
         "HOME": str(home),
+        "PYTHONPATH": str(TESTS),
         "OMP_NUM_THREADS": "1",
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
