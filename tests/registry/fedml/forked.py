@@ -16,6 +16,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pytest
+
+import tests
+
+TESTS = Path(tests.__file__).parents[1]  # where `tests` is found
 PRELOAD = [
     "torch",
     "fedclip_plugin.cli",
@@ -38,7 +43,9 @@ class Forked:
         context.set_forkserver_preload(PRELOAD)
         given = (module, words, str(folder), dict(env), str(log))
         self._process = context.Process(target=_play, args=given, daemon=True)
-        self._process.start()
+        with pytest.MonkeyPatch.context() as patch:  # site-packages may have `tests`
+            patch.setenv("PYTHONPATH", str(TESTS))
+            self._process.start()
 
     @property
     def pid(self) -> int:

@@ -19,15 +19,13 @@ from typing import Any
 import safetensors.torch
 import yaml
 
-import tests
 from fedclip_plugin.federation.engine import RunState, federate
 from fedclip_plugin.registry.fedml.settings import bind, read_settings
 from fedclip_plugin.runs.host_run import HostRun, open_setup
 from fedclip_plugin.wire.update import State
 from tests.registry.contract import distance
-from tests.registry.fedml.forked import Process, kill, launch
+from tests.registry.fedml.forked import TESTS, Process, kill, launch
 
-TESTS = Path(tests.__file__).parents[1]  # where `python -m tests...` is found
 FEDCLIP = [sys.executable, "-m", "fedclip_plugin.cli"]
 SECONDS = 300.0  # after which a run that hangs is ended
 
