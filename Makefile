@@ -1,6 +1,6 @@
 # `make run` and `make test` set everything up by themselves; `make help` lists the rest.
 #
-#   PYTHON=python3.12   the interpreter that .venv is made from (Python 3.10 to 3.13)
+#   PYTHON=python3.12   the interpreter that .venv is made from (Python 3.10 to 3.14)
 #   ARGS="--rounds 5"   passed on to the command that the target runs
 #   FEDCLIP_PURE_PYTHON=1, FEDCLIP_CUDA=0|1: see setup.py
 
@@ -24,6 +24,12 @@ FIRST := $(shell sed -nE 's/^ *"(torch(vision)?>=[0-9.]+|setuptools>=[0-9]+|ninj
 PROGRESS := awk '/^ *Downloading/ {split($$2, name, "-"); print "   ", name[1], name[2], $$3, $$4} \
 	/^(Building|Installing|Successfully built)/ {print substr($$0, 1, 72)} {fflush()}'
 
+# pip's warnings are about its own settings; what it cannot do begins with ERROR.
+ERRORS := grep -v '^WARNING:' >&2 || true
+# PyTorch for Linux on x86-64 brings the libraries of CUDA.
+SIZE := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),2 to 3 GB to download \
+	(PyTorch): 5 to 15 minutes,0.5 GB to download (PyTorch): minutes)
+
 .PHONY: help
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
@@ -31,7 +37,9 @@ help:  ## list the targets
 
 .PHONY: run
 run: install  ## run FedCLIP on the embedded data set (ARGS="..." is passed on)
-	$(BIN)/fedclip run $(ARGS)
+	@echo "==> fedclip run: half a minute"
+	@$(BIN)/fedclip run $(ARGS)
+	@echo "(fedclip is $(BIN)/fedclip; after  source $(BIN)/activate  the name will do)"
 
 .PHONY: test
 test: install  ## run everything that this machine can (ARGS="-s lint" picks)
@@ -68,14 +76,14 @@ $(BIN)/python:
 	@$(PYTHON) build_backend/make_venv.py $(VENV)
 
 $(VENV)/.installed: pyproject.toml setup.py build_backend/backend.py | $(BIN)/python
-	@echo "==> installing fedclip-plugin into $(VENV) (the first time: some GB, minutes)"
-	@$(PIP) install --progress-bar off $(FIRST) | $(PROGRESS)
+	@echo "==> installing fedclip-plugin into $(VENV), once: $(SIZE)"
+	@$(PIP) install --progress-bar off $(FIRST) 2> >($(ERRORS)) | $(PROGRESS)
 	@FEDCLIP_PURE_PYTHON=1 $(PIP) install --progress-bar off --no-build-isolation \
-		-e '.[dev]' | $(PROGRESS)  # the kernels come below, their objects stay
+		-e '.[dev]' 2> >($(ERRORS)) | $(PROGRESS)  # the kernels come below
 	@touch $@
 
 $(KERNELS): setup.py $(SOURCES) | $(VENV)/.installed
-	@echo "==> building the kernels"
+	@echo "==> building the kernels: 2 to 6 minutes, once"
 	@$(BIN)/python setup.py --quiet build_ext --inplace 2>&1 | \
 		sed -E 's|^(\[[0-9]+/[0-9]+\]) .* -c ([^ ]+) -o .*|    \1 \2|'
 	@touch $@

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError
 from ..settings.sources import read_config, read_run
 from .console import Display
+from .welcome import after_run
 
 if TYPE_CHECKING:
     from ..config.schema import RunConfig
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace, display: Display) -> int:
         on_round=_recorder(args, display),
         progress=display.images,
     )
-    _print_results(display, summary, args.out)
+    _print_results(display, config, summary, args.out)
     return 0
 
 
@@ -106,11 +107,17 @@ def _recorder(args: argparse.Namespace, display: Display) -> Any:
     return record
 
 
-def _print_results(display: Display, summary: dict[str, Any], out: Path) -> None:
+def _print_results(
+    display: Display, config: RunConfig, summary: dict[str, Any], out: Path
+) -> None:
+    from ..algorithms import get_algorithm
     from ..report.console import print_table
 
     print_table(display.finish(), summary.get("runs", [summary]), display.told)
     display.say(f"results: {out}  (report: {out / 'report.html'})")
+    trains_clip = get_algorithm(config.algorithm).needs_clip
+    classifies = not trains_clip and config.data.features is None
+    display.say(after_run(out, config.algorithm, classifies))
 
 
 def features(args: argparse.Namespace, display: Display) -> int:

@@ -21,6 +21,7 @@ from ..errors import ConfigError, FedClipError, translate
 from ..settings import options
 from .console import Display, Stream, open_closed_streams, print_error
 from .interrupts import Stops
+from .welcome import welcome
 
 EPILOG = """examples:
   fedclip run                                   the embedded data, under a minute
@@ -73,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_fedml(commands)
     _add_bench(commands)
     _add_doctor(commands)
+    _add_completion(commands)
     return parser
 
 
@@ -386,6 +388,19 @@ def _add_doctor(commands: _Commands[_Parser]) -> None:
     options.add_data_options(parser, "features")
 
 
+def _add_completion(commands: _Commands[_Parser]) -> None:
+    from .completion import EPILOG as INSTALL
+    from .completion import SHELLS, completion
+
+    def show(args: argparse.Namespace, display: Display) -> int:
+        print(completion(build_parser(), args.shell))
+        return 0
+
+    text = "Print a script by which the shell completes commands and options."
+    parser = _command(commands, "completion", show, text, INSTALL)
+    parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help=" ".join(SHELLS))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = sys.argv[1:] if argv is None else argv
@@ -402,6 +417,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command_line(words: Sequence[str]) -> int:
+    if not words:
+        print(welcome(Path("runs")), file=sys.stderr)
+        return 2
     args = build_parser().parse_args(words)
     with Stops(args, words) as stops:
         try:
