@@ -1,11 +1,9 @@
-"""FACMIC and FAA-CLIP: formulas, what travels, and who may see the held-out domain."""
+"""FACMIC and FAA-CLIP: a step of each written out, what travels, resuming."""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +15,8 @@ from fedclip_plugin.algorithms.adapter import contrastive_loss
 from fedclip_plugin.algorithms.aligned import BatchNormAdapter, unlabelled_batches
 from fedclip_plugin.algorithms.base import sample_order
 from fedclip_plugin.algorithms.faa_clip import adversarial_loss, domain_classifier
-from fedclip_plugin.algorithms.facmic import local_mmd, ramp
-from fedclip_plugin.cli import main
-from fedclip_plugin.config.schema import DataConfig, PrivacyConfig, RunConfig
-from fedclip_plugin.errors import ConfigError
+from fedclip_plugin.algorithms.facmic import local_mmd
+from fedclip_plugin.config.schema import DataConfig, RunConfig
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.checkpoint import Checkpoint
 from fedclip_plugin.federation.engine import Run, federate, run_round
@@ -44,119 +40,6 @@ def same(one: State, other: State) -> bool:
     return one.keys() == other.keys() and all(
         torch.equal(one[k], other[k]) for k in one
     )
-
-
-# -- FACMIC's formula ------------------------------------------------------------------
-
-
-def literal_mmd(s: Tensor, t: Tensor, y: Tensor, chance: Tensor) -> float:
-    """The paper's sum written out in loops, in float64."""
-    rows = torch.cat([s, t]).double().tolist()
-    squares = [
-        [sum((a - b) ** 2 for a, b in zip(one, two)) for two in rows] for one in rows
-    ]
-    count = len(rows)
-    width = sum(map(sum, squares)) / (count * count - count) / 4
-
-    def kernel(i: int, j: int) -> float:
-        return sum(math.exp(-squares[i][j] / (width * 2**k)) for k in range(5))
-
-    said = chance.argmax(dim=1).tolist()
-    both = set(y.tolist()) & set(said)
-    total = 0.0
-    for c in both:
-        u = [float(label == c) for label in y.tolist()]
-        v = chance[:, c].double().tolist()
-        u, v = [a / sum(u) for a in u], [b / sum(v) for b in v]
-        for i in range(len(s)):
-            for j in range(len(s)):
-                total += u[i] * u[j] * kernel(i, j)
-            for j in range(len(t)):
-                total -= 2 * u[i] * v[j] * kernel(i, len(s) + j)
-        for i in range(len(t)):
-            for j in range(len(t)):
-                total += v[i] * v[j] * kernel(len(s) + i, len(s) + j)
-    return total / len(both)
-
-
-def domains(
-    rows: tuple[int, int] = (9, 6), classes: int = 5
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    s, t = (
-        F.normalize(torch.randn(n, 7, generator=generator).double(), dim=1)
-        for n in rows
-    )
-    y = torch.randint(0, classes - 1, (rows[0],), generator=generator)
-    scores = 3 * torch.randn(rows[1], classes, generator=generator).double()
-    return s, t, y, scores.softmax(dim=1)
-
-
-def test_the_local_mmd_is_the_papers_sum():
-    s, t, y, chance = domains()
-    assert float(local_mmd(s, t, y, chance)) == pytest.approx(
-        literal_mmd(s, t, y, chance), rel=1e-12
-    )
-
-
-def test_the_local_mmd_has_the_right_gradient():
-    """The kernel's width is a constant of the gradient, so both features share it."""
-    s, t, y, chance = domains()
-    rows = torch.cat([s, t]).requires_grad_()
-    local_mmd(rows[: len(s)], rows[len(s) :], y, chance).backward()
-    step = 1e-6
-    with torch.no_grad():
-        squares = torch.cdist(rows, rows).square()
-        count = len(rows)
-        width = squares.sum() / (count * count - count) / 4
-    found = torch.zeros_like(rows)
-    for i in range(count):
-        for d in range(rows.shape[1]):
-            ends = []
-            for sign in (1, -1):
-                moved = rows.detach().clone()
-                moved[i, d] += sign * step
-                ends.append(fixed_width(moved, len(s), y, chance, width))
-            found[i, d] = (ends[0] - ends[1]) / (2 * step)
-    torch.testing.assert_close(rows.grad, found, rtol=1e-5, atol=1e-8)
-
-
-def fixed_width(
-    rows: Tensor, own: int, y: Tensor, chance: Tensor, width: Tensor
-) -> float:
-    squares = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist") ** 2
-    kernel = sum((-squares / (width * 2**k)).exp() for k in range(5))
-    labels, said = F.one_hot(y, chance.shape[1]).double(), chance.argmax(dim=1)
-    both = [c for c in range(chance.shape[1]) if c in y and c in said]
-    total = 0.0
-    for c in both:
-        signed = torch.cat(
-            [labels[:, c] / labels[:, c].sum(), -chance[:, c] / chance[:, c].sum()]
-        )
-        total += float(signed @ kernel @ signed)
-    return total / len(both)
-
-
-def test_without_a_class_in_common_nothing_is_drawn_together():
-    s, t, y, _ = domains()
-    nowhere = torch.zeros(len(t), 5).double()
-    nowhere[:, 4] = 1.0  # the labels are 0 to 3
-    assert float(local_mmd(s, t, y, nowhere)) == 0.0
-
-
-def test_equal_features_are_at_no_distance():
-    s, _, y, _ = domains()
-    sure = F.one_hot(y, 5).double()
-    assert float(local_mmd(s, s, y, sure)) == pytest.approx(0.0, abs=1e-12)
-    alike = s[:1].expand(9, -1)
-    assert math.isfinite(float(local_mmd(alike, alike, y, sure)))
-
-
-def test_the_ramp_rises_and_stays():
-    assert ramp(0, 1000, 1.0) == 0.0
-    assert ramp(500, 1000, 1.0) == pytest.approx(2 / (1 + math.exp(-0.5)) - 1)
-    assert ramp(5000, 1000, 1.0) == ramp(1000, 1000, 1.0)
-    assert ramp(0, 0, 1.0) == 1.0
 
 
 # -- one step of each, written out -----------------------------------------------------
@@ -343,117 +226,3 @@ def test_it_can_be_personalized(name):
     found = personalize(fed, fed.first, "finetune", kept.__setitem__)
     assert found["new_clients"].keys() == {"target"}
     assert kept.keys() == {"art", "cartoon", "target"}
-
-
-# -- who may see what ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_held_out_domain_is_refused_without_leave(name):
-    with pytest.raises(ConfigError, match=r"unlabelled.*\(photo\).*--transductive"):
-        make(name, allow=False)
-
-
-def test_clients_are_given_the_held_out_features():
-    fed = make("facmic")
-    assert all(torch.equal(c.unlabelled, fed.target.x) for c in fed.clients)
-    assert all(c.unlabelled is None for c in make("fedclip").clients)
-
-
-def test_without_a_held_out_domain_they_are_given_the_others_validation_features():
-    fed = make("facmic", target=None, allow=False)
-    assert len(fed.clients) == 3
-    for client in fed.clients:
-        rows = {tuple(row) for row in client.unlabelled.tolist()}
-        want = [c.val.x for c in fed.clients if c is not client]
-        assert rows == {tuple(row) for x in want for row in x.tolist()}
-        assert len(client.unlabelled) == sum(map(len, want))
-    *_, last = federate(fed)
-    assert last.result.clients.keys() == {"art", "cartoon", "photo"}
-
-
-def test_features_of_others_need_others():
-    features = toy_features(rows=50)
-    data = DataConfig(dataset="toy", partition="iid", clients=1)
-    with pytest.raises(ConfigError, match="one client alone"):
-        build_federation(features, RunConfig("facmic", data=data), None, seed=0)
-
-
-def test_privacy_of_clients_is_not_promised_where_their_features_go_round():
-    privacy = PrivacyConfig(dp_noise_multiplier=1.0, dp_clip=0.1)
-    config = RunConfig("facmic", data=DataConfig(dataset="toy"), privacy=privacy)
-    config = with_values(config, {"weighting": "uniform"})
-    with pytest.raises(ConfigError, match="each other's features"):
-        build_federation(toy_features(), config, None, seed=0)
-
-
-def test_a_client_without_features_of_others_says_so():
-    fed = make("facmic")
-    client = replace(fed.clients[0], unlabelled=None)
-    with pytest.raises(ConfigError, match="client art has no features of others"):
-        fed.algorithm.local_train(fed.first, client, fed.task, 1)
-
-
-@pytest.mark.parametrize("rows", [0, 1, 3])
-def test_few_rows_without_labels_are_borne(rows):
-    fed = make("facmic")
-    client = replace(fed.clients[0], unlabelled=fed.target.x[:rows])
-    update = fed.algorithm.local_train(fed.first, client, fed.task, 1)
-    assert all(bool(v.isfinite().all()) for v in update.state.values())
-
-
-def test_every_row_without_labels_is_seen_once_a_pass():
-    fed = make("facmic")
-    client = replace(fed.clients[0], unlabelled=torch.arange(24.0)[:, None])
-    batches = unlabelled_batches(client, fed.task, 1)
-    passes = [torch.cat([next(batches) for _ in range(3)]) for _ in range(2)]
-    for one in passes:
-        assert sorted(one.flatten().tolist()) == list(range(24))
-    assert not torch.equal(*passes)
-
-
-def run(*argv: object) -> int:
-    return main(["run", "--quiet", *map(str, argv)])
-
-
-def test_the_command_refuses_and_marks(toy, tmp_path, capsys):
-    common = ("--features", toy, "--rounds", 1, "--batch-size", 8)
-    facmic = (*common, "--alg", "facmic", "--out", tmp_path / "facmic")
-    assert run(*facmic, "--target", "photo") == 2
-    assert "--transductive" in capsys.readouterr().err
-    assert not (tmp_path / "facmic").exists()
-    assert run(*facmic, "--target", "photo", "--transductive") == 0
-    summary = json.loads((tmp_path / "facmic" / "summary.json").read_text())
-    assert summary["transductive"] is True
-    assert any("--transductive" in note for note in summary["notes"])
-    assert "FACMIC (transductive)" in page(tmp_path / "facmic")
-    fedclip = (*common, "--alg", "fedclip", "--out", tmp_path / "fedclip")
-    assert run(*fedclip, "--target", "photo", "--transductive") == 0
-    summary = json.loads((tmp_path / "fedclip" / "summary.json").read_text())
-    assert summary["transductive"] is False
-    assert any("--transductive" in n and "no effect" in n for n in summary["notes"])
-    capsys.readouterr()
-    both = [str(tmp_path / name) for name in ("facmic", "fedclip")]
-    for style in ("markdown", "latex"):
-        assert main(["report", *both, "--format", style]) == 0
-        assert "FACMIC (transductive" in capsys.readouterr().out
-    assert main(["report", *both]) == 0
-    assert "FACMIC (transductive" in capsys.readouterr().out
-    assert main(["report", *both, "--format", "csv"]) == 0
-    head, *rows = capsys.readouterr().out.splitlines()
-    assert head.endswith(",transductive")
-    assert {row.rsplit(",", 1)[1] for row in rows if ",facmic," in row} == {"1"}
-    assert {row.rsplit(",", 1)[1] for row in rows if ",fedclip," in row} == {"0"}
-
-
-def test_without_a_held_out_domain_the_run_says_what_was_shared(toy, tmp_path):
-    out = tmp_path / "out"
-    assert run("--features", toy, "--rounds", 1, "--alg", "faa-clip", "--target",
-               "none", "--out", out) == 0  # fmt: skip
-    summary = json.loads((out / "summary.json").read_text())
-    assert summary["transductive"] is False
-    assert any("validation features" in note for note in summary["notes"])
-
-
-def page(directory: Path) -> str:
-    return (directory / "report.html").read_text()

@@ -1,0 +1,76 @@
+"""What makes runs and their data: run, features, data, report."""
+
+from __future__ import annotations
+
+from ...settings import options
+from .. import commands
+from .command import FILE, PATH, Commands, command
+
+EPILOG = """examples:
+  fedclip run                                   the embedded data, under a minute
+  fedclip run --dataset pacs --root DATA        the paper's table (OpenAI's ViT-B/32)
+  fedclip run --features DIR --target sketch --seed 0 1 2
+  fedclip run --resume --out runs/pacs          resume after a crash
+"""
+
+
+def add_run(group: Commands) -> None:
+    """``fedclip run``."""
+    parser = command(
+        group, "run", commands.run, "Run a federation and report it.", EPILOG
+    )
+    add = parser.add_argument
+    add("--config", metavar="FILE.toml", type=PATH, help="options from a file")
+    add("--dry-run", action="store_true",
+        help="check data and weights, tell what the run would cost, and stop",
+        )  # fmt: skip
+    add("--tensorboard", action="store_true", help="also write TensorBoard events")
+    parser.fill = options.add_run_options
+
+
+def add_features(group: Commands) -> None:
+    """``fedclip features``."""
+    parser = command(
+        group,
+        "features",
+        commands.features,
+        "Encode a data set to a feature directory.",
+    )
+    parser.add_argument("--to", metavar="DIR", type=PATH, required=True)
+    options.add_model_options(parser)
+    options.add_data_options(parser)
+
+
+def add_data(group: Commands) -> None:
+    """``fedclip data``."""
+    parser = command(
+        group,
+        "data",
+        commands.data,
+        "Write a data set as <domain>/<class>/<image> folders.",
+    )
+    parser.add_argument("name", help="pacs, officehome, digits, ... (from the hub)")
+    parser.add_argument("--to", metavar="DIR", type=PATH, required=True)
+    parser.add_argument(
+        "--from", dest="source", metavar="PATH", type=PATH,
+        help="a local parquet file or folder",
+    )  # fmt: skip
+
+
+def add_report(group: Commands) -> None:
+    """``fedclip report``."""
+    parser = command(
+        group,
+        "report",
+        commands.report,
+        "Show finished runs; several merge into one table.",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=PATH)
+    parser.add_argument(
+        "--format", choices=("table", "markdown", "latex", "csv", "html"),
+        default="table",
+        help="html writes report.html anew in every RUN, or with --to one page of all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--to", metavar="FILE", type=FILE, help="write there what --format says"
+    )
