@@ -33,7 +33,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..wire.update import ClientUpdate, State
-from .base import Algorithm, Client, Samples, Task
+from .base import Algorithm, Client, RoundAlgorithm, Samples, Task
 
 OURS = "ggeur."  # before the names of what is not the method's
 READY, FACTORS, MEANS = OURS + "ready", OURS + "factors", OURS + "means"
@@ -43,7 +43,7 @@ LARGEST = 1 << 30  # bytes of covariances that a client sends
 _DRAW = 0x66E  # keeps this draw apart from the sample orders
 
 
-class Augmented(Algorithm):
+class Augmented(RoundAlgorithm):
     """A method, and around it the round that finds the classes' spread.
 
     State: the method's, and ``ggeur.ready`` (1,) int64, whether the spread is found,
@@ -109,12 +109,6 @@ class Augmented(Algorithm):
     def model_of(self, sent: State) -> State:
         """The method's own."""
         return self.inner.model_of(_inner(sent))
-
-    def local_train(
-        self, state: State, client: Client, task: Task, round_number: int
-    ) -> ClientUpdate:
-        """The client's moments, or training on its own rows and drawn ones."""
-        return self.local_round(state, [client], task, round_number)[0]
 
     def local_round(
         self, state: State, clients: Sequence[Client], task: Task, round_number: int

@@ -201,7 +201,7 @@ class Algorithm(abc.ABC):
     def local_round(
         self, state: State, clients: Sequence[Client], task: Task, round_number: int
     ) -> list[ClientUpdate]:
-        """Train on all ``clients``; override where one call can serve them all."""
+        """Train on all ``clients``; see :class:`RoundAlgorithm`."""
         return [self.local_train(state, c, task, round_number) for c in clients]
 
     def aggregate(
@@ -269,6 +269,22 @@ class Algorithm(abc.ABC):
     def target_states(self, state: State, clients: Sequence[Client]) -> list[State]:
         """The states that judge an unseen domain; their accuracies are averaged."""
         return [state]
+
+
+class RoundAlgorithm(Algorithm):
+    """Its hook is ``local_round``: one call serves all the clients of a round."""
+
+    def local_train(
+        self, state: State, client: Client, task: Task, round_number: int
+    ) -> ClientUpdate:
+        """A round of one client."""
+        return self.local_round(state, [client], task, round_number)[0]
+
+    @abc.abstractmethod
+    def local_round(
+        self, state: State, clients: Sequence[Client], task: Task, round_number: int
+    ) -> list[ClientUpdate]:
+        """Train on all ``clients`` from ``state``, which stays as it is."""
 
 
 def kept_state(client: Client, first: State) -> State:

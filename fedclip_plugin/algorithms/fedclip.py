@@ -18,7 +18,7 @@ from .. import ops
 from ..config.fields import Section, option
 from ..wire.update import ClientUpdate, State
 from .adapter import ATTENTION, KEYS, TwoSides, apply_sides, initial_state
-from .base import Algorithm, Client, Task, sample_order
+from .base import Client, RoundAlgorithm, Task, sample_order
 from .training import client_update, train_module
 
 AT_ONCE = 64  # clients whose Adam moments are in memory; more would gain nothing
@@ -43,7 +43,7 @@ class FedClipParams(Section):
         within="[0.001, inf)", shown="the CLIP's own, 100")  # fmt: skip
 
 
-class FedClip(Algorithm):
+class FedClip(RoundAlgorithm):
     """The published algorithm; hyper-parameters come from the task."""
 
     name = "fedclip"
@@ -59,12 +59,6 @@ class FedClip(Algorithm):
         p = task.params
         state = initial_state(task.dim, task.seed, p.adapter, p.side)
         return {key: value.to(task.text.device) for key, value in state.items()}
-
-    def local_train(
-        self, state: State, client: Client, task: Task, round_number: int
-    ) -> ClientUpdate:
-        """Local epochs of L2-Adam, made anew every round, on the in-batch loss."""
-        return self.local_round(state, [client], task, round_number)[0]
 
     def local_round(
         self, state: State, clients: Sequence[Client], task: Task, round_number: int

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..config.fields import Section, option
 from ..wire.update import ClientUpdate, State
-from .base import Algorithm, Client, Samples, Task
+from .base import Client, RoundAlgorithm, Samples, Task
 from .linear import Linear, LinearParams
 
 _log = logging.getLogger("fedclip")
@@ -51,7 +51,7 @@ class FedPftParams(Section):
         "told by their mean", within="[1, inf)")  # fmt: skip
 
 
-class FedPft(Algorithm):
+class FedPft(RoundAlgorithm):
     """State: the head, ``weight`` (C, D) and ``bias`` (C,); untrained it is zero-shot.
 
     An update holds ``share`` (C, K), rows of a component over the client's rows,
@@ -81,12 +81,6 @@ class FedPft(Algorithm):
         wide = (*shape, dim)
         spread = wide if p.covariance == "diagonal" else shape
         return {"share": new(shape), "means": new(wide), "variances": new(spread)}
-
-    def local_train(
-        self, state: State, client: Client, task: Task, round_number: int
-    ) -> ClientUpdate:
-        """The Gaussians of the client's classes."""
-        return self.local_round(state, [client], task, round_number)[0]
 
     def local_round(
         self, state: State, clients: Sequence[Client], task: Task, round_number: int

@@ -41,18 +41,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..server.privacy import standard_normal
+from ..errors import ConfigError
+from ..server import privacy
+from ..wire.update import State
+from .base import Task
+from .statistics import Statistics, unpacked
 
 LEAST_COUNT = 1e-12  # of a class, where noise is none
-
-
-@dataclass(frozen=True)
-class Moments:
-    """``counts`` (C,), ``sums`` (C, D) and the symmetric ``second`` (D, D), float64."""
-
-    counts: Tensor
-    sums: Tensor
-    second: Tensor
 
 
 @dataclass(frozen=True)
@@ -62,6 +57,69 @@ class Noise:
     counts: float
     sums: float
     second: float
+
+
+def epsilon_of(task: Task) -> float | None:
+    """What was asked for; methods that build on ``gda`` may not know of it."""
+    epsilon: float | None = getattr(task.params, "epsilon", None)
+    return epsilon
+
+
+def cost(task: Task) -> float | None:
+    """The epsilon of the one release, by the accountant from its noise."""
+    if (epsilon := epsilon_of(task)) is None:
+        return None
+    delta = task.privacy.dp_delta
+    multiplier = privacy.multiplier_for(epsilon, delta)
+    return float(privacy.accountant().get_epsilon_gaussian(multiplier, delta))
+
+
+def check(task: Task) -> None:
+    """Refuse what one row could change by more, or more often, than noise hides.
+
+    Raises ConfigError, which names the option.
+    """
+    if (epsilon := epsilon_of(task)) is None:
+        return
+    if task.privacy.private:
+        raise ConfigError(
+            "--gda-epsilon hides examples, --dp-noise-multiplier clients: choose one"
+        )
+    needed = [
+        ("rounds", task.train.rounds, 1),
+        ("weighting", task.server.weighting, "examples"),
+        ("aggregation", task.server.aggregation, "mean"),
+        ("compress", task.wire.compress, "none"),
+    ]
+    for name, value, allowed in needed:
+        if value != allowed:
+            raise ConfigError(
+                f"--{name} {value} does not go with --gda-epsilon (docs/privacy.md "
+                f"tells why): expected {allowed}"
+            )
+    privacy.multiplier_for(epsilon, task.privacy.dp_delta)
+
+
+def released(mean: State, rows: float, task: Task, epsilon: float) -> tuple[State, int]:
+    """The state that the noisy sums behind a ``mean`` over ``rows`` call for; and the
+    number of rows that it tells."""
+    exact = Statistics(
+        rows,
+        (mean["share"].double() * rows).round(),
+        mean["sums"].double() * rows,
+        unpacked(mean["second"]) * rows,
+    )
+    config, text = task.privacy, task.text.double()
+    noise = noise_of(*text.shape, privacy.multiplier_for(epsilon, config.dp_delta))
+    noisy = release(exact, noise, privacy.noise_entropy(config, task.seed, 1))
+    plausible = denoised(noisy, noise, text)
+    return plausible.to_state(mean), int(plausible.rows)
+
+
+def without_count(state: State) -> State:
+    """A noisy mean over clients: what says of rows, and is chosen by them, is noise."""
+    of_rows = ("hits", "row_weight", "chosen")
+    return {k: torch.zeros_like(v) if k in of_rows else v for k, v in state.items()}
 
 
 def split(classes: int, dim: int) -> tuple[float, float, float]:
@@ -78,24 +136,30 @@ def noise_of(classes: int, dim: int, multiplier: float) -> Noise:
     return Noise(multiplier / a, multiplier / b, multiplier / (c * math.sqrt(2)))
 
 
-def release(exact: Moments, noise: Noise, entropy: Sequence[int] | None) -> Moments:
+def release(
+    exact: Statistics, noise: Noise, entropy: Sequence[int] | None
+) -> Statistics:
     """``exact`` sums and the noise; ``entropy`` seeds it, None: the system's."""
     row, column = torch.triu_indices(*exact.second.shape)
     like = {"counts": exact.counts, "sums": exact.sums, "second": row}
-    drawn = {k: v.to(exact.sums) for k, v in standard_normal(like, entropy).items()}
+    drawn = {
+        k: v.to(exact.sums) for k, v in privacy.standard_normal(like, entropy).items()
+    }
     upper = torch.zeros_like(exact.second)
     upper[row, column] = drawn["second"]
     off = upper.triu(1)
     symmetric = off + off.t() + math.sqrt(2) * upper.diagonal().diag()
-    return Moments(
-        exact.counts + noise.counts * drawn["counts"],
+    counts = exact.counts + noise.counts * drawn["counts"]
+    return Statistics(
+        float(counts.sum()),
+        counts,
         exact.sums + noise.sums * drawn["sums"],
         exact.second + noise.second * symmetric,
     )
 
 
-def denoised(noisy: Moments, noise: Noise, text: Tensor) -> Moments:
-    """Plausible moments behind ``noisy`` ones, by the module's docstring.
+def denoised(noisy: Statistics, noise: Noise, text: Tensor) -> Statistics:
+    """Plausible statistics behind ``noisy`` ones, by the module's docstring.
 
     ``text`` (C, D) are the features of the class names.  Counts and all else scale
     together: means over rows serve as well as sums.  Without noise nothing changes.
@@ -114,7 +178,8 @@ def denoised(noisy: Moments, noise: Noise, text: Tensor) -> Moments:
     within = shrunk_covariance(within, noise.second / float(total))
     within.diagonal().add_((share * left).sum())
     second = within + (means.t() * share) @ means
-    return Moments(counts, counts[:, None] * means, total * second)
+    rows = float(max(1, round(float(total))))
+    return Statistics(rows, counts, counts[:, None] * means, total * second)
 
 
 def _without_cross(

@@ -33,13 +33,13 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.fields import Section, option
 from ..wire.update import ClientUpdate, State
 from .base import Client, Task
-from .gda import Gda, GdaParams, Moments, choose
+from .gda import Gda, GdaParams, choose
+from .statistics import Moments, unit
 
 OWN = "own_"  # before the names of a client's means, which it keeps
 UNTOLD_ROWS = 1e4  # stands for N at a server that knows the mean alone
@@ -140,7 +140,7 @@ class Tofa(Gda):
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Fused scores by a client's posterior if ``state`` has its rows, else by the
         global one; before any row has come, those of zero-shot."""
-        z = F.normalize(x.double(), dim=1)
+        z = unit(x)
         text = task.logit_scale * z @ task.text.double().t()
         posterior = posterior_of(state, task)
         if posterior is None:

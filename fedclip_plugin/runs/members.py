@@ -16,7 +16,8 @@ from typing import Any
 import torch.nn.functional as F
 
 from ..algorithms import Client, algorithm_class
-from ..algorithms.gda import Gda, Statistics, choose
+from ..algorithms.gda import ROUNDING, Gda, choose
+from ..algorithms.statistics import Statistics, implausible
 from ..config.schema import ModelConfig, RunConfig
 from ..data.partition import NO_TARGET
 from ..errors import ConfigError, RunError
@@ -35,7 +36,6 @@ from .setup import Setup
 
 MARK = "members: "  # begins the notes that go on from run to run
 SAME_TEXT = 0.99  # cosine of text features of one model, in any precision
-ROUNDING = 1e-3  # of a row
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def leave(
     rest = tuple(name for name in former.members if name != client)
     if not rest:
         raise ConfigError(f"client {client!r} is the last one: nothing would be left")
-    if float(statistics.counts.min()) < -0.5 or _off(statistics):
+    if _impossible(statistics, former):
         raise ConfigError(
             f"the rows of client {client!r} are not those that {former.record.path} "
             "was made of: name the data that it was run, or joined, with"
@@ -179,11 +179,18 @@ def _of(client: Client, former: Former) -> Statistics:
     return Statistics.of(train.x, train.y, classes)
 
 
-def _off(statistics: Statistics) -> bool:
-    """Whether features of unit length cannot give these: their squares sum to N."""
-    return abs(float(statistics.second.trace()) - statistics.rows) > ROUNDING * max(
-        1.0, statistics.rows
-    )
+def _impossible(rest: Statistics, former: Former) -> bool:
+    """Whether no rows have the sums of the ``rest``: others left than were there.
+
+    What the run's codec may have rounded away weighs more in fewer rows.
+    """
+    if float(rest.counts.min()) < -0.5:
+        return True
+    rounding = ROUNDING.get(former.setup.config.wire.compress)
+    if rest.rows <= 0 or rounding is None:
+        return False
+    slack = rounding / float(former.state["row_weight"]) / rest.rows
+    return implausible(rest.to_state(former.state), slack) is not None
 
 
 def _check_same_model(mine: FeatureSet, theirs: FeatureSet) -> None:

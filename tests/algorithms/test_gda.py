@@ -16,10 +16,9 @@ from fedclip_plugin.algorithms.gda import (
     SHRINKAGES,
     ZERO_SHOTS,
     Gda,
-    Moments,
-    Statistics,
     choose,
 )
+from fedclip_plugin.algorithms.statistics import Moments, Statistics
 from fedclip_plugin.config.schema import DataConfig, RunConfig
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.federation.build import Federation, build_federation

@@ -66,6 +66,18 @@ def test_no_honest_client_is_left_out(compress: str, rows: int) -> None:
     assert last.progress.quarantined == 0
 
 
+@pytest.mark.parametrize("compress", ["none", "fp16", "int8"])
+def test_nor_one_with_features_of_zeros(compress: str) -> None:
+    """As of a blank image: such a row counts in its class and has no direction."""
+    fed = make(compress=compress)
+    first = fed.clients[0]
+    blank = first.train.x.clone()
+    blank[: len(blank) // 2] = 0
+    client = replace(first, train=replace(first.train, x=blank))
+    *_, last = federate(replace(fed, clients=(client, *fed.clients[1:])))
+    assert last.progress.quarantined == 0
+
+
 def test_nor_in_a_second_round_nor_without_rows() -> None:
     fed = make(rounds=2)
     empty = replace(fed.clients[0], train=fed.clients[0].train[:0])

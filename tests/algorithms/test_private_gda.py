@@ -13,7 +13,8 @@ import torch.nn.functional as F
 
 from fedclip_plugin.algorithms import private_gda as private
 from fedclip_plugin.algorithms import with_values
-from fedclip_plugin.algorithms.gda import Gda, Statistics
+from fedclip_plugin.algorithms.gda import Gda
+from fedclip_plugin.algorithms.statistics import Statistics
 from fedclip_plugin.config.schema import DataConfig, RunConfig
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.federation.build import Federation, build_federation
@@ -59,7 +60,8 @@ def test_one_row_moves_the_scaled_sums_by_one(classes, dim):
 
 def test_noise_has_the_deviations_that_sensitivity_asks_for():
     classes, dim, multiplier = 5, 60, 3.0
-    zero = private.Moments(
+    zero = Statistics(
+        0.0,
         torch.zeros(classes).double(),
         torch.zeros(classes, dim).double(),
         torch.zeros(dim, dim).double(),
@@ -123,8 +125,7 @@ def test_a_covariance_comes_nearer_and_is_definite():
 
 def test_without_noise_nothing_changes():
     x, y = rows(90, 8), torch.arange(90) % 3
-    made = Statistics.of(x, y, 3)
-    exact = private.Moments(made.counts, made.sums, made.second)
+    exact = Statistics.of(x, y, 3)
     found = private.denoised(exact, private.Noise(0, 0, 0), F.normalize(rows(3, 8)))
     for name in ("counts", "sums", "second"):
         torch.testing.assert_close(getattr(found, name), getattr(exact, name))

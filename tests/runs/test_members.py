@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,13 +128,17 @@ def test_a_member_does_not_join_twice(folder, tmp_path):
         )
 
 
-def test_other_rows_than_were_added_are_noticed(folder, tmp_path):
-    import shutil
+OTHERS = {
+    "labels": lambda f: {"label": {d: v * 0 for d, v in f.label.items()}},
+    "features": lambda f: {"image": {d: v.flip(1) for d, v in f.image.items()}},
+}
 
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_rows_than_were_added_are_noticed(folder, tmp_path, name):
     run = shutil.copytree(folder / "run-whole", tmp_path / "run")
     other = toy_features(rows=80)
-    flipped = {d: v * 0 for d, v in other.label.items()}
-    save_features(replace(other, label=flipped), tmp_path / "other")
+    save_features(replace(other, **OTHERS[name](other)), tmp_path / "other")
     config = (run / "config.toml").read_text()
     config = config.replace(str(folder / "whole"), str(tmp_path / "other"))
     (run / "config.toml").write_text(config)
