@@ -56,6 +56,10 @@ format: install  ## put Python and C++ sources into the project's format
 	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | \
 		xargs $(BIN)/clang-format -i
 
+.PHONY: docs
+docs: install  ## run the tutorials and build the site in .nox/docs/site
+	$(BIN)/nox -s docs
+
 .PHONY: bench
 bench: install  ## time the kernels against PyTorch
 	$(BIN)/python -m benchmarks ops --write $(ARGS)

@@ -28,7 +28,7 @@ nox.needs_version = ">=2024.4"
 # fetches gigabytes.
 nox.options.sessions = ["everything"]
 SESSIONS: tuple[str, ...] = ("flower", "core", "fedml", "sanitize", "benchmarks")
-SESSIONS += ("pure", "lowered", "lint", "isolated")
+SESSIONS += ("docs", "pure", "lowered", "lint", "isolated")
 LANES = 3  # sessions at a time on two cores: those of hosts mostly wait for processes
 
 PYTHON = [sys.executable, "-m"]
@@ -368,6 +368,19 @@ def _as_installed(folder: Path) -> Path:
 def benchmarks(session: nox.Session) -> None:
     """Every benchmark on the least of data, and which cannot run here."""
     _run(session, "benchmarks", "--quick", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+@_timed
+def docs(session: nox.Session) -> None:
+    """The tutorials, run, and the site in .nox/docs/site: a warning is an error."""
+    ran = ROOT / ".nox" / "docs" / "tutorials"
+    one = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+    script = [sys.executable, "docs/site/tutorials.py", str(ran), *session.posargs]
+    session.run(*script, external=True, env=one)
+    _run(session, "mkdocs", "build", "--strict", "--quiet", NO_MKDOCS_2_WARNING="1")
+    pages = sum(1 for _ in (ROOT / ".nox" / "docs" / "site").rglob("*.html"))
+    session.log(f".nox/docs/site/index.html: {pages} pages")
 
 
 @nox.session(venv_backend="none")

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("fedclip_plugin", "registry", "csrc", "tests", "benchmarks", "examples")
 PAGES = sorted(
     page
-    for pattern in ("*.md", "docs/*.md", "examples/*/*.md", "benchmarks/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "examples/*/*.md", "benchmarks/**/*.md")
     for page in ROOT.glob(pattern)
 )
 SOURCES = sorted(

@@ -39,6 +39,9 @@ def after_run(run: Path, algorithm: str, classifies: bool) -> str:
 
 
 def _after(run: Path) -> list[tuple[str, str]]:
+    here = Path.cwd()
+    if run.is_relative_to(here):
+        run = run.relative_to(here)
     name, together = shlex.quote(str(run)), shlex.quote(str(run.parent))
     return [
         (f"fedclip report {together}/*", "the runs in one table"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import io
+import logging
 import os
 import tempfile
 import warnings
@@ -333,6 +334,12 @@ def _check(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    log = logging.getLogger("onnxscript")  # what it could not fold, a line each
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
