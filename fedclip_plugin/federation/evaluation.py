@@ -124,19 +124,18 @@ def class_metrics(
     """
     if not len(truth):
         return {}
-    from sklearn.metrics import f1_score, recall_score
-
-    y, predicted = truth.cpu().numpy(), scores.argmax(dim=1).cpu().numpy()
-    present = sorted(set(y.tolist()))
-    recall = recall_score(y, predicted, average=None, labels=present)
+    rows, said, right = _counts(scores, truth)
+    present = rows > 0
+    recall = right[present] / rows[present]
+    named = rows + said > 0
     groups: dict[str, list[float]] = {}
     if trained is not None:
-        for count, share in zip(trained[present].tolist(), recall.tolist()):
+        for count, share in zip(trained.cpu()[present].tolist(), recall.tolist()):
             name = "many" if count > MANY else "few" if count < FEW else "medium"
             groups.setdefault(name, []).append(share)
     return {
         "balanced_accuracy": float(recall.mean()),
-        "macro_f1": float(f1_score(y, predicted, average="macro")),
+        "macro_f1": float((2 * right[named] / (rows + said)[named]).mean()),
         "calibration_error": calibration_error(scores, truth),
         **ranking(scores, truth),
         **{n: sum(own) / len(own) for n, own in groups.items() if len(groups) > 1},
@@ -153,22 +152,41 @@ def ranking(scores: Tensor, truth: Tensor) -> dict[str, float]:
     Of two classes, the second is the positive one; of more, each against the rest, the
     mean over the classes that occur.  No ``auc`` where there is but one class.
     """
-    from sklearn.metrics import roc_auc_score
+    count = scores.shape[1]
+    rows, said, right = _counts(scores, truth)
+    others = len(truth) - rows  # (C,), and those that are not said to be of the class
+    rejected = others - (said - right)
+    asked = torch.zeros(count, dtype=torch.bool)
+    asked[1 if count == 2 else rows > 0] = True
+    positive, both = asked & (rows > 0), asked & (others > 0)
+    metrics = {
+        "sensitivity": right[positive] / rows[positive],
+        "specificity": rejected[both] / others[both],
+    }
+    if scores.numel() <= RANKED:
+        chance = scores.double().softmax(dim=1)
+        labels = (positive & both).nonzero()[:, 0].tolist()
+        areas = [_auc(chance[:, label], truth == label) for label in labels]
+        metrics["auc"] = torch.tensor(areas, dtype=torch.float64)
+    return {name: float(own.mean()) for name, own in metrics.items() if len(own)}
 
-    count, chance = scores.shape[1], scores.double().softmax(dim=1).cpu().numpy()
-    y, predicted = truth.cpu().numpy(), scores.argmax(dim=1).cpu().numpy()
-    present = sorted(set(y.tolist()))
-    labels = [1] if count == 2 else present
-    found: dict[str, list[float]] = {"sensitivity": [], "specificity": [], "auc": []}
-    for label in labels:
-        positive, said = y == label, predicted == label
-        if positive.any():
-            found["sensitivity"].append(float(said[positive].mean()))
-        if not positive.all():
-            found["specificity"].append(float((~said)[~positive].mean()))
-        if positive.any() and not positive.all() and chance.size <= RANKED:
-            found["auc"].append(float(roc_auc_score(positive, chance[:, label])))
-    return {name: sum(own) / len(own) for name, own in found.items() if own}
+
+def _counts(scores: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of each class, those said to be of it, and those rightly; (C,) float64."""
+    count, predicted = scores.shape[1], scores.argmax(dim=1)
+    of = (truth, predicted, truth[predicted == truth])
+    rows, said, right = (torch.bincount(y.cpu(), minlength=count).double() for y in of)
+    return rows, said, right
+
+
+def _auc(chance: Tensor, positive: Tensor) -> float:
+    """Share of the pairs of a ``positive`` row and another in which its ``chance`` (N,)
+    is the greater, of equals half: Mann and Whitney's U by ranks."""
+    _, place, ties = chance.unique(return_inverse=True, return_counts=True)
+    ranks = ties.cumsum(0) - (ties - 1) / 2  # of equals the mean, from 1
+    count = int(positive.sum())
+    above = float(ranks[place][positive].sum()) - count * (count + 1) / 2
+    return above / (count * (len(chance) - count))
 
 
 def calibration_error(scores: Tensor, truth: Tensor, bins: int = 15) -> float:

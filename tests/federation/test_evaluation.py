@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, roc_auc_score
 
 from fedclip_plugin.algorithms import (
     Client,
@@ -210,6 +210,14 @@ def test_groups_by_training_images_and_rankings():
     ]
     assert found["auc"] == pytest.approx(sum(areas) / 4)
     assert "many" not in class_metrics(scores, truth, torch.full((4,), 500))
+
+
+def test_equal_chances_count_half():
+    truth = torch.tensor([0, 0, 0, 1, 1, 1, 1])
+    scores = torch.zeros(7, 2)
+    scores[:, 1] = torch.tensor([0.0, 1, 2, 1, 1, 2, 3])
+    wanted = roc_auc_score(truth.numpy(), scores[:, 1].numpy())
+    assert class_metrics(scores, truth)["auc"] == pytest.approx(wanted)
 
 
 def test_of_two_classes_the_second_is_the_positive_one():

@@ -13,6 +13,10 @@ import pytest
 from markupsafe import escape
 
 from fedclip_plugin.report.averages import aggregate
+from fedclip_plugin.report.figures.rounds import accuracy_curve, loss_curve
+from fedclip_plugin.report.figures.svg import Chart
+from fedclip_plugin.report.page import page
+from fedclip_plugin.report.records import RunRecord
 from fedclip_plugin.report.write import write_html
 from tests.report.synthetic_runs import leaf_summary, write_leaf, write_tree
 
@@ -205,6 +209,30 @@ def test_several_directories_go_to_one_page(tmp_path: Path) -> None:
     assert path == tmp_path / "both.html"
     assert "FedCLIP, FedAVG on digits" in path.read_text(encoding="utf-8")
     assert not (tmp_path / "a" / "report.html").exists()
+
+
+def test_a_runs_charts_are_drawn_once_and_anew_when_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+
+    def loss(run: RunRecord) -> Chart | None:
+        drawn.append(run.target)
+        return loss_curve(run)
+
+    monkeypatch.setattr(page, "_CHARTS", (accuracy_curve, loss))
+    write_leaf(tmp_path / "a")
+    alone = page_of(tmp_path / "a")
+    write_leaf(tmp_path / "b", leaf_summary("photo"))
+    both = page_of(tmp_path)
+    assert len(drawn) == 2
+    for svg in re.findall(r"<svg.*?</svg>", alone, re.S):
+        assert svg in both
+    ids = re.findall(r'\bid="([^"]+)"', both)
+    assert len(ids) == len(set(ids))
+    write_leaf(tmp_path / "a", leaf_summary(seed=7))
+    page_of(tmp_path / "a")
+    assert len(drawn) == 3
 
 
 def test_class_metrics_are_shown(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 _COLOURS = (
@@ -31,7 +32,6 @@ _STYLE: dict[Any, Any] = {
     # all but what rc_context would not restore
     **{k: v for k, v in matplotlib.rcParamsDefault.items() if "backend" not in k},
     "svg.fonttype": "none",  # text stays text: it can be selected and searched
-    "svg.hashsalt": "0",  # the number of the figure, see to_svg
     "svg.image_inline": True,
     "text.parse_math": False,  # a class may be named "$1"
     "text.usetex": False,
@@ -67,12 +67,16 @@ def colour(name: str) -> str:
 
 
 @contextmanager
-def figure_style() -> Iterator[None]:
-    """Matplotlib's defaults with our settings, whatever the user's matplotlibrc."""
+def figure_style(name: str = "") -> Iterator[None]:
+    """Matplotlib's defaults with our settings, whatever the user's matplotlibrc.
+
+    Ids differ between figures of one ``with``, and between those of other names.
+    """
     with warnings.catch_warnings(), matplotlib.rc_context():
         # glyphs that DejaVu lacks: the browser has them
         warnings.simplefilter("ignore")
         matplotlib.rcParams.update(_STYLE)
+        matplotlib.rcParams["svg.hashsalt"] = f"{name}:0"  # see to_svg
         yield
 
 
@@ -108,6 +112,16 @@ def dashed(axes: Axes, accuracy: float | None, name: str, text: str) -> list[Key
     return [Key(name, text, "dash")]
 
 
+def _lay_out(figure: Figure) -> None:
+    """Place everything, for ``savefig`` would draw twice to do so."""
+    FigureCanvasSVG(figure)
+    figure.set_dpi(72)  # what an SVG is drawn in
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+
+
 _UNUSED = re.compile(
     r' id="[\w.]+_\d+"'  # groups' ids, the same in every figure
     r'|(?<=") transform="rotate\(-0 [^"]*"'
@@ -118,12 +132,12 @@ _UNUSED = re.compile(
 def to_svg(figure: Figure, label: str) -> Markup:
     """The figure as an ``<svg>`` element for HTML, ``label`` for screen readers.
 
-    Ids are unique among the figures of one ``figure_style``.  Nothing in it refers to
-    the outside.
+    Ids are unique as ``figure_style`` says.  Nothing in it refers to the outside.
     """
     out = io.StringIO()
-    salt = str(int(matplotlib.rcParams["svg.hashsalt"]) + 1)
-    matplotlib.rcParams["svg.hashsalt"] = salt  # ids are made from it
+    name, number = matplotlib.rcParams["svg.hashsalt"].rsplit(":", 1)
+    matplotlib.rcParams["svg.hashsalt"] = f"{name}:{int(number) + 1}"  # makes the ids
+    _lay_out(figure)
     empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(out, format="svg", transparent=True, metadata=empty)
     box, body = re.findall(r'viewBox="(.*?)".*?>(.*)</svg>', out.getvalue(), re.S)[0]

@@ -8,6 +8,8 @@ the SVG of :func:`..figures.svg.to_svg` is markup already.
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -41,11 +43,14 @@ MAX_DETAILED = 8  # runs drawn in full on the page of a tree
 MAX_CHARS = 4_000_000  # of charts; keeps the page below 5 MB
 MAX_NAMES = 200  # skipped images listed
 MAX_COLUMNS = 12  # clients beside each other
+MAX_KEPT = 32  # runs whose charts are kept for the next page
 
 _CHARTS = (
     *(accuracy_curve, domain_bars, zero_shot_confusion, method_confusion),
     *(client_sizes, loss_curve),
 )
+
+_CHARTS_OF: dict[tuple[Path, str], list[Chart]] = {}
 
 
 def render_page(runs: Sequence[RunRecord], title: str) -> str:
@@ -192,9 +197,22 @@ def _run(run: RunRecord) -> dict[str, Any]:
         "zero_shot": base,
         "tables": filter(None, tests),
         "metrics": tables.class_metrics(metrics),
-        "charts": _drawn(make(run) for make in _CHARTS),
+        "charts": _charts(run),
         "classes": filter(None, (worsened_classes(run), frequent_mistakes(run))),
     }
+
+
+def _charts(run: RunRecord) -> list[Chart]:
+    """What is drawn of a run: once for its own page and for those of several runs."""
+    content = json.dumps([run.summary, run.metrics], sort_keys=True)
+    name = hashlib.sha256(content.encode()).hexdigest()
+    key = (run.path.resolve(), name)
+    if key not in _CHARTS_OF:
+        if len(_CHARTS_OF) >= MAX_KEPT:
+            _CHARTS_OF.clear()
+        with figure_style(name):
+            _CHARTS_OF[key] = _drawn(make(run) for make in _CHARTS)
+    return _CHARTS_OF[key]
 
 
 def _command(runs: Sequence[RunRecord]) -> str:
