@@ -194,28 +194,28 @@ def _asks_for_moments(sent: State) -> bool:
 
 def _moments(client: Client, like: State) -> ClientUpdate:
     """Share, mean and covariance of the client's rows of every class."""
-    told = {key: torch.zeros_like(value) for key, value in like.items()}
+    moments = {key: torch.zeros_like(value) for key, value in like.items()}
     x, y = client.train.x.double(), client.train.y
     row, column = torch.triu_indices(x.shape[1], x.shape[1], device=x.device)
     for c in y.unique().tolist():
         part = x[y == c]
         gap = part - part.mean(dim=0)
-        told[SHARE][c] = len(part) / len(y)
-        told[MEANS][c] = part.mean(dim=0)
-        told[COVARIANCES][c] = (gap.t() @ gap / len(part))[row, column]
-    return ClientUpdate(client.name, told, len(y))
+        moments[SHARE][c] = len(part) / len(y)
+        moments[MEANS][c] = part.mean(dim=0)
+        moments[COVARIANCES][c] = (gap.t() @ gap / len(part))[row, column]
+    return ClientUpdate(client.name, moments, len(y))
 
 
 def spread(updates: Sequence[ClientUpdate], state: State, task: Task) -> State:
     """What ``ggeur.`` keys become of the clients' moments; {} without any row."""
-    told = sorted((u for u in updates if u.num_examples > 0), key=lambda u: u.client)
-    if not told:
+    ordered = sorted((u for u in updates if u.num_examples > 0), key=lambda u: u.client)
+    if not ordered:
         return {}
-    found = {key: torch.zeros_like(state[key]) for key in (FACTORS, MEANS, SPREAD, CUT)}
+    after = {key: torch.zeros_like(state[key]) for key in (FACTORS, MEANS, SPREAD, CUT)}
     rank = state[FACTORS].shape[1]
     for c in range(len(task.text)):
-        counts = [float((u.num_examples * u.state[SHARE][c]).round()) for u in told]
-        parts = [(n, u.state) for n, u in zip(counts, told) if n > 0]
+        counts = [float((u.num_examples * u.state[SHARE][c]).round()) for u in ordered]
+        parts = [(n, u.state) for n, u in zip(counts, ordered) if n > 0]
         if not parts:
             continue
         mean, covariance = pooled(
@@ -226,11 +226,11 @@ def spread(updates: Sequence[ClientUpdate], state: State, task: Task) -> State:
         values, vectors = torch.linalg.eigh(covariance)
         values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
         length = values if task.train.augment_scale == "eigenvalue" else values.sqrt()
-        found[MEANS][c] = mean
-        found[FACTORS][c] = (vectors * length)[:, :rank].t()
-        found[SPREAD][c] = values.sum()
-        found[CUT][c] = values[rank:].sum()
-    return {**found, READY: torch.ones_like(state[READY])}
+        after[MEANS][c] = mean
+        after[FACTORS][c] = (vectors * length)[:, :rank].t()
+        after[SPREAD][c] = values.sum()
+        after[CUT][c] = values[rank:].sum()
+    return {**after, READY: torch.ones_like(state[READY])}
 
 
 def pooled(

@@ -292,8 +292,8 @@ def kept_state(client: Client, first: State) -> State:
 
     Raises RunError for a tensor of another shape or dtype, as from a damaged file.
     """
-    found = {key: client.kept.get(key, value) for key, value in first.items()}
-    for key, value in found.items():
+    kept = {key: client.kept.get(key, value) for key, value in first.items()}
+    for key, value in kept.items():
         like = first[key]
         if value.shape != like.shape or value.dtype != like.dtype:
             raise RunError(
@@ -301,7 +301,7 @@ def kept_state(client: Client, first: State) -> State:
                 f"{tuple(value.shape)} {value.dtype}, expected {tuple(like.shape)} "
                 f"{like.dtype}; start the run again"
             )
-    return found
+    return kept
 
 
 def sample_order(

@@ -50,12 +50,12 @@ def token_embedding(clip: WholeClip, name: str) -> Any:
     ``name`` is of the algorithm.
     """
     model: Any = clip.model
-    found = getattr(model, "token_embedding", None)
-    if found is None:
-        found = getattr(getattr(model, "text", None), "token_embedding", None)
-    if found is None:
+    embedding = getattr(model, "token_embedding", None)
+    if embedding is None:
+        embedding = getattr(getattr(model, "text", None), "token_embedding", None)
+    if embedding is None:
         raise ConfigError(
             f"--alg {name} needs a text tower with a token embedding of open_clip's "
             "own; this model's is another"
         )
-    return found
+    return embedding

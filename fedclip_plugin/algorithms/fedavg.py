@@ -61,8 +61,8 @@ class FedAvg(Algorithm):
             images, text, scale = functional_call(
                 model, params, (self.inputs(batch, task), tokens[present])
             )[:3]
-            found = contrastive_loss(images, column, text, scale)
-            return found + self.proximal(params, state, task)
+            contrast = contrastive_loss(images, column, text, scale)
+            return contrast + self.proximal(params, state, task)
 
         optimizer = make_optimizer(params.values(), task.train)
         losses = train_local(optimizer, loss, client, task, round_number)

@@ -91,17 +91,17 @@ class FedPft(RoundAlgorithm):
         return [self._gaussians(state, client, task) for client in clients]
 
     def _gaussians(self, state: State, client: Client, task: Task) -> ClientUpdate:
-        told = self.answer_like(state, task)
+        gaussians = self.answer_like(state, task)
         z, rows = F.normalize(client.train.x.double(), dim=1), len(client.train)
         for c, count in enumerate(_counts(client, task)):
             if count < task.params.min_count:
                 continue
             share, means, variances = fit(z[client.train.y == c], task)
             used = len(share)
-            told["share"][c, :used] += share * count / rows
-            told["means"][c, :used] += means
-            told["variances"][c, :used] += variances
-        return ClientUpdate(client.name, told, rows)
+            gaussians["share"][c, :used] += share * count / rows
+            gaussians["means"][c, :used] += means
+            gaussians["variances"][c, :used] += variances
+        return ClientUpdate(client.name, gaussians, rows)
 
     def aggregate(
         self, updates: Sequence[ClientUpdate], state: State, task: Task
@@ -160,8 +160,8 @@ def fit(z: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # repeated rows
         mixture.fit(z.cpu().numpy())
-    found = (mixture.weights_, mixture.means_, mixture.covariances_)
-    share, means, variances = (torch.from_numpy(a).to(z) for a in found)
+    fitted = (mixture.weights_, mixture.means_, mixture.covariances_)
+    share, means, variances = (torch.from_numpy(a).to(z) for a in fitted)
     return share, means, variances
 
 
@@ -174,14 +174,14 @@ def draw(
     client among ``updates``, the class and the component.
     """
     for place, update in enumerate(updates):
-        told = {key: value.cpu() for key, value in update.state.items()}
-        counts = (told["share"].double() * update.num_examples).round().long()
+        gaussians = {key: value.cpu() for key, value in update.state.items()}
+        counts = (gaussians["share"].double() * update.num_examples).round().long()
         for c, k in counts.clamp_min(0).nonzero().tolist():
             entropy = np.random.SeedSequence([task.seed, _DRAW, place, c, k])
             generator = torch.Generator()
             seed = int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1))
             generator.manual_seed(seed)
-            count, mean = int(counts[c, k]), told["means"][c, k]
+            count, mean = int(counts[c, k]), gaussians["means"][c, k]
             noise = torch.randn(count, len(mean), generator=generator)
-            spread = told["variances"][c, k].clamp_min(0).sqrt()
+            spread = gaussians["variances"][c, k].clamp_min(0).sqrt()
             yield mean + spread * noise, torch.full((count,), c)

@@ -195,13 +195,13 @@ def choose(state: State, task: Task) -> tuple[float, float]:
 
 
 def _shrinkages(task: Task) -> tuple[float, ...]:
-    asked = task.params.shrinkage
-    return SHRINKAGES if asked is None else (asked,)
+    shrinkage = task.params.shrinkage
+    return SHRINKAGES if shrinkage is None else (shrinkage,)
 
 
 def _zero_shots(task: Task) -> tuple[float, ...]:
-    asked = task.params.zero_shot
-    return ZERO_SHOTS if asked is None else (asked,)
+    zero_shot = task.params.zero_shot
+    return ZERO_SHOTS if zero_shot is None else (zero_shot,)
 
 
 def _hits(rules: Sequence[tuple[Tensor, Tensor]], val: Samples, task: Task) -> Tensor:

@@ -249,5 +249,5 @@ def isotonic(values: Tensor) -> Tensor:
     means = torch.where(at[None] >= at[:, None], means, math.inf)
     least = means.flip(1).cummin(dim=1).values.flip(1)  # over j >= k
     least = torch.where(at[None] >= at[:, None], least, -math.inf)
-    found: Tensor = least.cummax(dim=0).values.diagonal().clone()
-    return found
+    nearest: Tensor = least.cummax(dim=0).values.diagonal().clone()
+    return nearest

@@ -144,15 +144,15 @@ class Moments:
         power = cross[:, noise:].square().sum(dim=0)
         power = F.pad(power, (noise, 0))
         total = (self.share - self.share.square()).sum()
-        found = []
+        scores = []
         for shrinkage in shrinkages:
             ridge = values + shrinkage / (1 - shrinkage) * self.variance
             residual = total - (power * (2 * ridge - values) / ridge.square()).sum()
             free = 1 - (1 + (values / ridge).sum()) / rows
-            found.append(
+            scores.append(
                 float(residual / free.square()) if free > LEAST_FREE else math.inf
             )
-        return found
+        return scores
 
 
 def implausible(state: State, slack: float) -> str | None:

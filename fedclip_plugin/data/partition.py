@@ -150,8 +150,8 @@ def partition_clients(
         parts = _parts(rows_of, y, data, target, seed)
         clients = [_client(*part, seed) for part in parts]
     else:
-        told = read_split(data.split, files or {}, y)
-        clients = _as_told(told, rows_of, y, data, target, seed)
+        split = read_split(data.split, files or {}, y)
+        clients = _clients_of_split(split, rows_of, y, data, target, seed)
     if data.shots is not None:
         clients = [_few(client, y, data.shots) for client in clients]
     if data.partition == "long-tail":
@@ -190,8 +190,8 @@ def _parts(
     return [(f"client-{i:0{digits}d}", i, rows) for i, rows in enumerate(pooled)]
 
 
-def _as_told(
-    told: Mapping[str, Mapping[str, Rows]],
+def _clients_of_split(
+    split: Mapping[str, Mapping[str, Rows]],
     rows_of: Mapping[str, Rows],
     y: Rows,
     data: DataConfig,
@@ -199,8 +199,8 @@ def _as_told(
     seed: int,
 ) -> list[ClientRows]:
     """The clients of a split file; or those of the partition, split as in the file."""
-    if WHOLE in told:
-        whole = told[WHOLE]
+    if WHOLE in split:
+        whole = split[WHOLE]
         return [
             ClientRows(
                 name, i, *(whole[part][np.isin(whole[part], rows)] for part in PARTS)
@@ -213,7 +213,7 @@ def _as_told(
         )
     held_out = rows_of[target] if target is not None else np.empty(0, np.int64)
     clients = []
-    for index, (name, parts) in enumerate(told.items()):
+    for index, (name, parts) in enumerate(split.items()):
         mine = [parts[part][~np.isin(parts[part], held_out)] for part in PARTS]
         if any(map(len, mine)):  # else all that it has is held out
             clients.append(ClientRows(name, index, *mine))

@@ -42,11 +42,11 @@ def read_split(
             f"--split {path} needs the names of the images: use --root DIR, or write "
             "the feature directory again with `fedclip features`"
         )
-    finder, found = _Finder(path, names, labels), {}
+    finder, clients = _Finder(path, names, labels), {}
     for client, parts in _clients(path).items():
-        found[client] = {part: finder.rows(parts.get(part, [])) for part in PARTS}
+        clients[client] = {part: finder.rows(parts.get(part, [])) for part in PARTS}
     finder.check()
-    return found
+    return clients
 
 
 def _clients(path: str) -> dict[str, dict[str, Any]]:

@@ -156,9 +156,9 @@ def ranking(scores: Tensor, truth: Tensor) -> dict[str, float]:
     rows, said, right = _counts(scores, truth)
     others = len(truth) - rows  # (C,), and those that are not said to be of the class
     rejected = others - (said - right)
-    asked = torch.zeros(count, dtype=torch.bool)
-    asked[1 if count == 2 else rows > 0] = True
-    positive, both = asked & (rows > 0), asked & (others > 0)
+    ranked = torch.zeros(count, dtype=torch.bool)
+    ranked[1 if count == 2 else rows > 0] = True
+    positive, both = ranked & (rows > 0), ranked & (others > 0)
     metrics = {
         "sensitivity": right[positive] / rows[positive],
         "specificity": rejected[both] / others[both],

@@ -26,7 +26,7 @@ _ASCII_HEAD = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True
 
 
 def print_table(
-    console: Console, summaries: Sequence[Summary], told: Container[str] = ()
+    console: Console, summaries: Sequence[Summary], written: Container[str] = ()
 ) -> None:
     """Print accuracies, bytes and seconds of the leaf summaries of one or more runs.
 
@@ -49,7 +49,7 @@ def print_table(
         if below := warning(total, method_label(group[0])):
             console.print(Text(f"warning: {below}", "yellow"))
     for note in notes_of(summaries):
-        if note not in told:
+        if note not in written:
             console.print(Text(f"note: {note}", "yellow"), soft_wrap=True)
 
 

@@ -48,8 +48,8 @@ def method_label(summary: Summary) -> str:
     """The algorithm's name with what a run changed of its defaults."""
     seen = TRANSDUCTIVE if summary.get("transductive") else ""
     name, more = method_name(summary["algorithm"]), (seen, summary.get("variant"))
-    told = ", ".join(filter(None, more))
-    return f"{name} ({told})" if told else name
+    details = ", ".join(filter(None, more))
+    return f"{name} ({details})" if details else name
 
 
 def percent(value: float | None, missing: str = "-") -> str:

@@ -67,21 +67,21 @@ def _keys(voters: Sequence[ClientUpdate]) -> list[str]:
 
 def _weights(voters: Sequence[ClientUpdate], memory: State) -> list[float]:
     """What each weighs so far; all alike where nothing is left of any."""
-    known = [float(v) for k, v in sorted(memory.items()) if k.startswith(WEIGHT)]
-    usual = sum(known) / len(known) if known else 1 / len(voters)
-    found = [float(memory.get(k, usual)) for k in _keys(voters)]
-    return found if sum(found) > 0 else [1 / len(voters)] * len(voters)
+    former = [float(v) for k, v in sorted(memory.items()) if k.startswith(WEIGHT)]
+    usual = sum(former) / len(former) if former else 1 / len(voters)
+    weights = [float(memory.get(k, usual)) for k in _keys(voters)]
+    return weights if sum(weights) > 0 else [1 / len(voters)] * len(voters)
 
 
 def adjusted(
     weights: Sequence[float], gaps: Sequence[float], step: float
 ) -> list[float]:
     """``weights``, of sum 1, moved by the finite ``gaps``; of sum 1."""
-    told = [g for g in gaps if math.isfinite(g)]
-    middle = sum(told) / len(told) if told else 0.0
+    finite = [g for g in gaps if math.isfinite(g)]
+    middle = sum(finite) / len(finite) if finite else 0.0
     if not math.isfinite(middle):
         return list(weights)  # absurd gaps: their sum overflows
-    largest = max((abs(g - middle) for g in told), default=0.0)
+    largest = max((abs(g - middle) for g in finite), default=0.0)
     if largest <= LEAST_SPREAD:
         return list(weights)
     moved = [

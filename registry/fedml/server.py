@@ -330,9 +330,9 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         return done
 
 
-def aggregator_of(given: Any, model: nn.Module, args: Any) -> FedCLIPAggregator:
+def aggregator_of(configured: Any, model: nn.Module, args: Any) -> FedCLIPAggregator:
     """The server's aggregator, ``given`` or ours; its directory is opened now."""
-    aggregator = FedCLIPAggregator(model, args) if given is None else given
+    aggregator = FedCLIPAggregator(model, args) if configured is None else configured
     if not isinstance(aggregator, FedCLIPAggregator):
         raise ConfigError(
             f"server_aggregator: expected a FedCLIPAggregator, got {aggregator!r}"

@@ -113,14 +113,14 @@ class PersonalizedFedClip:
 
     def _tell_zero_shot(self) -> None:
         """The frozen CLIP on all images of each domain, before any training."""
-        features, start, told = self._images.features, 0, []
+        features, start, lines = self._images.features, 0, []
         for domain in features.domains:
             rows = slice(start, start + len(features.label[domain]))
             part = Samples(self._images.x[rows], self._images.y[rows])
             labels = zero_shot_labels(part, self.run.fed.task)
-            told.append(f"{domain} {accuracy(labels, part.y) or 0:.4f}")
+            lines.append(f"{domain} {accuracy(labels, part.y) or 0:.4f}")
             start = rows.stop
-        print(f"Zero-shot CLIP, all images: {', '.join(told)}", flush=True)
+        print(f"Zero-shot CLIP, all images: {', '.join(lines)}", flush=True)
 
     # -- the host's calls --------------------------------------------------------------
 
