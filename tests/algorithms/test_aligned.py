@@ -18,11 +18,10 @@ from fedclip_plugin.algorithms.faa_clip import adversarial_loss, domain_classifi
 from fedclip_plugin.algorithms.facmic import local_mmd
 from fedclip_plugin.config.schema import DataConfig, RunConfig
 from fedclip_plugin.federation.build import Federation, build_federation
-from fedclip_plugin.federation.checkpoint import Checkpoint
 from fedclip_plugin.federation.engine import Run, federate, run_round
 from fedclip_plugin.federation.personalization import personalize
 from fedclip_plugin.wire.update import State
-from tests.federation.toy import checkpointed, toy_features
+from tests.federation.toy import resumed, toy_features
 
 NAMES = ("facmic", "faa-clip")
 
@@ -198,11 +197,8 @@ def test_a_variance_that_the_wire_made_negative_does_no_harm():
 )
 def test_it_resumes_to_the_same_bits(name, values, tmp_path):
     *_, whole = federate(make(name, **values))
-    for standing in checkpointed(make(name, **values), Checkpoint(tmp_path, "id")):
-        if standing.progress.round == 2:
-            break
-    *_, resumed = checkpointed(make(name, **values), Checkpoint(tmp_path, "id"))
-    assert same(resumed.state, whole.state)
+    after = resumed(lambda: make(name, **values), tmp_path)
+    assert same(after.state, whole.state)
     assert all(bool(v.isfinite().all()) for v in whole.state.values())
 
 

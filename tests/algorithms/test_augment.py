@@ -24,12 +24,11 @@ from fedclip_plugin.algorithms.fedclip import FedClip
 from fedclip_plugin.config.schema import DataConfig, RunConfig
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.federation.build import Federation, build_federation
-from fedclip_plugin.federation.checkpoint import Checkpoint
 from fedclip_plugin.federation.engine import Run, federate, run_round
 from fedclip_plugin.federation.personalization import personalize
 from fedclip_plugin.federation.rounds import train_clients
 from fedclip_plugin.wire.message import state_bytes
-from tests.federation.toy import checkpointed, toy_features
+from tests.federation.toy import resumed, toy_features
 
 METHODS = ("fedclip", "linear")
 
@@ -149,11 +148,8 @@ def test_training_is_the_methods_own_on_more_rows(name):
 def test_it_resumes_to_the_same_bits(name, options, tmp_path):
     fed = make(name, rounds=4, **options)
     *_, whole = federate(fed)
-    for standing in checkpointed(fed, Checkpoint(tmp_path, "id")):
-        if standing.progress.round == 2:
-            break
-    *_, resumed = checkpointed(fed, Checkpoint(tmp_path, "id"))
-    for a, b in ((resumed.state, whole.state), (resumed.best, whole.best)):
+    after = resumed(lambda: fed, tmp_path)
+    for a, b in ((after.state, whole.state), (after.best, whole.best)):
         assert a.keys() == b.keys()
         assert all(torch.equal(a[k], b[k]) for k in a)
     assert all(bool(v.isfinite().all()) for v in whole.state.values())

@@ -22,12 +22,11 @@ from fedclip_plugin.algorithms.fedmedclip import (
 from fedclip_plugin.config.schema import DataConfig, RunConfig
 from fedclip_plugin.errors import RunError
 from fedclip_plugin.federation.build import Federation, build_federation
-from fedclip_plugin.federation.checkpoint import Checkpoint
 from fedclip_plugin.federation.engine import Run, federate, run_round
 from fedclip_plugin.federation.evaluation import score_clients, score_target
 from fedclip_plugin.wire.message import state_bytes
 from fedclip_plugin.wire.update import State
-from tests.federation.toy import checkpointed, toy_features
+from tests.federation.toy import resumed, toy_features
 
 
 def make(**values: object) -> Federation:
@@ -225,13 +224,10 @@ def test_a_client_that_has_not_trained_predicts_with_the_adapter():
 )
 def test_it_resumes_to_the_same_bits(values, tmp_path):
     *_, whole = federate(make(**values))
-    for standing in checkpointed(make(**values), Checkpoint(tmp_path, "id")):
-        if standing.progress.round == 2:
-            break
-    *_, resumed = checkpointed(make(**values), Checkpoint(tmp_path, "id"))
-    assert all(torch.equal(resumed.state[k], whole.state[k]) for k in whole.state)
+    after = resumed(lambda: make(**values), tmp_path)
+    assert all(torch.equal(after.state[k], whole.state[k]) for k in whole.state)
     for name, kept in whole.kept.items():
-        assert all(torch.equal(resumed.kept[name][k], kept[k]) for k in kept)
+        assert all(torch.equal(after.kept[name][k], kept[k]) for k in kept)
 
 
 def test_a_spoilt_update_is_left_out():

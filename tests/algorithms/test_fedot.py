@@ -20,7 +20,6 @@ from fedclip_plugin.cli import main
 from fedclip_plugin.config.schema import DataConfig, RunConfig, TrainConfig
 from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.federation.build import Federation, build_federation
-from fedclip_plugin.federation.checkpoint import Checkpoint
 from fedclip_plugin.federation.engine import Run, RunState, federate
 from fedclip_plugin.federation.evaluation import (
     accuracy,
@@ -30,7 +29,7 @@ from fedclip_plugin.federation.evaluation import (
 from fedclip_plugin.federation.rounds import train_clients
 from fedclip_plugin.storage.tensors import read_tensors
 from fedclip_plugin.wire.update import State, flatten
-from tests.federation.toy import checkpointed, toy_features, write_toy
+from tests.federation.toy import resumed, toy_features, write_toy
 
 
 def make(**chosen: Any) -> Federation:
@@ -218,11 +217,8 @@ MORE: list[dict[str, Any]] = [
 @pytest.mark.parametrize("more", MORE, ids=str)
 def test_resumed_runs_end_in_the_same_bits(more: dict[str, Any], tmp_path: Path):
     whole, again = last_of(**more), last_of(**more)
-    for now in checkpointed(make(**more), Checkpoint(tmp_path, "")):
-        if now.progress.round == 2:
-            break
-    *_, resumed = checkpointed(make(**more), Checkpoint(tmp_path, ""))
-    for one in (again, resumed):
+    after = resumed(lambda: make(**more), tmp_path)
+    for one in (again, after):
         assert same(one.state, whole.state)
         assert same(flatten(one.kept), flatten(whole.kept))
         assert same(flatten(one.best_kept), flatten(whole.best_kept))

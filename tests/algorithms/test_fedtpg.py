@@ -20,12 +20,11 @@ from fedclip_plugin.data.folders import load_dataset
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.features.obtain import encode_dataset
 from fedclip_plugin.federation.build import Federation, build_federation
-from fedclip_plugin.federation.checkpoint import Checkpoint
 from fedclip_plugin.federation.engine import Run, federate
 from fedclip_plugin.wire.message import state_bytes
-from tests.clip.fake_encoder import png
+from tests.clip.fake_encoder import write_images
 from tests.clip.makers import tiny_clip
-from tests.federation.toy import checkpointed
+from tests.federation.toy import resumed
 
 CLASSES = ("cat", "big dog", "horse")
 USUAL = {"rounds": 3, "batch_size": 8, "lr": 1e-2, "weight_decay": 0.0}
@@ -34,13 +33,7 @@ USUAL = {"rounds": 3, "batch_size": 8, "lr": 1e-2, "weight_decay": 0.0}
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("images")
-    for d in range(3):
-        for c, name in enumerate(CLASSES):
-            folder = root / f"d{d}" / name
-            folder.mkdir(parents=True)
-            for i in range(6):
-                (folder / f"{i}.png").write_bytes(png(100 * d + 10 * c + i))
-    return root
+    return write_images(root, ("d0", "d1", "d2"), CLASSES, 6)
 
 
 @pytest.fixture(scope="module")
@@ -199,15 +192,8 @@ def test_classes_that_no_client_had_are_served(images, weights):
 )
 def test_it_resumes_to_the_same_bits(values, images, weights, tmp_path):
     *_, whole = federate(make(images, weights, **values))
-    for standing in checkpointed(
-        make(images, weights, **values), Checkpoint(tmp_path, "id")
-    ):
-        if standing.progress.round == 2:
-            break
-    *_, resumed = checkpointed(
-        make(images, weights, **values), Checkpoint(tmp_path, "id")
-    )
-    assert all(torch.equal(resumed.state[k], whole.state[k]) for k in whole.state)
+    after = resumed(lambda: make(images, weights, **values), tmp_path)
+    assert all(torch.equal(after.state[k], whole.state[k]) for k in whole.state)
 
 
 def test_a_spoilt_update_is_left_out(images, weights):

@@ -22,12 +22,11 @@ from fedclip_plugin.algorithms.base import sample_order
 from fedclip_plugin.config.schema import DataConfig, RunConfig
 from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.federation.build import Federation, build_federation
-from fedclip_plugin.federation.checkpoint import Checkpoint
 from fedclip_plugin.federation.engine import Run, federate, run_round
 from fedclip_plugin.federation.evaluation import predict_scores, zero_shot_scores
 from fedclip_plugin.wire.message import state_bytes
 from fedclip_plugin.wire.update import State
-from tests.federation.toy import checkpointed, toy_features
+from tests.federation.toy import resumed, toy_features
 
 VARIANTS = [
     {"adapter": "bottleneck"},
@@ -65,11 +64,8 @@ def test_a_variant_trains_resumes_and_sends_its_adapter_alone(train, tmp_path):
     start = next(federate(make(**train))).state
     assert differs(whole.state, paper.state, start)
     assert all(not torch.equal(whole.state[k], start[k]) for k in start if "bias" in k)
-    for standing in checkpointed(make(**train), Checkpoint(tmp_path, "id")):
-        if standing.progress.round == 2:
-            break
-    *_, resumed = checkpointed(make(**train), Checkpoint(tmp_path, "id"))
-    assert all(torch.equal(resumed.state[k], whole.state[k]) for k in whole.state)
+    after = resumed(lambda: make(**train), tmp_path)
+    assert all(torch.equal(after.state[k], whole.state[k]) for k in whole.state)
     assert whole.result.bytes_down == 2 * state_bytes(start)
 
 

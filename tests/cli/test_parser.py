@@ -12,18 +12,12 @@ import pytest
 
 from fedclip_plugin import __version__
 from fedclip_plugin.cli import main
-from tests.clip.fake_encoder import png
+from tests.clip.fake_encoder import png, write_images
 from tests.federation.toy import write_toy
 
 
 def make_images(root: Path, domains=("d1", "d2", "d3"), classes=("cat", "dog")) -> Path:
-    for d, domain in enumerate(domains):
-        for c, name in enumerate(classes):
-            folder = root / domain / name
-            folder.mkdir(parents=True)
-            for i in range(10):
-                (folder / f"{i}.png").write_bytes(png(100 * d + 10 * c + i))
-    return root
+    return write_images(root, domains, classes, 10)
 
 
 @pytest.fixture(autouse=True)

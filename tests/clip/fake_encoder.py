@@ -6,6 +6,7 @@ import hashlib
 import io
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -52,6 +53,19 @@ def png(seed: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
+
+
+def write_images(
+    root: Path, domains: Sequence[str], classes: Sequence[str], count: int
+) -> Path:
+    """``<domain>/<class>/<i>.png`` under ``root``, which it returns."""
+    for d, domain in enumerate(domains):
+        for c, name in enumerate(classes):
+            folder = root / domain / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                (folder / f"{i}.png").write_bytes(png(100 * d + 10 * c + i))
+    return root
 
 
 def make_dataset(

@@ -28,7 +28,7 @@ from fedclip_plugin.federation.evaluation import (
     score_clients,
     zero_shot_scores,
 )
-from tests.clip.fake_encoder import png
+from tests.clip.fake_encoder import write_images
 from tests.clip.makers import tiny_clip
 
 DOMAINS, CLASSES = ("d1", "d2", "d3"), ("cat", "dog", "sea")
@@ -37,13 +37,7 @@ DOMAINS, CLASSES = ("d1", "d2", "d3"), ("cat", "dog", "sea")
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("images")
-    for d, domain in enumerate(DOMAINS):
-        for c, name in enumerate(CLASSES):
-            folder = root / domain / name
-            folder.mkdir(parents=True)
-            for i in range(8):
-                (folder / f"{i}.png").write_bytes(png(100 * d + 10 * c + i))
-    return root
+    return write_images(root, DOMAINS, CLASSES, 8)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -56,3 +56,12 @@ def checkpointed(fed: Federation, checkpoint: Checkpoint) -> Iterator[RunState]:
         yield now
         if now.result is not None:
             checkpoint.save(now)
+
+
+def resumed(make: Callable[[], Federation], folder: Path) -> RunState:
+    """The end of a run that is killed after two rounds and goes on from its files."""
+    for now in checkpointed(make(), Checkpoint(folder, "id")):
+        if now.progress.round == 2:
+            break
+    *_, last = checkpointed(make(), Checkpoint(folder, "id"))
+    return last
