@@ -55,7 +55,7 @@ class Former:
         state is not made of sums, or hides them.
         """
         record = load_run(directory)
-        if not issubclass(algorithm_class(config.algorithm), Gda):
+        if algorithm_class(config.algorithm) is not Gda:  # tofa's clients keep theirs
             raise ConfigError(
                 f"{record.path} is a run of {config.algorithm}: clients join and leave "
                 "a run of gda alone; run the others again without them"
@@ -227,6 +227,9 @@ def _write(
     notes = [n for n in summary.get("notes") or () if n.startswith(MARK)]
     names = ", ".join(client.name for client in moved)
     notes.append(f"{MARK}{names} {what}, {rows:,} rows")
+    if (codec := setup.config.wire.compress) != "none":
+        rounded = f"{MARK}the run's sums travelled as {codec}: the rest is as exact"
+        notes = [*(n for n in notes if n != rounded), rounded]
     config = replace(setup.config, notes=(*setup.config.notes, *notes))
     setup = replace(setup, config=config)
     sent = state_bytes(state) * len(moved) if what == "joined" else 0

@@ -146,8 +146,16 @@ def test_other_rows_than_were_added_are_noticed(folder, tmp_path, name):
         fc.leave(run, "cartoon", out=tmp_path / "out")
 
 
-def test_only_a_run_of_sums_can_change_its_members(folder, tmp_path):
-    options = {**OPTIONS, "alg": "linear", "rounds": 1}
-    fc.run(features=folder / "whole", out=tmp_path / "linear", **options)
+@pytest.mark.parametrize("name", ["linear", "tofa"])
+def test_only_a_run_of_sums_can_change_its_members(folder, tmp_path, name):
+    options = {**OPTIONS, "alg": name, "rounds": 1}
+    fc.run(features=folder / "whole", out=tmp_path / name, **options)
     with pytest.raises(fc.FedClipError, match="a run of gda alone"):
-        fc.leave(tmp_path / "linear", "art", out=tmp_path / "out")
+        fc.leave(tmp_path / name, "art", out=tmp_path / "out")
+
+
+def test_what_compression_lost_is_told(folder, tmp_path):
+    run = tmp_path / "int8"
+    fc.run(features=folder / "whole", out=run, compress="int8", **OPTIONS)
+    summary = fc.leave(run, "cartoon", out=tmp_path / "left")
+    assert any("travelled as int8" in note for note in summary["notes"])
