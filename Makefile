@@ -60,6 +60,10 @@ format: install  ## put Python and C++ sources into the project's format
 docs: install  ## run the tutorials and build the site in .nox/docs/site
 	$(BIN)/nox -s docs
 
+.PHONY: wheel
+wheel: install  ## build the wheels and the sdist in dist/, and try the wheel
+	$(BIN)/nox -s wheel
+
 .PHONY: bench
 bench: install  ## time the kernels against PyTorch
 	$(BIN)/python -m benchmarks ops --write $(ARGS)
