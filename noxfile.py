@@ -258,12 +258,15 @@ def _sdist(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     command = ("build", "--sdist", "--no-isolation", "--outdir", str(folder))
     env = {**os.environ, "FEDCLIP_PURE_PYTHON": "1"}
-    with subprocess.Popen(
-        [*PYTHON, *command, str(ROOT)], env=env, stdout=subprocess.PIPE, text=True
-    ) as process:
-        said, _ = process.communicate()
-    if process.returncode:
-        raise RuntimeError(said)
+    said = subprocess.run(
+        [*PYTHON, *command, str(ROOT)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if said.returncode:
+        raise RuntimeError(said.stdout)
     (archive,) = folder.glob("*.tar.gz")
     shutil.unpack_archive(archive, folder, filter="data")
     return folder / archive.name.removesuffix(".tar.gz")
@@ -302,7 +305,8 @@ def isolated(session: nox.Session) -> None:
     """
     folder = ROOT / ".nox" / "isolated"
     tree = _sdist(folder)
-    pure = _build_wheel(tree, folder / "pure", FEDCLIP_PURE_PYTHON="1")
+    without = {"FEDCLIP_PURE_PYTHON": "1"}
+    pure = _build_wheel(tree, folder / "pure", "--no-build-isolation", **without)
     assert pure.name.endswith("-py3-none-any.whl"), pure
     least = {"FEDCLIP_BEST_ISA": "generic", "FEDCLIP_CXX_FLAGS": "-O0"}
     wheel = _repaired(_build_wheel(tree, folder / "wheel", **least))
@@ -337,7 +341,8 @@ def wheel(session: nox.Session) -> None:
     """
     dist, folder = ROOT / "dist", ROOT / ".nox" / "dist"
     tree = _sdist(folder)
-    pure = _build_wheel(tree, folder / "pure", FEDCLIP_PURE_PYTHON="1")
+    without = {"FEDCLIP_PURE_PYTHON": "1"}
+    pure = _build_wheel(tree, folder / "pure", "--no-build-isolation", **without)
     kernels = _repaired(_build_wheel(tree, folder / "wheel", "--no-build-isolation"))
     dist.mkdir(exist_ok=True)
     for made in (next(folder.glob("*.tar.gz")), pure, kernels):
