@@ -7,6 +7,7 @@ Options are those of ``fedclip run`` (docs/options.md), with ``_`` for ``-``:
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from .export.trained import read_trained
 from .features.feature_set import FeatureSet
 from .features.obtain import obtain_features, open_data
 from .report.records import load_run as load_record
+from .report.trackers import find_trackers
 from .runs import members
 from .runs.directory import prepare_out
 from .runs.experiment import OnRound, run_in
@@ -31,6 +33,7 @@ def run(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    log: Sequence[str] | str = (),
     on_round: OnRound | None = None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -38,17 +41,23 @@ def run(
 
     ``out`` is the directory of the results, which a former run there makes way for;
     without it nothing is kept.  ``resume`` goes on with a broken run in ``out``.
+    ``log`` names trackers that follow the run.
     ``on_round`` is called after every round.  Raises FedClipError, as the command line
     exits with code 2.
     """
     if resume and out is None:
         raise ConfigError("resume=True needs out=DIR, the directory of the broken run")
+    log = [log] if isinstance(log, str) else log
+    if find_trackers(log) and out is None:
+        raise ConfigError("log needs out=DIR: trackers write beside the run's files")
     base = as_path(out) / "config.toml" if resume and out is not None else None
     config = configure(options, base)
     if out is not None:
         data = open_data(config)
         directory = prepare_out(as_path(out), "", resume)
-        return run_in(directory, config, resume, data=data, on_round=on_round)
+        return run_in(
+            directory, config, resume, data=data, on_round=on_round, log=log
+        )
     with tempfile.TemporaryDirectory(prefix="fedclip-") as folder:
         return run_in(Path(folder) / "run", config, on_round=on_round)
 
@@ -123,14 +132,19 @@ def load_run(directory: str | Path) -> Run:
 
 
 def load_classifier(
-    directory: str | Path, client: str | None = None, **options: Any
+    directory: str | Path,
+    client: str | None = None,
+    state: str | Path = "best",
+    **options: Any,
 ) -> Classifier:
     """The classifier that a run has trained: ``load_classifier(RUN).predict([...])``.
 
-    ``client`` takes what that client personalized.  ``options`` go over the run's own:
+    ``client`` takes what that client personalized; ``state`` is that of the best round,
+    ``"final"`` or a file of one.  ``options`` go over the run's own:
     a run from a feature directory does not know its backbone, so name ``model`` and
     ``pretrained``.  Raises FedClipError.
     """
     path = as_path(directory)
     load_record(path)  # a run, and a finished one
-    return Classifier.load(path, configure(options, path / "config.toml"), client)
+    config = configure(options, path / "config.toml")
+    return Classifier.load(path, config, client, state=state)

@@ -28,6 +28,7 @@ FOREIGN = {
     *("fed_at_clip.py", "methods/fed_at_clip.py", "prepare_data_dg_clip.py"),
     *("datautil/datasplit.py", "medmnist/info.py", "torch/extension.h", "Python.h"),
     *("standin/clip.py", "fedclip_plugin.adapters"),  # made when it runs; entry points
+    "fedclip_plugin.trackers",
 }
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _MODULE = re.compile(r"\bfedclip_plugin(?:\.\w+)+")

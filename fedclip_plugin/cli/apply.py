@@ -47,6 +47,7 @@ def predict(args: argparse.Namespace, display: Display) -> int:
         args.client,
         classes=_classes(args.classes),
         precision=config.model.precision,
+        state=args.state,
     )
     rows: list[dict[str, Any]] = []
     bad = done = 0

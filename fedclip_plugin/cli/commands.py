@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from ..config.schema import RunConfig
     from ..features.encode import EncodeStats
     from ..features.feature_set import FeatureSet
-    from ..federation.engine import RunState
     from ..registry import Host
-    from ..runs.files import RunPlan
     from .doctor import Check
 
 
@@ -27,15 +25,18 @@ def run(args: argparse.Namespace, display: Display) -> int:
     from ..algorithms import get_algorithm
     from ..features.obtain import open_data
     from ..ops.kernels import resolve_device
+    from ..report.trackers import find_trackers
     from ..runs.directory import prepare_out
     from ..runs.experiment import run_in
     from ..server.privacy import accountant
 
-    config, (args.out, args.resume) = read_run(args)
+    config, (args.out, args.resume, log) = read_run(args)
+    log = (*log, *(["tensorboard"] if args.tensorboard else []))
     get_algorithm(config.algorithm)  # what is unknown fails before any work
     resolve_device(config.model.device)
     if config.private:
         accountant()
+    find_trackers(log)
     if args.dry_run:
         return _dry_run(config, display)
     name = f"{config.algorithm}-{config.data.dataset}"
@@ -47,8 +48,9 @@ def run(args: argparse.Namespace, display: Display) -> int:
         args.resume,
         data=data,
         on_features=lambda found, stats: _say_features(display, config, found, stats),
-        on_round=_recorder(args, display),
+        on_round=display.round,
         progress=display.images,
+        log=log,
     )
     _print_results(display, config, summary, args.out)
     return 0
@@ -85,26 +87,6 @@ def _features_line(config: RunConfig, stats: EncodeStats) -> str:
         f"features: {stats.images} images, {stats.encoded} encoded now in "
         f"{stats.precision}, {cached} from the cache; {stats.seconds:.1f} s{rate}"
     )
-
-
-def _recorder(args: argparse.Namespace, display: Display) -> Any:
-    if not args.tensorboard:
-        return display.round
-    from ..report.tensorboard import TensorBoardLog
-
-    logs: dict[Path, TensorBoardLog] = {}
-
-    def record(plan: RunPlan, now: RunState) -> None:
-        display.round(plan, now)
-        if now.result is None:
-            return
-        if plan.directory not in logs:
-            logs[plan.directory] = TensorBoardLog(plan.directory)
-        logs[plan.directory].log(now.result.as_dict())
-        if now.last:
-            logs.pop(plan.directory).close()
-
-    return record
 
 
 def _print_results(
@@ -176,7 +158,9 @@ def export(args: argparse.Namespace, display: Display) -> int:
 
     config = read_config(args, args.run_directory / "config.toml")
     formats = tuple(args.format or ("torch", "onnx"))
-    for path in export_run(args.run_directory, config, args.to, formats):
+    for path in export_run(
+        args.run_directory, config, args.to, formats, args.state
+    ):
         display.say(f"written: {path}")
     return 0
 

@@ -34,6 +34,7 @@ PARTITIONS = {
     "long-tail": ("imbalance",),
 }
 """How images become clients -> the fields that this depends on."""
+SELECTIONS = ("accuracy", "balanced-accuracy", "macro-f1")
 DOWN_COMPRESSIONS = ("none", "fp16", "int8", "int4")
 COMPRESSIONS = (*DOWN_COMPRESSIONS, "topk")
 EMBEDDED_DATASET = "digits"
@@ -239,6 +240,9 @@ class TrainConfig(Section):
     eval_every: int = option(
         1, "score all clients every N rounds and after the last",
         within="[1, inf)")  # fmt: skip
+    select_by: str = option(
+        "accuracy", "what the clients' validation splits choose the best round by",
+        choices=SELECTIONS)  # fmt: skip
     personalize: str = option(
         "none", "after the last round: finetune or mix the adapter on each client, as "
         "far as its validation split says",

@@ -16,7 +16,7 @@ from ..ops.kernels import resolve_device
 from ..stats import mean
 from ..wire.update import State, on_device
 from .predict import check_predicts, closed
-from .trained import Trained, read_state, read_trained
+from .trained import Trained, read_trained
 
 
 def evaluate(
@@ -24,19 +24,19 @@ def evaluate(
     config: RunConfig,
     features: FeatureSet,
     *,
-    state: Path | None = None,
+    state: str | Path = "best",
     client: str | None = None,
 ) -> dict[str, Any]:
     """Accuracy and class metrics of every domain of ``features``, zero-shot beside.
 
-    ``config`` is that of the run in ``directory``; ``state`` a file in the place of its
-    adapter, ``client`` whose model it is.  All rows of a domain count.  Raises
+    ``config`` is that of the run in ``directory``; ``state`` its best round's, its
+    final one, or a file, ``client`` whose model it is.  All rows of a domain count.  Raises
     ConfigError for classes that the method cannot predict and for one that predicts
     from more than features, WeightsError for features of another width.
     """
     algorithm = get_algorithm(config.algorithm)
     check_predicts(algorithm)
-    trained = read_state(state) if state else read_trained(directory, client)
+    trained = read_trained(directory, client, state)
     if trained.width not in (None, features.embed_dim):
         raise WeightsError(
             f"{trained.path} was trained on {trained.model} (width {trained.width}), "

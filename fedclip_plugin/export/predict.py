@@ -75,17 +75,19 @@ class Classifier:
         *,
         classes: Sequence[str] = (),
         precision: str = "fp32",
+        state: str | Path = "best",
     ) -> Classifier:
         """The classifier of the run in ``directory``, configured by ``config``.
 
         ``client`` takes what that client personalized instead of the shared state;
-        ``classes`` are other ones than the run's, for a method with an open vocabulary.
+        ``classes`` are other ones than the run's, for a method with an open vocabulary;
+        ``state`` is of the best round, the ``final`` one or a file.
         Raises RunError where there is no such state, ConfigError for an algorithm that
         predicts from more than features, WeightsError for a backbone that does not fit.
         """
         algorithm = get_algorithm(config.algorithm)
         check_predicts(algorithm)
-        trained = read_trained(directory, client)
+        trained = read_trained(directory, client, state)
         if any("/" in key for key in trained.state):
             raise ConfigError(
                 f"{trained.path} holds one model for each client: --alg "

@@ -19,6 +19,8 @@ from ..storage.tensors import DamagedFileError, read_tensors
 from ..wire.update import State, unflatten
 
 ADAPTER = "adapter.safetensors"
+STATES = {"best": ADAPTER, "final": "final.safetensors"}
+"""Which of a run's rounds -> the file of its state."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +62,36 @@ class Trained:
         return state
 
 
-def read_trained(directory: Path, client: str | None = None) -> Trained:
+def read_trained(
+    directory: Path, client: str | None = None, state: str | Path = "best"
+) -> Trained:
     """The state of the run in ``directory``, or what ``client`` predicts with.
 
     That is what personalization made for it, else the shared state and what it keeps.
-    Raises RunError where there is none, or where the file is not one of a run.
+    ``state`` is ``best``, the state of the best round, ``final``, that of the last one,
+    or another file.  Raises RunError where there is none, or where the file is not one
+    of a run.
     """
-    path = directory / ADAPTER
+    if str(state) not in STATES:
+        return read_state(Path(state))
+    path = directory / STATES[str(state)]
     personal = directory / "personal" / f"{client}.safetensors"
     kept = client is not None and not personal.is_file()
+    if client is not None and not kept and str(state) != "best":
+        raise ConfigError(
+            f"--state {state}: what client {client} personalized is of the best round; "
+            "leave one of the two out"
+        )
     if client is not None and not kept:
         path = personal
     try:
         trained = _read(path)
     except FileNotFoundError as error:
+        if (directory / ADAPTER).is_file() and str(state) == "final":
+            raise RunError(
+                f"{directory} has no {path.name}: an earlier version wrote it; its "
+                "best round is there (--state best)"
+            ) from error
         raise RunError(_absent(directory, client)) from error
     if not kept:
         return trained

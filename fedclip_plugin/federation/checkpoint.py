@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..errors import RunError
@@ -24,7 +24,7 @@ from ..wire.codec import misfit
 from ..wire.compression import RESIDUAL
 from ..wire.update import State, flatten, on_device, unflatten
 from .build import Federation
-from .engine import Progress, RunState, usable
+from .engine import Progress, RunState, final
 
 DURABLE_SECONDS = 5.0  # power loss may cost this much; kill -9 costs nothing
 _FORMAT = "4"
@@ -94,11 +94,13 @@ class Checkpoint:
         if wrong := optimizer.misfit(memory, fed.first) or adjustment.misfit(memory):
             raise _damaged(self.path, wrong)
         clients, own = unflatten(kept), unflatten(best_kept)
-        if progress.best_round == progress.round:  # it is in the file once
-            best, own = usable(fed, optimizer.judged(memory, state), clients)
-        return RunState(
+        now = RunState(
             progress, state, best, kept=clients, best_kept=own, memory=memory
         )
+        if progress.best_round == progress.round:  # it is in the file once
+            best, own = final(fed, now)
+            now = replace(now, best=best, best_kept=own)
+        return now
 
     def accept(self) -> tuple[State, Progress] | None:
         """What the file holds, if it is this run's; changes nothing.

@@ -91,6 +91,11 @@ def usable(fed: Federation, state: State, kept: Kept) -> tuple[State, Kept]:
     return seen, {client: state for client, state in own.items() if state}
 
 
+def final(fed: Federation, now: RunState) -> tuple[State, Kept]:
+    """What predicts after the last round, as ``best`` and ``best_kept`` do after theirs."""
+    return usable(fed, optimizer.judged(now.memory, now.state), now.kept)
+
+
 @dataclass
 class Round:
     """A round under way; ``state``, ``kept`` and ``memory`` are those after it, once
@@ -199,7 +204,9 @@ class Run:
             scores, target = score_state(self.fed.with_kept(own), seen)
         evaluated = time.perf_counter() - trained
         seconds = {"train": trained - opened.started, "evaluate": evaluated}
-        result = round_result(opened.number, opened.screened, scores, target, seconds)
+        result = round_result(
+            opened.number, opened.screened, scores, target, seconds, train.select_by
+        )
         config, progress = self.fed.task.privacy, self.now.progress
         progress, result = account(config, progress, result, self.drawn_from)
         if (once := self.fed.algorithm.epsilon(self.fed.task)) is not None:
@@ -238,7 +245,7 @@ def account(
         count = len(result.participants)
         releases = privacy.add_round(releases, max(count, drawn_from or 0), count)
         result = replace(result, epsilon=privacy.epsilon(config, releases))
-    score = -1.0 if result.mean_val is None else result.mean_val
+    score = -1.0 if result.score is None else result.score
     best = score > progress.best_score or progress.best_score < 0 or config.private
     return Progress(
         round=result.round,

@@ -21,6 +21,7 @@ Part = tuple[State, Samples]
 
 
 _ZERO_SHOT = ZeroShot()
+SELECTION = "selection"  # of a client's scores
 
 
 def predict_parts(
@@ -220,16 +221,42 @@ def score_parts(
 def score_clients(
     algorithm: Algorithm, state: State, clients: Sequence[Client], task: Task
 ) -> dict[str, dict[str, float | None]]:
-    """Validation and test accuracy of every client: ``{name: {"val", "test"}}``."""
+    """Validation and test accuracy of every client: ``{name: {"val", "test"}}``.
+
+    Where the best round is not chosen by accuracy, what it is chosen by is the client's
+    ``selection``.
+    """
     parts = []
     for c in clients:
         own = algorithm.client_state(state, c)
         parts += [(own, c.val), (own, c.test)]
     scores = score_parts(algorithm, parts, task)
-    return {
+    found: dict[str, dict[str, float | None]] = {
         c.name: {"val": val, "test": test}
         for c, val, test in zip(clients, scores[::2], scores[1::2])
     }
+    if (by := task.train.select_by) != "accuracy":
+        for c in clients:
+            own = algorithm.client_state(state, c)
+            labels = predict_labels(algorithm, own, c.val, task)
+            found[c.name][SELECTION] = over_classes(by, labels, c.val.y)
+    return found
+
+
+def over_classes(name: str, predicted: Tensor, truth: Tensor) -> float | None:
+    """``balanced-accuracy`` or ``macro-f1`` of labels (N,), as :func:`class_metrics`.
+
+    None for no rows.
+    """
+    if not len(truth):
+        return None
+    from sklearn.metrics import f1_score, recall_score
+
+    y, said = truth.cpu().numpy(), predicted.cpu().numpy()
+    if name == "macro-f1":
+        return float(f1_score(y, said, average="macro"))
+    present = sorted(set(y.tolist()))
+    return float(recall_score(y, said, average="macro", labels=present))
 
 
 def score_target(
@@ -270,14 +297,17 @@ def summary_scores(
 
 
 def selection_score(
-    scores: Mapping[str, Mapping[str, float | None]],
+    scores: Mapping[str, Mapping[str, float | None]], by: str = "accuracy"
 ) -> float | None:
-    """Mean validation accuracy of the clients: the best round has the highest.
+    """Mean over the clients' validation splits: the best round has the highest.
+
+    ``by`` is ``--select-by``, of which clients measured their ``selection``.
 
     Clients without validation rows do not count, and None is what nobody knows
     (authors' rule otherwise: strictly higher wins, so of equal rounds the first).
     """
-    return mean([s["val"] for s in scores.values()])
+    key = "val" if by == "accuracy" else SELECTION
+    return mean([s.get(key) for s in scores.values()])
 
 
 def selection_notes(measured: Sequence[bool], train: TrainConfig) -> list[str]:

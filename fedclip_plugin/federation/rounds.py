@@ -27,14 +27,16 @@ from .evaluation import score_clients, score_rows, score_target, selection_score
 _log = logging.getLogger("fedclip")
 
 Scores = dict[str, dict[str, float | None]]
-"""Client -> its validation and test accuracy, ``{"val", "test"}``."""
+"""Client -> its validation and test accuracy, ``{"val", "test"}``, and ``selection``
+where the best round is chosen by something else."""
 
 
 @dataclass(frozen=True)
 class RoundResult:
     """What one round did; bytes and seconds are of this round alone.
 
-    ``clients`` is empty, and ``mean_val`` None, where nobody was scored.
+    ``clients`` is empty, and ``mean_val`` None, where nobody was scored.  ``selection``
+    is name -> the clients' mean of what the best round is chosen by, if not accuracy.
     """
 
     round: int
@@ -50,12 +52,20 @@ class RoundResult:
     seconds: dict[str, float]
     left_out: list[dict[str, Any]] = field(default_factory=list)
     epsilon: float | None = None  # of all rounds so far, where there is privacy
+    selection: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float | None:
+        """What the best round is chosen by."""
+        return next(iter(self.selection.values()), self.mean_val)
 
     def as_dict(self) -> dict[str, Any]:
         """A line of ``metrics.jsonl``; ``epsilon`` only where there is one."""
         line = asdict(self)
         if self.epsilon is None:
             del line["epsilon"]
+        if not self.selection:
+            del line["selection"]
         return line
 
 
@@ -251,8 +261,10 @@ def round_result(
     clients: Scores,
     target: float | None,
     seconds: dict[str, float],
+    select_by: str = "accuracy",
 ) -> RoundResult:
     """The record of a round from its screened updates and its accuracies."""
+    selection = {select_by: selection_score(clients, select_by)}
     return RoundResult(
         round=number,
         loss=mean([u.metrics.get("loss") for u in screened.sound]),
@@ -266,4 +278,5 @@ def round_result(
         quarantined=len(screened.quarantined),
         seconds=seconds,
         left_out=[asdict(q) for q in screened.quarantined],
+        selection={} if select_by == "accuracy" else selection,
     )

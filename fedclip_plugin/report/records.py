@@ -257,6 +257,8 @@ SUMMARY = fields(
     {
         **dict.fromkeys(("variant", "pretrained", "target"), maybe(text)),
         **dict.fromkeys(("best_round", "quarantined"), maybe(count)),
+        "validation": maybe(fraction),
+        "final": maybe(_SCORES),
         "seed": maybe(number),
         "transductive": maybe(flag),
         **dict.fromkeys(("skipped_images", "notes"), maybe(several(text))),
@@ -275,6 +277,7 @@ ROUND = fields(
         **dict.fromkeys(("loss", "epsilon"), maybe(number)),
         **dict.fromkeys(("target", "mean_val", "mean_test"), maybe(fraction)),
         "clients": maybe(each(maybe(each(maybe(fraction))))),
+        "selection": maybe(each(maybe(fraction))),
         **dict.fromkeys(("bytes_up", "bytes_down", "quarantined"), maybe(count)),
     },
 )

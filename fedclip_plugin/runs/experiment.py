@@ -7,7 +7,7 @@ One target and one seed leave their files in the directory itself; several leave
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,12 @@ def run_in(
     on_round: OnRound | None = None,
     progress: OnImages = silent,
     data: ImageDataset | FeatureSet | None = None,
+    log: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Encode what is not encoded yet, then :func:`run_experiment`, in ``out`` alone.
 
     ``out`` is one that ``prepare_out`` has made; it is removed if nothing comes of it.
-    ``data`` is what ``open_data`` gave, if it was called.
+    ``data`` is what ``open_data`` gave, if it was called; ``log`` names trackers.
     """
     with hold(out):
         try:
@@ -78,7 +79,9 @@ def run_in(
             features, stats = obtain_features(config, progress, data)
             if on_features is not None:
                 on_features(features, stats)
-            return run_experiment(config, features, stats, out, resume, on_round)
+            return run_experiment(
+                config, features, stats, out, resume, on_round, log
+            )
         finally:
             drop_if_empty(out)
 
@@ -90,26 +93,29 @@ def run_experiment(
     out: Path,
     resume: bool = False,
     on_round: OnRound | None = None,
+    log: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run every target and seed and write ``out``; returns the (top) summary.
 
     With ``resume`` finished runs are kept and a broken one goes on where it stopped.
     """
     plans = plan(config, features, out)
-    clip = _whole_clip(config, features)
+    clip = whole_clip(config, features)
     if resume:
         check_layout(out, len(plans) > 1)
         for one in plans:  # before anything is written
-            same = identity(features, _config_of(one, config), one.target)
+            same = identity(features, config_of(one, config), one.target)
             Checkpoint(one.directory, same).accept()
     if len(plans) > 1:
         write_bytes(out / "config.toml", to_toml(config).encode())
     summaries = []
     seconds = stats.seconds
     for one in plans:
-        summary = _finished(one, config.train) if resume else None
+        summary = former_summary(one, config.train) if resume else None
         if summary is None:
-            summary = run_one(config, features, one, seconds, resume, on_round, clip)
+            summary = run_one(
+                config, features, one, seconds, resume, on_round, clip, log=log
+            )
         seconds = 0.0  # the features were paid for once
         summaries.append(summary)
     if len(plans) == 1:
@@ -120,7 +126,7 @@ def run_experiment(
     return total
 
 
-def _whole_clip(config: RunConfig, features: FeatureSet) -> WholeClip | None:
+def whole_clip(config: RunConfig, features: FeatureSet) -> WholeClip | None:
     """The CLIP itself where the algorithm trains it, else nothing."""
     if not get_algorithm(config.algorithm).needs_clip:
         return None
@@ -135,12 +141,14 @@ def _whole_clip(config: RunConfig, features: FeatureSet) -> WholeClip | None:
     return open_whole_clip(config, dataset, features.classes, features.skipped)
 
 
-def _config_of(plan: RunPlan, config: RunConfig) -> RunConfig:
+def config_of(plan: RunPlan, config: RunConfig) -> RunConfig:
+    """``config`` of one target and one seed."""
     data = replace(config.data, targets=(plan.target or NO_TARGET,))
     return replace(config, data=data, seeds=(plan.seed,))
 
 
-def _finished(plan: RunPlan, train: TrainConfig) -> dict[str, Any] | None:
+def former_summary(plan: RunPlan, train: TrainConfig) -> dict[str, Any] | None:
+    """The summary of a run that is over already."""
     try:
         summary: dict[str, Any] = json.loads(
             (plan.directory / "summary.json").read_text()
@@ -162,12 +170,15 @@ def run_one(
     resume: bool,
     on_round: OnRound | None = None,
     clip: WholeClip | None = None,
+    *,
+    log: Sequence[str] = (),
+    page: bool = True,
 ) -> dict[str, Any]:
     """One target and one seed, from its checkpoint if ``resume``; writes all files."""
-    config = _config_of(plan, config)
+    config = config_of(plan, config)
     fed = build_federation(features, config, plan.target, plan.seed, clip)
     setup = Setup(config, features, fed, plan.target)
-    with RunFiles(plan.directory, setup) as files:
+    with RunFiles(plan.directory, setup, log=log, page=page) as files:
         for now in federate(fed, files.start(resume)):
             files.add(now)
             if on_round is not None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..config.toml import to_toml
+from ..config.toml import to_dict, to_toml
 from ..federation.build import identity
 from ..federation.checkpoint import Checkpoint
-from ..federation.engine import RunState
-from ..report.records import ROUND
+from ..federation.engine import RunState, final
+from ..report.records import NO_TARGET, ROUND
+from ..report.trackers import Trackers, find_trackers
 from ..report.write import write_html
 from ..storage.files import (
     cannot_write,
@@ -22,7 +23,7 @@ from ..storage.files import (
 )
 from ..storage.shapes import cleaned
 from ..storage.tensors import write_tensors
-from ..wire.update import State, flatten
+from ..wire.update import Kept, State, flatten
 from .results import Results
 from .setup import Setup
 
@@ -48,22 +49,34 @@ class RunFiles:
 
     :meth:`start` gives what to go on from, :meth:`add` writes a round down, and
     :meth:`finish` the results.  A context manager: leaving it closes the files.
+
+    ``log`` names the trackers that follow it; without ``page`` there is no report.html.
+    Raises what :func:`find_trackers` does.
     """
 
     def __init__(
-        self, directory: Path, setup: Setup, members: tuple[str, ...] = ()
+        self,
+        directory: Path,
+        setup: Setup,
+        members: tuple[str, ...] = (),
+        *,
+        log: Sequence[str] = (),
+        page: bool = True,
     ) -> None:
         self.directory = directory
         self.setup = setup
         self.members = members  # where clients joined or left after the rounds
         self.checkpoint = Checkpoint(directory, _identity(setup))
         self.metrics = MetricsFile(directory / "metrics.jsonl")
+        self._trackers = Trackers(find_trackers(log))
+        self._page = page
 
     def __enter__(self) -> RunFiles:
         self.metrics.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._trackers.close()
         self.metrics.__exit__(kind, *rest)
 
     def start(self, resume: bool) -> RunState | None:
@@ -76,6 +89,7 @@ class RunFiles:
         now = self.checkpoint.load(self.setup.fed)
         config = to_toml(self.setup.config)
         write_bytes(self.directory / "config.toml", config.encode())
+        self._trackers.start(self.directory, self._label, _flat(self.setup))
         if now is None:
             self.metrics.cut(0)
             return None
@@ -85,20 +99,35 @@ class RunFiles:
     def add(self, now: RunState) -> None:
         """Write down the round that ends in ``now``; killed here, it is run again."""
         if now.result is not None:
-            self.metrics.add(now.result.as_dict())
+            line = now.result.as_dict()
+            self.metrics.add(line)
             self.checkpoint.save(now)
+            self._trackers.log(cleaned(line))
 
     def finish(self, now: RunState, results: Results) -> dict[str, Any]:
         """Write adapter, evaluation, summary and report; returns the summary."""
-        metadata = {**self._metadata(), "round": str(now.progress.best_round)}
-        state = {**now.best, **flatten(now.best_kept)}
-        write_tensors(self.directory / "adapter.safetensors", state, metadata)
+        progress = now.progress
+        self._write_state("adapter", now.best, now.best_kept, progress.best_round)
+        self._write_state("final", *final(self.setup.fed, now), progress.round)
         if results.evaluation:
             write_json(self.directory / "evaluation.json", cleaned(results.evaluation))
         summary: dict[str, Any] = cleaned(results.summary)
         write_json(self.directory / "summary.json", summary)
-        write_html(self.directory)
+        if self._page:
+            write_html(self.directory)
+        self._trackers.finish(summary)
         return summary
+
+    def _write_state(self, name: str, state: State, kept: Kept, number: int) -> None:
+        metadata = {**self._metadata(), "round": str(number)}
+        path = self.directory / f"{name}.safetensors"
+        write_tensors(path, {**state, **flatten(kept)}, metadata)
+
+    @property
+    def _label(self) -> str:
+        setup = self.setup
+        target = setup.target or NO_TARGET
+        return f"{setup.config.algorithm}-{target}-seed-{setup.seed}"
 
     def keep_personal(self, name: str, state: State) -> None:
         """``personal/<name>.safetensors``: the adapter that a client made its own."""
@@ -121,6 +150,14 @@ class RunFiles:
             "seed": str(self.setup.seed),
             **({"members": json.dumps(self.members)} if self.members else {}),
         }
+
+
+def _flat(setup: Setup) -> dict[str, Any]:
+    """The run's options by dotted name."""
+    values = to_dict(setup.config)
+    inner = {k: v for k, v in values.items() if isinstance(v, Mapping)}
+    flat = {k: v for k, v in values.items() if k not in inner}
+    return flat | {f"{s}.{k}": v for s, part in inner.items() for k, v in part.items()}
 
 
 def _identity(setup: Setup) -> str:

@@ -5,6 +5,7 @@ A host hands over the updates that came in and passes on the state that comes ou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..errors import ConfigError
 from ..federation.build import participants
 from ..federation.engine import Round, Run
 from ..federation.rounds import RoundResult, Scores
+from ..report.trackers import find_trackers
 from ..server.privacy import within_budget
 from ..wire.update import State
 from . import directory as directories
@@ -30,7 +32,8 @@ class HostRun(Run):
 
     With ``out`` it leaves there what ``fedclip run`` leaves, so that ``fedclip report``
     and ``fedclip export`` work on runs of any host, and a checkpoint a round.  With
-    ``resume`` it goes on with the run that it finds there, if there is one.
+    ``resume`` it goes on with the run that it finds there, if there is one.  ``log``
+    names the trackers that follow it.
 
     Raises ConfigError where the host's rounds would overspend a budget for privacy.
     """
@@ -40,11 +43,16 @@ class HostRun(Run):
         setup: Setup,
         out: Path | None = None,
         resume: bool = False,
+        log: Sequence[str] = (),
         drawn_from: int | None = None,
     ) -> None:
         _check_budget(setup.fed.task, drawn_from)
-        if resume and out is None:
-            raise ConfigError("resume needs the output directory of the run: set out")
+        find_trackers(log)
+        for name in [*["resume"] * resume, *["log"] * bool(log)]:
+            if out is None:
+                raise ConfigError(
+                    f"{name} needs the output directory of the run: set out"
+                )
         self.setup = setup
         self.directory: Path | None = None
         self._files: RunFiles | None = None
@@ -56,7 +64,9 @@ class HostRun(Run):
             self._open.callback(directories.hold(self.directory).release)
             if resume:
                 directories.check_layout(self.directory, several=False)
-            self._files = self._open.enter_context(RunFiles(self.directory, setup))
+            self._files = self._open.enter_context(
+                RunFiles(self.directory, setup, log=log)
+            )
             start = self._files.start(resume)
         super().__init__(setup.fed, start, drawn_from)
 

@@ -14,13 +14,14 @@ from ..data.classes import HALVES
 from ..data.dataset import canonical_name
 from ..features.feature_set import FeatureSet
 from ..federation.build import Federation
-from ..federation.engine import RunState
+from ..federation.engine import RunState, final
 from ..federation.evaluation import (
     all_scores,
     class_metrics,
     confusion,
     score_zero_shot,
     selection_notes,
+    selection_score,
     summary_scores,
 )
 from ..federation.personalization import personalize
@@ -61,6 +62,10 @@ def results(
     evaluation = evaluate(fed, setup.features.classes, now.best)
     summary = summarise(setup, now, final_scores(fed, now.best), feature_seconds)
     summary["metrics"] = evaluation["metrics"]
+    summary["final"] = summary["result"]
+    if now.progress.best_round != now.progress.round:
+        last, own = final(fed, now)
+        summary["final"] = result_of(setup.fed.with_kept(own), last)
     if setup.features.unseen is not None:
         summary["base_to_novel"] = base_to_novel(
             fed, setup.features, setup.target, now.best
@@ -127,7 +132,7 @@ def summarise(
     """``summary.json``; ``scores`` holds ``zero_shot`` and ``result``."""
     config, features, progress = setup.config, setup.features, now.progress
     trained = setup.fed.algorithm.update_like(now.best)
-    spent = {}
+    select_by, spent = config.train.select_by, {}
     if progress.epsilon is not None:
         told = privacy.summary if config.privacy.private else privacy.summary_of_rows
         spent = {"privacy": told(config.privacy, progress.epsilon)}
@@ -145,6 +150,7 @@ def summarise(
         "transductive": setup.transductive,
         "rounds": progress.round,
         "best_round": progress.best_round,
+        "validation": selection_score(now.best_scores, select_by),
         "zero_shot": scores["zero_shot"],
         "result": scores["result"],
         "communication": {
@@ -274,9 +280,14 @@ def sources(features: FeatureSet, config: RunConfig) -> dict[str, str]:
 
 def final_scores(fed: Federation, state: State) -> dict[str, Any]:
     """Accuracies of zero-shot and of ``state``: target, clients and overall mean."""
-    clients, target = score_state(fed, state)
-    tests = {name: score["test"] for name, score in clients.items()}
     return {
         "zero_shot": score_zero_shot(fed.clients, fed.target, fed.task),
-        "result": summary_scores(target, tests),
+        "result": result_of(fed, state),
     }
+
+
+def result_of(fed: Federation, state: State) -> dict[str, Any]:
+    """Accuracies of ``state``: target, clients and overall mean."""
+    clients, target = score_state(fed, state)
+    tests = {name: score["test"] for name, score in clients.items()}
+    return summary_scores(target, tests)

@@ -38,6 +38,10 @@ class Files(Section):
         shown="runs/<alg>-<dataset>; in a host nowhere")  # fmt: skip
     resume: bool = option(
         False, "go on with the broken run in --out", shown="no")  # fmt: skip
+    log: tuple[str, ...] = option(
+        (), "what follows the run beside its files: tensorboard, mlflow or wandb, "
+        "or what a package adds; offline unless told otherwise (docs/report.md)",
+        metavar="NAME,NAME", shown="nothing")  # fmt: skip
 
 
 class Table:

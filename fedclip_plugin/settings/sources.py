@@ -51,10 +51,14 @@ Source = Mapping[str, Given]
 
 
 class Output(NamedTuple):
-    """Where a run's files go, None: nowhere; whether the run that is there goes on."""
+    """Where a run's files go, None: nowhere; whether the run that is there goes on.
+
+    ``log`` are the trackers that follow it.
+    """
 
     directory: Path | None = None
     resume: bool = False
+    log: tuple[str, ...] = ()
 
 
 def read_config(args: argparse.Namespace, base: Path | None = None) -> RunConfig:
@@ -243,7 +247,7 @@ def build(
     )
     top = {o.field: values[o.name] for o in table.groups[""] if o.name in values}
     files = part(Files, options_of(Files))
-    out = Output(None if files.out is None else Path(files.out), files.resume)
+    out = Output(Path(files.out) if files.out else None, files.resume, files.log)
     config = replace(config, **top)
     changed = (n for n in said if said[n] != table.options[n].default)
     groups = ("", FILES, *SECTIONS, section)

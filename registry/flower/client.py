@@ -88,8 +88,8 @@ def evaluate(party: Party, message: Message) -> RecordDict:
     state = downlink.received(fed, records.to_state(message.content, fed.first))
     scores = score_clients(fed.algorithm, state, [client], fed.task)[client.name]
     metrics = MetricRecord({records.ROWS: len(client.test)})
-    for split, key in records.SPLITS.items():
-        if scores[split] is not None:
+    for split, key in records.MEASURES.items():
+        if scores.get(split) is not None:
             metrics[key] = scores[split]
     return RecordDict({records.METRICS: metrics})
 

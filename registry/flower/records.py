@@ -12,6 +12,7 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from ...errors import UpdateError
+from ...federation.evaluation import SELECTION
 from ...federation.rounds import Scores
 from ...storage.tensors import MAX_DIMS
 from ...wire.update import ClientUpdate, State
@@ -27,6 +28,7 @@ _HEADERS = {
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 SPLITS = {"val": "val-accuracy", "test": "test-accuracy"}
+MEASURES = {**SPLITS, SELECTION: "val-selection"}
 
 
 def to_arrays(state: State) -> ArrayRecord:
@@ -96,20 +98,24 @@ def to_update(
 
 
 def to_scores(content: RecordDict) -> dict[str, float | None]:
-    """Validation and test accuracy in a reply; None for an empty split."""
+    """Validation and test accuracy in a reply; None for an empty split.
+
+    And what the best round is chosen by, where that is something else.
+    """
     scores: dict[str, float | None] = {}
-    for split, key in SPLITS.items():
+    for split, key in MEASURES.items():
         values = [r[key] for r in content.metric_records.values() if key in r]
         value = values[0] if values else None
         ok = isinstance(value, (int, float)) and 0 <= value <= 1
-        scores[split] = float(value) if ok else None  # type: ignore[arg-type]
+        if split in SPLITS or ok:
+            scores[split] = float(value) if ok else None  # type: ignore[arg-type]
     return scores
 
 
 def client_metrics(scores: Scores) -> dict[str, float | None]:
     """Every client's accuracies, as ``<name>/val-accuracy`` and ``/test-accuracy``."""
     return {
-        f"{name}/{SPLITS[split]}": value
+        f"{name}/{MEASURES[split]}": value
         for name, both in scores.items()
         for split, value in both.items()
     }

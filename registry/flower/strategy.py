@@ -119,7 +119,7 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
                     _log.warning("fedclip: note: %s", note)
             cards = list(self.nodes.clients(grid).values())
             setup = setup or setup_without_data(self.config, cards)
-            self.host_run = HostRun(setup, *self.out, len(cards))
+            self.host_run = HostRun(setup, *self.out, drawn_from=len(cards))
             greet(cards)
             if self.host_run.done:
                 done, rounds = self.host_run.done, self.config.train.rounds

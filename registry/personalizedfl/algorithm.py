@@ -72,7 +72,7 @@ class PersonalizedFedClip:
 
     @clear_errors()
     def __init__(self, args: argparse.Namespace) -> None:
-        config, out = settings_of(args)
+        config, out, log = settings_of(args)
         self._images = open_images(args, config)
         features, device = self._images.features, self._images.y.device
         algorithm = get_algorithm(config.algorithm)
@@ -89,7 +89,7 @@ class PersonalizedFedClip:
         params, scale = algorithm.Params(), features.logit_scale
         task = Task.of(config, params, text, scale, config.seeds[0])
         fed = Federation(algorithm, task, (), None)
-        self.run = HostRun(Setup(config, features, fed, None), out)
+        self.run = HostRun(Setup(config, features, fed, None), out, log=log)
         names = getattr(args, "domains", None)
         self._sites = [
             _Site(names[i] if names else f"client-{i:03d}")

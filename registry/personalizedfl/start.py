@@ -36,8 +36,11 @@ OF_MAIN = {  # what main.py decides -> the value that leaves it alone
 }
 
 
-def settings_of(args: argparse.Namespace) -> tuple[RunConfig, Path | None]:
-    """The configuration, and where ``FEDCLIP_OUT`` wants the results (None: nowhere).
+def settings_of(
+    args: argparse.Namespace,
+) -> tuple[RunConfig, Path | None, tuple[str, ...]]:
+    """The configuration, where ``FEDCLIP_OUT`` wants the results (None: nowhere), and
+    the trackers of ``FEDCLIP_LOG``.
 
     Raises ConfigError for what does not go together with ``main.py``.
     """
@@ -55,7 +58,7 @@ def settings_of(args: argparse.Namespace) -> tuple[RunConfig, Path | None]:
         # the default of main.py is for SGD, and looks like one that was given
         "lr": args.lr if given else None,
     }
-    config, (out, resume) = load_settings(
+    config, (out, resume, log) = load_settings(
         {
             name: Given(value, f"main.py: {name} = {value}")
             for name, value in host.items()
@@ -87,7 +90,7 @@ def settings_of(args: argparse.Namespace) -> tuple[RunConfig, Path | None]:
     notes = tuple(n for n in config.notes if not n.startswith("main.py: "))
     for note in notes:  # what main.py always says need not be told
         say(f"note: {note}")
-    return one_run(replace(config, notes=notes)), out
+    return one_run(replace(config, notes=notes)), out, log
 
 
 def data_folder(args: argparse.Namespace) -> str:

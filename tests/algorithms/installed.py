@@ -27,11 +27,13 @@ def install_warm_start(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, FOLDER, "warm_start")
 
 
-def write_plugin(folder: Path, name: str, code: str, entry: str) -> Path:
+def write_plugin(
+    folder: Path, name: str, code: str, entry: str, group: str = "algorithms"
+) -> Path:
     """A package of one module; ``entry`` is a line of its entry points."""
     (folder / f"{name}.py").write_text(code)
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\n")
-    (info / "entry_points.txt").write_text(f"[fedclip_plugin.algorithms]\n{entry}\n")
+    (info / "entry_points.txt").write_text(f"[fedclip_plugin.{group}]\n{entry}\n")
     return folder

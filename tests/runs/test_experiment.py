@@ -49,7 +49,7 @@ def test_leaf_leaves_the_documented_files(tmp_path):
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert names == {
         "config.toml", "metrics.jsonl", "adapter.safetensors", "checkpoint",
-        "report.html", "summary.json", "evaluation.json", ".lock",
+        "report.html", "summary.json", "evaluation.json", ".lock", "final.safetensors",
     }  # fmt: skip
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
     assert set(summary) >= {

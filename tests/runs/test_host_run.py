@@ -257,7 +257,7 @@ def test_host_over_variables_over_file(tmp_path):
     assert config.seeds == (3,)
     assert config.data.prompts == ("a {}", "the {}")
     assert config.model.config_dir == str(tmp_path)
-    assert out == (tmp_path / "out", False)
+    assert out == (tmp_path / "out", False, ())
     for word, resume in (("1", True), ("True", True), ("0", False), ("", False)):
         assert load_settings({}, file, {"FEDCLIP_RESUME": word})[1].resume is resume
 

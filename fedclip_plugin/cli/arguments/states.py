@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ...settings import options
 from .. import apply, commands, members
-from .command import PATH, Commands, command
+from .command import PATH, Commands, Parser, command
 
 PREDICT_EPILOG = """examples:
   fedclip predict runs/pacs dog.jpg cat.jpg
   fedclip predict runs/pacs photos/ --format csv > labels.csv
   find photos -name '*.jpg' | fedclip predict runs/pacs - --classes dog cat "a red car"
 """
+
+
+def _add_state(parser: Parser) -> None:
+    parser.add_argument(
+        "--state", metavar="best|final|FILE", type=_state, default="best",
+        help="of the best round by validation, of the last one, or a file of a state "
+        "(default: best)",
+    )  # fmt: skip
+
+
+def _state(word: str) -> str | Path:
+    return word if word in ("best", "final") else PATH(word)
 
 
 def add_predict(group: Commands) -> None:
@@ -31,6 +45,7 @@ def add_predict(group: Commands) -> None:
     add("--classes", metavar="NAME|FILE", nargs="+",
         help="other classes than the run's, in words of yours, where the method goes "
         "by captions")  # fmt: skip
+    _add_state(parser)
     add("--client", metavar="NAME", help="what this client personalized or keeps")
     options.add_model_options(parser)
 
@@ -48,8 +63,7 @@ def add_evaluate(group: Commands) -> None:
     )
     add = parser.add_argument
     add("run_directory", metavar="RUN", type=PATH)
-    add("--state", metavar="FILE", type=PATH,
-        help="a state in the place of the run's adapter.safetensors")  # fmt: skip
+    _add_state(parser)
     add("--client", metavar="NAME", help="what this client personalized or keeps")
     add("--format", choices=("table", "json"), default="table")
     options.add_model_options(parser)
@@ -70,6 +84,7 @@ def add_export(group: Commands) -> None:
         "--format", action="append", choices=("torch", "onnx"),
         help="default: both",
     )  # fmt: skip
+    _add_state(parser)
     options.add_model_options(parser)
 
 

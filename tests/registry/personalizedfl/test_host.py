@@ -308,7 +308,7 @@ def assert_one_line(capsys, args, named):
 def test_the_host_decides_what_it_has_options_for(world, monkeypatch):
     monkeypatch.setenv("FEDCLIP_ROUNDS", "99")
     monkeypatch.setenv("FEDCLIP_SEED", "99")
-    config, out = settings_of(world.args(wk_iters=2))
+    config, out, _ = settings_of(world.args(wk_iters=2))
     train = config.train
     assert (train.rounds, train.batch_size, train.local_epochs) == (4, 8, 2)
     assert config.seeds == (3,)
