@@ -82,6 +82,7 @@ BENCHMARKS = {
     "methods": Benchmark("accuracy.methods"),
     "personalization": Benchmark("accuracy.personalization"),
     "privacy": Benchmark("accuracy.privacy", without("dp_accounting")),
+    "protocols": Benchmark("accuracy.protocols"),
     "vs-fedpft": Benchmark("authors.vs_fedpft", without_fedpft),
     "vs-reference": Benchmark("authors.vs_reference"),
     "vs-facmic": Benchmark("authors.vs_facmic", without_facmic),
@@ -92,6 +93,7 @@ BENCHMARKS = {
     "ops": Benchmark("ops.operators", without_kernels),
     "payload": Benchmark("ops.payload"),
     "scale": Benchmark("scale.embedded"),
+    "sweep": Benchmark("scale.sweep"),
     "scale-hosts": Benchmark("scale.hosts"),
     "fedml-round": Benchmark("scale.fedml_round", without("fedml")),
 }

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from . import ops as ops
     from .algorithms import ALGORITHMS, Algorithm, Client, Samples, Task
     from .algorithms.adapter import ADAPTERS
-    from .api import Run, encode, join, leave, load_classifier, load_run, run
+    from .api import (
+        Run,
+        encode,
+        join,
+        leave,
+        load_classifier,
+        load_run,
+        run,
+        sweep,
+    )
     from .config.schema import (
         DataConfig,
         ModelConfig,
@@ -50,7 +59,10 @@ __version__ = "0.1.0"  # the only place; pyproject.toml reads it
 _HOMES = {
     "algorithms": ("ALGORITHMS", "Algorithm", "Client", "Samples", "Task"),
     "algorithms.adapter": ("ADAPTERS",),
-    "api": (*("Run", "encode", "join", "leave", "load_classifier", "load_run", "run"),),
+    "api": (
+        *("Run", "encode", "join", "leave", "load_classifier", "load_run", "run"),
+        "sweep",
+    ),
     "config.schema": (
         *("DataConfig", "ModelConfig", "PrivacyConfig", "RunConfig", "ServerConfig"),
         *("TrainConfig", "WireConfig"),
@@ -102,6 +114,7 @@ __all__ = [
     "ops",
     "run",
     "save_features",
+    "sweep",
 ]
 
 

@@ -7,7 +7,7 @@ Options are those of ``fedclip run`` (docs/options.md), with ``_`` for ``-``:
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +23,11 @@ from .features.obtain import obtain_features, open_data
 from .report.records import load_run as load_record
 from .report.trackers import find_trackers
 from .runs import members
-from .runs.directory import prepare_out
+from .runs.directory import SWEEP, prepare_out
 from .runs.experiment import OnRound, run_in
+from .runs.sweep import run_sweep
 from .settings.sources import configure
+from .settings.sweep import read_sweep
 from .wire.update import State
 
 
@@ -55,11 +57,33 @@ def run(
     if out is not None:
         data = open_data(config)
         directory = prepare_out(as_path(out), "", resume)
-        return run_in(
-            directory, config, resume, data=data, on_round=on_round, log=log
-        )
+        return run_in(directory, config, resume, data=data, on_round=on_round, log=log)
     with tempfile.TemporaryDirectory(prefix="fedclip-") as folder:
         return run_in(Path(folder) / "run", config, on_round=on_round)
+
+
+def sweep(
+    file: str | Path | Mapping[str, Any],
+    *,
+    out: str | Path,
+    jobs: int = 1,
+    resume: bool = False,
+    log: Sequence[str] | str = (),
+) -> dict[str, Any]:
+    """Search over options, as ``fedclip sweep`` does; returns what sweep.json holds.
+
+    ``file`` is a TOML file or what it would hold (docs/sweep.md); ``jobs`` processes
+    share the runs.  Raises FedClipError; a single run that fails is among the result's
+    ``failed``.
+    """
+    path = file if isinstance(file, Mapping) else as_path(file)
+    found, _, _ = read_sweep(path)
+    log = [log] if isinstance(log, str) else log
+    find_trackers(log)
+    if jobs < 1:
+        raise ConfigError(f"jobs={jobs}: expected at least 1")
+    directory = prepare_out(as_path(out), "", resume, SWEEP)
+    return run_sweep(directory, found, processes=jobs, log=log)
 
 
 def encode(**options: Any) -> FeatureSet:

@@ -11,12 +11,14 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from ..config.schema import RunConfig
 from ..errors import ConfigError
 from .augment import Augmented
 from .base import Algorithm, Client, Samples, Task
+from .evaluated import Evaluated
 from .fedclip import FedClip
 from .plugins import Registry
 
@@ -64,11 +66,14 @@ def get_algorithm(name: str) -> Algorithm:
 
 
 def make_algorithm(config: RunConfig) -> Algorithm:
-    """The algorithm of a run, within what ``--augment`` puts around it.
+    """The algorithm of a run, within what ``--augment`` or ``--evaluate`` puts around
+    it.
 
     Raises ConfigError where it cannot be augmented.
     """
     algorithm = get_algorithm(config.algorithm)
+    if config.train.evaluate is not None:
+        return Evaluated(algorithm, Path(config.train.evaluate))
     return algorithm if config.train.augment == "none" else Augmented(algorithm)
 
 

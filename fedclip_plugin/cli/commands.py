@@ -158,9 +158,7 @@ def export(args: argparse.Namespace, display: Display) -> int:
 
     config = read_config(args, args.run_directory / "config.toml")
     formats = tuple(args.format or ("torch", "onnx"))
-    for path in export_run(
-        args.run_directory, config, args.to, formats, args.state
-    ):
+    for path in export_run(args.run_directory, config, args.to, formats, args.state):
         display.say(f"written: {path}")
     return 0
 

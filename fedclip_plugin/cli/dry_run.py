@@ -24,6 +24,7 @@ from ..features.obtain import open_data
 from ..federation.build import Federation, build_federation, participants
 from ..federation.engine import Run, run_round
 from ..federation.evaluation import selection_notes
+from ..federation.rounds import RoundResult
 from ..federation.unseen import cannot
 from ..report.classes import skew
 from ..report.wording import human_bytes, human_seconds
@@ -44,7 +45,7 @@ def estimate(config: RunConfig) -> list[Cost]:
 
     Raises FedClipError for what a run would refuse.
     """
-    features, costs = _stand_in(config)
+    features, costs = stand_in(config)
     targets = resolve_targets(features.domains, config.data.targets)
     runs = len(targets) * len(config.seeds)
     named = ", ".join(target or "none" for target in targets)
@@ -76,7 +77,7 @@ def _halves(config: RunConfig, features: FeatureSet, unseen: FeatureSet) -> list
     ]
 
 
-def _stand_in(config: RunConfig) -> tuple[FeatureSet, list[Cost]]:
+def stand_in(config: RunConfig) -> tuple[FeatureSet, list[Cost]]:
     """Features of the right shapes: the real ones, or random ones for the images."""
     dataset = open_data(config)
     if isinstance(dataset, FeatureSet):
@@ -133,11 +134,7 @@ def _training(
     share, seed = config.server.participation, config.seeds[0]
     chosen = len(participants(fed.clients, share, seed, 1))
     sizes = sorted(len(c.train) for c in fed.clients)
-    run = Run(fed)
-    first = run_round(run)
-    start = time.perf_counter()
-    run_round(run)
-    seconds = time.perf_counter() - start
+    first, seconds = _timed(fed)
     sent = first.bytes_up + first.bytes_down
     notes = selection_notes([len(c.val) > 0 for c in fed.clients], train)
     private = None
@@ -166,6 +163,24 @@ def _training(
         *([Cost("privacy", private)] if private else []),
         *(Cost("note", note) for note in notes),
     ]
+
+
+def _timed(fed: Federation) -> tuple[RoundResult, float]:
+    """A first round, which warms up, and the seconds of a second one."""
+    run = Run(fed)
+    first = run_round(run)
+    start = time.perf_counter()
+    run_round(run)
+    return first, time.perf_counter() - start
+
+
+def run_seconds(config: RunConfig, target: str | None) -> float | None:
+    """About how long a run of ``config`` computes; None where only a run can tell."""
+    if get_algorithm(config.algorithm).needs_clip:
+        return None
+    features, _ = stand_in(config)
+    fed = build_federation(features, config, target, config.seeds[0])
+    return _timed(fed)[1] * config.train.rounds
 
 
 def _counts(fed: Federation) -> np.ndarray:

@@ -74,4 +74,10 @@ def how_to_resume(args: argparse.Namespace, words: Sequence[str]) -> str:
     if args.command == "run" and out and (Path(out) / "config.toml").is_file():
         line = shlex.join(["fedclip", "run", "--resume", "--out", str(out)])
         return f"nothing is lost; resume with: {line}"
+    if args.command == "sweep" and out and (Path(out) / "sweep.toml").is_file():
+        words = [word for word in words if word != "--resume"]
+        if not any(word.partition("=")[0] == "--out" for word in words):
+            words = [*words, "--out", str(out)]
+        line = shlex.join(["fedclip", *words, "--resume"])
+        return f"nothing is lost; resume with: {line}"
     return "nothing is lost; run the same command to resume"

@@ -237,6 +237,9 @@ class TrainConfig(Section):
         "eigenvalue", "length of a step along a direction: the eigenvalue, as "
         "published, or its root, the standard deviation",
         choices=("eigenvalue", "deviation"))  # fmt: skip
+    evaluate: str | None = option(
+        None, "nothing is trained: every client scores this state of a former run, in "
+        "one round", metavar="FILE", path=True)  # fmt: skip
     eval_every: int = option(
         1, "score all clients every N rounds and after the last",
         within="[1, inf)")  # fmt: skip

@@ -29,10 +29,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Accuracy and class metrics of every domain of ``features``, zero-shot beside.
 
-    ``config`` is that of the run in ``directory``; ``state`` its best round's, its
-    final one, or a file, ``client`` whose model it is.  All rows of a domain count.  Raises
-    ConfigError for classes that the method cannot predict and for one that predicts
-    from more than features, WeightsError for features of another width.
+    ``config`` is that of the run in ``directory``; ``state`` which of its states, as in
+    :func:`read_trained`, ``client`` whose model it is.  All rows of a domain count.
+    Raises ConfigError for classes that the method cannot predict and for one that
+    predicts from more than features, WeightsError for features of another width.
     """
     algorithm = get_algorithm(config.algorithm)
     check_predicts(algorithm)

@@ -20,7 +20,8 @@ def export_run(
 
     ``config`` is the run's, with ``--model`` and its kin over it: a run from a feature
     directory does not know where its backbone's weights are.  ``state`` is which one,
-    as in :func:`read_trained`.  Raises RunError where there is no adapter, WeightsError for a backbone of another width.
+    as in :func:`read_trained`.  Raises RunError where there is none, WeightsError for a
+    backbone of another width.
     """
     trained = read_trained(directory, state=state)
     shared = trained.shared

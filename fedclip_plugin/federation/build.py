@@ -13,9 +13,11 @@ import numpy.typing as npt
 import torch
 
 from ..algorithms import Algorithm, Client, Samples, Task, make_algorithm
+from ..algorithms.evaluated import Evaluated
 from ..clip.whole import WholeClip
 from ..config.schema import RunConfig
 from ..config.toml import to_toml
+from ..data.listing import some
 from ..data.partition import partition_clients
 from ..errors import ConfigError
 from ..features.feature_set import FeatureSet
@@ -68,6 +70,7 @@ def build_federation(
     algorithm = make_algorithm(config)
     check_together(config, algorithm)
     check_alignment(config, algorithm, target)
+    check_evaluated(algorithm, features)
     device = resolve_device(config.model.device)
     labels = {d: features.label[d].numpy() for d in features.domains}
     held = partition_clients(labels, config.data, target, seed, features.files)
@@ -112,6 +115,21 @@ def check_together(config: RunConfig, algorithm: Algorithm) -> None:
                 f"--alg {config.algorithm} {why}: leave out {option}, which builds on "
                 "the round before"
             )
+
+
+def check_evaluated(algorithm: Algorithm, features: FeatureSet) -> None:
+    """Refuse a state to evaluate that knows other classes, where it predicts no others.
+
+    Raises ConfigError.
+    """
+    if not isinstance(algorithm, Evaluated) or algorithm.open_vocabulary:
+        return
+    if (known := algorithm.classes()) not in (None, features.classes):
+        raise ConfigError(
+            f"--evaluate {algorithm.path}: --alg {algorithm.name} predicts the classes "
+            f"that it was trained on ({some(known or ())}), and these data have "
+            f"{some(features.classes)}"
+        )
 
 
 def _asked(config: RunConfig) -> str:

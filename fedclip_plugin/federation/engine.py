@@ -92,7 +92,7 @@ def usable(fed: Federation, state: State, kept: Kept) -> tuple[State, Kept]:
 
 
 def final(fed: Federation, now: RunState) -> tuple[State, Kept]:
-    """What predicts after the last round, as ``best`` and ``best_kept`` do after theirs."""
+    """What predicts after the last round: its ``best`` and ``best_kept``."""
     return usable(fed, optimizer.judged(now.memory, now.state), now.kept)
 
 

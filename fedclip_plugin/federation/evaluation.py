@@ -128,7 +128,6 @@ def class_metrics(
     rows, said, right = _counts(scores, truth)
     present = rows > 0
     recall = right[present] / rows[present]
-    named = rows + said > 0
     groups: dict[str, list[float]] = {}
     if trained is not None:
         for count, share in zip(trained.cpu()[present].tolist(), recall.tolist()):
@@ -136,7 +135,7 @@ def class_metrics(
             groups.setdefault(name, []).append(share)
     return {
         "balanced_accuracy": float(recall.mean()),
-        "macro_f1": float((2 * right[named] / (rows + said)[named]).mean()),
+        "macro_f1": macro_f1(rows, said, right),
         "calibration_error": calibration_error(scores, truth),
         **ranking(scores, truth),
         **{n: sum(own) / len(own) for n, own in groups.items() if len(groups) > 1},
@@ -238,25 +237,29 @@ def score_clients(
     if (by := task.train.select_by) != "accuracy":
         for c in clients:
             own = algorithm.client_state(state, c)
-            labels = predict_labels(algorithm, own, c.val, task)
-            found[c.name][SELECTION] = over_classes(by, labels, c.val.y)
+            found_scores = predict_scores(algorithm, own, c.val, task)
+            found[c.name][SELECTION] = over_classes(by, found_scores, c.val.y)
     return found
 
 
-def over_classes(name: str, predicted: Tensor, truth: Tensor) -> float | None:
-    """``balanced-accuracy`` or ``macro-f1`` of labels (N,), as :func:`class_metrics`.
+def over_classes(name: str, scores: Tensor, truth: Tensor) -> float | None:
+    """``balanced-accuracy`` or ``macro-f1`` of scores (N, C), as :func:`class_metrics`.
 
     None for no rows.
     """
     if not len(truth):
         return None
-    from sklearn.metrics import f1_score, recall_score
-
-    y, said = truth.cpu().numpy(), predicted.cpu().numpy()
+    rows, said, right = _counts(scores, truth)
     if name == "macro-f1":
-        return float(f1_score(y, said, average="macro"))
-    present = sorted(set(y.tolist()))
-    return float(recall_score(y, said, average="macro", labels=present))
+        return macro_f1(rows, said, right)
+    present = rows > 0
+    return float((right[present] / rows[present]).mean())
+
+
+def macro_f1(rows: Tensor, said: Tensor, right: Tensor) -> float:
+    """Over the classes that occur or are predicted; counts (C,) of each class."""
+    named = rows + said > 0
+    return float((2 * right[named] / (rows + said)[named]).mean())
 
 
 def score_target(

@@ -10,15 +10,16 @@ from ..storage.files import cannot_write, file_names, write_bytes
 from ..storage.locks import BaseFileLock, Timeout, take
 
 _LOCK = ".lock"
+RUN, SWEEP = "config.toml", "sweep.toml"  # what tells one from other folders
 
 
-def hold(out: Path) -> BaseFileLock:
+def hold(out: Path, seconds: float = 0.0) -> BaseFileLock:
     """The lock of the run that writes to ``out``, taken; freed if its process dies.
 
-    Raises RunError where another run has it.
+    Waits for at most ``seconds``.  Raises RunError where another run has it.
     """
     try:
-        return take(out / _LOCK)
+        return take(out / _LOCK, seconds)
     except Timeout as error:
         raise RunError(
             f"another run is writing to {out}: wait until it ends, or choose another "
@@ -28,20 +29,22 @@ def hold(out: Path) -> BaseFileLock:
         raise cannot_write(out, error) from error
 
 
-def prepare_out(out: Path | None, name: str, resume: bool) -> Path:
+def prepare_out(out: Path | None, name: str, resume: bool, mark: str = RUN) -> Path:
     """The output directory, made and proved writable; to be held (:func:`hold`) next.
 
     Without ``out``: ``runs/<name>``, numbered so that no earlier run is touched; with
     ``resume`` the newest of them.  An explicit ``out`` that holds a run is moved aside
-    to ``<out>.previous-<n>``: nothing is lost.  Raises RunError for a directory that
+    to ``<out>.previous-<n>``: nothing is lost.  ``mark`` is the file by which what is
+    there is known, of a run or of a sweep.  Raises RunError for a directory that
     holds something else, that another run would lose, or where nothing can be written.
     """
     if out is None:
-        out = _default_out(Path("runs") / file_names([name])[name], resume)
+        out = _default_out(Path("runs") / file_names([name])[name], resume, mark)
     elif not resume:
         _move_aside(out)
-    if resume and not (out / "config.toml").is_file():
-        raise RunError(f"--resume: {out} holds no run; start one without --resume")
+    if resume and not (out / mark).is_file():
+        kind = "run" if mark == RUN else "sweep"
+        raise RunError(f"--resume: {out} holds no {kind}; start one without --resume")
     probe = out / ".writable"
     write_bytes(probe, b"", durable=False)
     probe.unlink()
@@ -71,7 +74,7 @@ def drop_if_empty(out: Path) -> None:
         out.rmdir()
 
 
-def _default_out(base: Path, resume: bool) -> Path:
+def _default_out(base: Path, resume: bool, mark: str) -> Path:
     """The next number, or with ``resume`` the last: clocks go back, numbers do not."""
     taken = {1: base} if base.exists() else {}
     for path in base.parent.glob(f"{base.name}-*"):
@@ -79,7 +82,7 @@ def _default_out(base: Path, resume: bool) -> Path:
         if word.isdecimal():
             taken[int(word)] = path
     if resume:
-        runs = {n: p for n, p in taken.items() if (p / "config.toml").is_file()}
+        runs = {n: p for n, p in taken.items() if (p / mark).is_file()}
         return runs[max(runs)] if runs else base
     number = max(taken, default=0) + 1
     while not _claim(path := _numbered(base, number)):
@@ -114,7 +117,7 @@ def _move_aside(out: Path) -> None:
         raise RunError(f"--out {out} is a file; choose a directory")
     if _is_bare(out):
         return
-    if not (out / "config.toml").is_file():
+    if not any((out / mark).is_file() for mark in (RUN, SWEEP)):
         raise RunError(
             f"--out {out} holds files but no fedclip run; choose another directory"
         )

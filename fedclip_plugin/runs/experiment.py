@@ -79,9 +79,7 @@ def run_in(
             features, stats = obtain_features(config, progress, data)
             if on_features is not None:
                 on_features(features, stats)
-            return run_experiment(
-                config, features, stats, out, resume, on_round, log
-            )
+            return run_experiment(config, features, stats, out, resume, on_round, log)
         finally:
             drop_if_empty(out)
 

@@ -132,7 +132,8 @@ def summarise(
     """``summary.json``; ``scores`` holds ``zero_shot`` and ``result``."""
     config, features, progress = setup.config, setup.features, now.progress
     trained = setup.fed.algorithm.update_like(now.best)
-    select_by, spent = config.train.select_by, {}
+    select_by = config.train.select_by
+    spent: dict[str, Any] = {}
     if progress.epsilon is not None:
         told = privacy.summary if config.privacy.private else privacy.summary_of_rows
         spent = {"privacy": told(config.privacy, progress.epsilon)}

@@ -37,6 +37,12 @@ _RULES: tuple[_Rule, ...] = (  # options, what they need, and whether it is ther
         lambda c: c.algorithm.lower() not in ("gda", "tofa", "zeroshot"),
     ),
     (
+        "lr batch-size local-epochs weight-decay optimizer beta1 beta2 eps augment "
+        "aggregation",
+        "training, and --evaluate trains nothing",
+        lambda c: c.train.evaluate is None,
+    ),
+    (
         "aggregation compress compress-down max-norm-ratio weighting",
         "an --alg that sends something",
         lambda c: c.algorithm.lower() not in ("local", "zeroshot"),

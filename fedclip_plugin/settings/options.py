@@ -40,7 +40,7 @@ class Files(Section):
         False, "go on with the broken run in --out", shown="no")  # fmt: skip
     log: tuple[str, ...] = option(
         (), "what follows the run beside its files: tensorboard, mlflow or wandb, "
-        "or what a package adds; offline unless told otherwise (docs/report.md)",
+        "or what a package adds; offline unless told otherwise (docs/sweep.md)",
         metavar="NAME,NAME", shown="nothing")  # fmt: skip
 
 
@@ -57,7 +57,9 @@ class Table:
         self.groups: dict[str, tuple[Option, ...]] = {}
         self.options: dict[str, Option] = {}
         self.broken: dict[str, str] = {}
-        self._flags: set[str] = {"--config", "--dry-run", "--tensorboard", "--quiet"}
+        self._flags: set[str] = {
+            *("--config", "--dry-run", "--jobs", "--tensorboard", "--quiet"),
+        }
         self._add("", options_of(RunConfig))
         self._add(FILES, options_of(Files))
         for section, cls in SECTIONS.items():

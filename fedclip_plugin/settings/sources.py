@@ -68,7 +68,7 @@ def read_config(args: argparse.Namespace, base: Path | None = None) -> RunConfig
     ConfigError naming the option or the file.
     """
     table = Table()
-    return build({**_of_file(base, table), **_of_command(args, table)}, table)[0]
+    return build({**of_file(base, table), **_of_command(args, table)}, table)[0]
 
 
 def read_run(args: argparse.Namespace) -> tuple[RunConfig, Output]:
@@ -81,14 +81,14 @@ def read_run(args: argparse.Namespace) -> tuple[RunConfig, Output]:
     files = {n: parse(table.options[n], *source[n]) for n in _FILES if n in source}
     resumes = files.get("resume") and files.get("out")
     base = Path(files["out"]) / "config.toml" if resumes else None
-    return build({**_of_file(base, table), **source}, table)
+    return build({**of_file(base, table), **source}, table)
 
 
 def _of_command(args: argparse.Namespace, table: Table) -> dict[str, Given]:
     environ = os.environ
     path = getattr(args, "config", None) or environ.get(CONFIG)
-    file = _of_file(as_path(path), table, True) if path else {}
-    return {**file, **_of_variables(environ, table), **_of_flags(args, table)}
+    file = of_file(as_path(path), table, True) if path else {}
+    return {**file, **of_variables(environ, table), **of_flags(args, table)}
 
 
 def configure(options: Mapping[str, Any], base: Path | None = None) -> RunConfig:
@@ -105,10 +105,11 @@ def configure(options: Mapping[str, Any], base: Path | None = None) -> RunConfig
             raise ConfigError(f"unknown option {key}{did_you_mean(key, named)}")
         if value is not None:
             source[named[key]] = Given(value, f"{key}={value!r}")
-    return build({**_of_file(base, table), **source}, table)[0]
+    return build({**of_file(base, table), **source}, table)[0]
 
 
-def _of_file(path: Path | None, table: Table, must: bool = False) -> dict[str, Given]:
+def of_file(path: Path | None, table: Table, must: bool = False) -> dict[str, Given]:
+    """What a TOML file says; one that is not there says nothing, unless it ``must``."""
     if path is None or not (must or path.is_file()):
         return {}
     return of_toml(load_toml(path), str(path), table)
@@ -152,7 +153,7 @@ def outside(
     file = as_path(path or FILE)
     if path and not file.is_file():
         raise ConfigError(f"{file}: no such file; it would hold fedclip's options")
-    return {**_of_file(file, table), **_of_variables(environ, table)}
+    return {**of_file(file, table), **of_variables(environ, table)}
 
 
 def _overruled(ours: Source, host: Source, table: Table) -> Iterator[str]:
@@ -169,7 +170,8 @@ def add_notes(config: RunConfig, notes: Iterable[str]) -> RunConfig:
     return replace(config, notes=(*config.notes, *notes))
 
 
-def _of_flags(args: argparse.Namespace, table: Table) -> dict[str, Given]:
+def of_flags(args: argparse.Namespace, table: Table) -> dict[str, Given]:
+    """What flags say."""
     source = {}
     for name, value in vars(args).items():
         if name in table.options and value is not None:
@@ -178,7 +180,7 @@ def _of_flags(args: argparse.Namespace, table: Table) -> dict[str, Given]:
     return source
 
 
-def _of_variables(environ: Mapping[str, str], table: Table) -> dict[str, Given]:
+def of_variables(environ: Mapping[str, str], table: Table) -> dict[str, Given]:
     """What ``FEDCLIP_*`` variables say; an empty one says nothing."""
     options, source = table.variables(), {}
     for name, value in environ.items():
@@ -235,6 +237,8 @@ def build(
         raise ConfigError(table.broken[section])
     usual = _usual(algorithm, section, said.get("preset"), table)
     values = {n: parse(table.options[n], *value) for n, value in usual.items()} | said
+    if said.get("evaluate"):
+        values["rounds"] = said.get("rounds", 1)
     values["alg"] = name
     _settle(values)
 

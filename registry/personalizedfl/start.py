@@ -66,6 +66,11 @@ def settings_of(
         }
     )
     algorithm = get_algorithm(config.algorithm)
+    if config.train.evaluate is not None:
+        raise ConfigError(
+            "--evaluate: main.py always trains; `fedclip run`, FedML and Flower score "
+            "a given state"
+        )
     if algorithm.needs_clip or not algorithm.communicates:
         why = "trains CLIP itself" if algorithm.needs_clip else "sends nothing"
         raise ConfigError(f"--alg {algorithm.name} {why}: `fedclip run` has it")

@@ -14,9 +14,9 @@ from benchmarks.scale import embedded, figures
 from fedclip_plugin.config.schema import DataConfig, RunConfig
 from fedclip_plugin.federation.build import build_federation
 from fedclip_plugin.federation.rounds import train_clients
-from fedclip_plugin.report.trackers.base import scalars
 from fedclip_plugin.report.records import MAX_CLIENTS, RunRecord, load_run
 from fedclip_plugin.report.tables import MAX_ROWS, clients_of_run
+from fedclip_plugin.report.trackers.base import scalars
 from tests.federation.toy import toy_features, write_toy
 from tests.report.synthetic_runs import leaf_summary, write_leaf
 

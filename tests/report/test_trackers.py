@@ -137,7 +137,8 @@ def test_mlflow_keeps_its_store_in_the_run_and_goes_on_in_it(
     assert one.data.params["train.lr"] == "0.001"
     history = client.get_metric_history(one.info.run_id, "accuracy/target")
     lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    assert {m.step: m.value for m in history} == {x["round"]: x["target"] for x in lines}
+    told = {line["round"]: line["target"] for line in lines}
+    assert {m.step: m.value for m in history} == told
 
 
 @pytest.mark.usefixtures("trackers")

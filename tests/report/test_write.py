@@ -11,8 +11,8 @@ import pytest
 from fedclip_plugin.cli import main
 from fedclip_plugin.errors import RunError
 from fedclip_plugin.report import averages
-from fedclip_plugin.report.trackers import tensorboard
 from fedclip_plugin.report import write as report
+from fedclip_plugin.report.trackers import tensorboard
 from tests.report.synthetic_runs import (
     leaf_summary,
     round_metrics,

@@ -6,6 +6,7 @@ from . import hosts, runs, states, tools
 
 ADD_COMMANDS = (
     runs.add_run,
+    runs.add_sweep,
     runs.add_features,
     runs.add_data,
     runs.add_report,

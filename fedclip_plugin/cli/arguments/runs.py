@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...settings import options
-from .. import commands
+from .. import commands, sweep
 from .command import FILE, PATH, Commands, command
 
 EPILOG = """examples:
@@ -25,6 +25,39 @@ def add_run(group: Commands) -> None:
         help="check data and weights, tell what the run would cost, and stop",
         )  # fmt: skip
     add("--tensorboard", action="store_true", help="also write TensorBoard events")
+    parser.fill = options.add_run_options
+
+
+SWEEP_EPILOG = """A file:
+  [options]
+  features = "DIR"
+  seed = [0, 1]
+  [grid]
+  alg = ["fedclip", "fedavg"]
+  lr = [1e-4, 1e-3]
+
+examples:
+  fedclip sweep lr.toml --dry-run
+  fedclip sweep lr.toml --features OTHER --jobs 4 --out runs/lr
+  fedclip sweep lr.toml --resume --out runs/lr
+"""
+
+
+def add_sweep(group: Commands) -> None:
+    """``fedclip sweep``."""
+    parser = command(
+        group,
+        "sweep",
+        sweep.sweep,
+        "Run a grid or a random search over any option on one cache, and choose by the "
+        "source clients' validation alone (docs/sweep.md).",
+        SWEEP_EPILOG,
+    )
+    add = parser.add_argument
+    add("file", metavar="FILE.toml", type=PATH)
+    add("--jobs", metavar="N", type=int,
+        help="processes at once (default: one a processor)")  # fmt: skip
+    add("--dry-run", action="store_true", help="show the runs and about how long")
     parser.fill = options.add_run_options
 
 

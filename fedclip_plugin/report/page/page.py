@@ -62,7 +62,7 @@ def render_page(runs: Sequence[RunRecord], title: str) -> str:
     data = dict.fromkeys(str(group[0].summary["dataset"]) for group in groups)
     skipped = (n for run in runs for n in run.summary.get("skipped_images") or ())
     with figure_style():
-        return _template().render(
+        return template("report.html.jinja").render(
             title=title,
             headline=f"{', '.join(labels)} on {', '.join(data)}",
             compared=[_compared(methods) for methods in tasks if len(methods) > 1],
@@ -79,7 +79,8 @@ def render_page(runs: Sequence[RunRecord], title: str) -> str:
 
 
 @functools.cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A template of this folder; what it is given is escaped."""
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -87,7 +88,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-    ).get_template("report.html.jinja")
+    ).get_template(name)
 
 
 def _drawn(charts: Iterable[Chart | None]) -> list[Chart]:

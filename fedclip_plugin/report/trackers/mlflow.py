@@ -47,9 +47,7 @@ class MlflowLog(Tracker):
             tags = {_FOLDER: here}
             run = self._client.create_run(experiment, run_name=label, tags=tags)
             self._run = run.info.run_id
-            params = [
-                Param(plain_tag(k), str(v)[:_LONGEST]) for k, v in config.items()
-            ]
+            params = [Param(plain_tag(k), str(v)[:_LONGEST]) for k, v in config.items()]
             for i in range(0, len(params), 100):  # as many as a request may hold
                 self._client.log_batch(self._run, params=params[i : i + 100])
         else:

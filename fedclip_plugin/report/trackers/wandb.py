@@ -23,8 +23,9 @@ class WandbLog(Tracker):
 
     def __init__(self, directory: Path, label: str, config: Mapping[str, Any]) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        import wandb
+        import wandb as library
 
+        wandb: Any = library  # typed in one release, untyped in another
         quiet = {
             **dict.fromkeys(("silent", "disable_git", "disable_code"), True),
             **dict.fromkeys(("x_disable_stats", "x_disable_machine_info"), True),
@@ -33,7 +34,7 @@ class WandbLog(Tracker):
         known = {k: v for k, v in quiet.items() if hasattr(wandb.Settings(), k)}
         self._run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
+            mode=os.environ.get("WANDB_MODE", "offline"),
             dir=str(directory),
             name=label,
             config=dict(config),

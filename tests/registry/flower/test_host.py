@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,18 @@ def test_a_run_has_one_seed() -> None:
 def test_an_algorithm_that_sends_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="sends nothing to a server"):
         flower_host.FedClip({"alg": "local"})
+
+
+def test_every_site_scores_a_given_state_and_trains_nothing(
+    toy: Path, tmp_path: Path
+) -> None:
+    run_config = options(toy, out=str(tmp_path / "run"), log="tensorboard")
+    flower_host.FedClip(run_config).start(grid_of(run_config))
+    trained = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert list((tmp_path / "run").glob("events.out.*")) or not find_spec("tensorboard")
+    file = str(tmp_path / "run" / "adapter.safetensors")
+    job = options(toy, out=str(tmp_path / "job"), evaluate=file, num_server_rounds=1)
+    flower_host.FedClip(job).start(grid_of(job))
+    found = json.loads((tmp_path / "job" / "summary.json").read_text())
+    for which in ("zero_shot", "result"):
+        assert found[which]["clients"] == trained[which]["clients"]
