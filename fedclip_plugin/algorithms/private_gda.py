@@ -110,7 +110,8 @@ def released(mean: State, rows: float, task: Task, epsilon: float) -> tuple[Stat
         unpacked(mean["second"]) * rows,
     )
     config, text = task.privacy, task.text.double()
-    noise = noise_of(*text.shape, privacy.multiplier_for(epsilon, config.dp_delta))
+    classes, dim = text.shape
+    noise = noise_of(classes, dim, privacy.multiplier_for(epsilon, config.dp_delta))
     noisy = release(exact, noise, privacy.noise_entropy(config, task.seed, 1))
     plausible = denoised(noisy, noise, text)
     return plausible.to_state(mean), int(plausible.rows)
