@@ -321,7 +321,8 @@ def isolated(session: nox.Session) -> None:
     (work / "tests").symlink_to(tree / "tests")
     session.chdir(work)
     check = "import fedclip_plugin as f; c = f.capabilities(); print(f.__file__, c); "
-    check += "assert (c['compiled'], c['isa']) == (True, 'generic')"
+    check += "assert (c['compiled'], c['isa']) == (True, 'generic'); "
+    check += "assert c['ops']['weighted_mean'] and 'local_round' in c['slower']"
     env = {"PYTHONPATH": str(target), "PATH": str(target / "bin")}
     session.run(sys.executable, "-c", check, external=True, env=env)
     run = ("fedclip_plugin.cli", "run", "--alg", "gda", "--target", "scan", "--quiet")

@@ -9,10 +9,11 @@
 namespace fedclip {
 
 struct TrainingClient {
-    Tensor x, y, perm;
+    Tensor x, y, perm;                // perm: (samples,), or (epochs, samples)
     std::vector<InPlace> parameters;  // params, exp_avg, exp_avg_sq: four each
     std::int64_t step = 0;            // Adam steps already taken
-    std::int64_t steps = 0;           // of this epoch
+    std::int64_t steps = 0;           // of all epochs
+    std::int64_t samples = 0;         // of an epoch
     float* losses = nullptr;          // (steps,)
 };
 
@@ -55,18 +56,14 @@ inline void expect_distinct(const TrainingArguments& all) {
     }
 }
 
-// `all.text` becomes row-major.
-inline std::vector<TrainingClient> take_clients(TrainingArguments& all) {
+// The clients' data; `all.text` becomes row-major.
+inline std::vector<TrainingClient> take_data(TrainingArguments& all, bool epochs) {
     const std::size_t count = all.x.size();
     check(all.batch_size >= 1, "batch_size: expected at least 1, got ", all.batch_size);
     check(all.bf16() || all.precision == "fp32",
           "precision: expected one of fp32, bf16, got ", all.precision);
     expect_count("y", all.y.size(), count);
     expect_count("perm", all.perm.size(), count);
-    expect_count("step", all.step.size(), count);
-    expect_count("params", all.params.size(), 4 * count);
-    expect_count("exp_avg", all.exp_avg.size(), 4 * count);
-    expect_count("exp_avg_sq", all.exp_avg_sq.size(), 4 * count);
     if (count) expect("x[0]", all.x[0], ScalarType::Float, {-1, -1});
     expect("text", all.text, ScalarType::Float, {-1, count ? all.x[0].size(1) : -1});
     all.text = row_major(all.text);
@@ -77,14 +74,34 @@ inline std::vector<TrainingClient> take_clients(TrainingArguments& all) {
         const Tensor &x = all.x[i], &y = all.y[i], &perm = all.perm[i];
         expect(entry("x", i), x, ScalarType::Float, {-1, dim});
         expect(entry("y", i), y, ScalarType::Long, {x.size(0)});
-        expect(entry("perm", i), perm, ScalarType::Long, {-1});
+        if (epochs) {
+            expect(entry("perm", i), perm, ScalarType::Long, {-1, -1});
+        } else {
+            expect(entry("perm", i), perm, ScalarType::Long, {-1});
+        }
         client.x = row_major(x);
         client.y = row_major(y);
         client.perm = row_major(perm);
+        client.samples = perm.size(epochs ? 1 : 0);
+        client.steps = steps_of(client.samples, all.batch_size);
+        if (epochs) client.steps *= perm.size(0);
+    }
+    return clients;
+}
+
+inline std::vector<TrainingClient> take_clients(TrainingArguments& all) {
+    auto clients = take_data(all, false);
+    const std::size_t count = clients.size();
+    expect_count("step", all.step.size(), count);
+    expect_count("params", all.params.size(), 4 * count);
+    expect_count("exp_avg", all.exp_avg.size(), 4 * count);
+    expect_count("exp_avg_sq", all.exp_avg_sq.size(), 4 * count);
+    const std::int64_t dim = all.dim();
+    for (std::size_t i = 0; i < count; ++i) {
+        TrainingClient& client = clients[i];
         client.step = all.step[i];
         check(client.step >= 0, entry("step", i), ": expected at least 0, got ",
               client.step);
-        client.steps = steps_of(client.perm.numel(), all.batch_size);
         take_parameters("params", all.params, 4 * i, dim, client);
         take_parameters("exp_avg", all.exp_avg, 4 * i, dim, client);
         take_parameters("exp_avg_sq", all.exp_avg_sq, 4 * i, dim, client);

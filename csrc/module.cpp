@@ -7,7 +7,13 @@
 #include "register.h"
 
 STABLE_TORCH_LIBRARY_IMPL(fedclip, CPU, m) {
-    FEDCLIP_IMPL_ALL(m);
+    // Of four floats at a time products are slower than those of PyTorch's BLAS: there
+    // they are registered only where FEDCLIP_ISA asks for them, as tests do.
+    if (fedclip::isa() != fedclip::Isa::generic || fedclip::isa_requested()) {
+        FEDCLIP_IMPL_PRODUCTS(m);
+        FEDCLIP_IMPL_BOXED(m, fresh_round, fedclip::boxed_fresh_round, true);
+    }
+    FEDCLIP_IMPL_MEANS(m);
     FEDCLIP_IMPL(m, squared_distances, true);
     m.impl("squared_norms_int8", TORCH_BOX(&fedclip::squared_norms_int8));
 }

@@ -76,6 +76,18 @@ inline void boxed_local_epoch(StableIValue* stack, std::uint64_t inputs,
     boxed_local_round(stack, inputs, outputs);
 }
 
+// No moments and no counts of steps: they are the operator's own.
+inline void boxed_fresh_round(StableIValue* stack, std::uint64_t inputs,
+                              std::uint64_t) {
+    check(inputs == 13, "fresh_round: expected 13 arguments, got ", inputs);
+    const auto at = [stack](int i) { return Argument{stack[i]}; };
+    const auto [params, losses] =
+        fresh_round({at(0), at(1), at(2), at(3), at(4), at(5), {}, {}, {}, at(6), at(7),
+                     at(8), at(9), at(10), at(11), at(12)});
+    stack[0] = torch::stable::detail::from(params);
+    stack[1] = torch::stable::detail::from(losses);
+}
+
 }  // namespace fedclip
 
 #define FEDCLIP_IMPL_BOXED(m, op, boxed, is_list)                                      \
@@ -86,11 +98,12 @@ inline void boxed_local_epoch(StableIValue* stack, std::uint64_t inputs,
 #define FEDCLIP_IMPL(m, op, is_list) \
     FEDCLIP_IMPL_BOXED(m, op, TORCH_BOX(&fedclip::op), is_list)
 
-// The operators of both devices.
-#define FEDCLIP_IMPL_ALL(m)                                                \
+// The operators of both devices: those of matrix products, and the means.
+#define FEDCLIP_IMPL_PRODUCTS(m)                                           \
     FEDCLIP_IMPL(m, adapter, false);                                       \
     FEDCLIP_IMPL(m, adapter_backward, false);                              \
     FEDCLIP_IMPL_BOXED(m, local_epoch, fedclip::boxed_local_epoch, false); \
-    FEDCLIP_IMPL_BOXED(m, local_round, fedclip::boxed_local_round, true);  \
-    FEDCLIP_IMPL(m, weighted_mean, true);                                  \
+    FEDCLIP_IMPL_BOXED(m, local_round, fedclip::boxed_local_round, true)
+#define FEDCLIP_IMPL_MEANS(m)             \
+    FEDCLIP_IMPL(m, weighted_mean, true); \
     m.impl("weighted_mean_int8", TORCH_BOX(&fedclip::weighted_mean_int8))

@@ -101,7 +101,7 @@ def test_extension_is_built() -> None:
 
 @needs_kernels
 def test_every_operator_has_a_compiled_kernel() -> None:
-    assert len(SCHEMAS) == 8
+    assert len(SCHEMAS) == 9
     assert fedclip_plugin.capabilities()["ops"] == dict.fromkeys(SCHEMAS, True)
 
 
@@ -111,7 +111,7 @@ def test_an_operator_without_a_kernel_is_told() -> None:
         "define('twice', '(Tensor x) -> Tensor', lambda x: 2 * x, lambda x: x)\n"
         "found = p.capabilities(); print(found['ops']['twice'], len(found['ops']))"
     )
-    assert python(code).stdout.split() == ["False", "9"]
+    assert python(code).stdout.split() == ["False", "10"]
 
 
 @needs_kernels

@@ -23,12 +23,12 @@ void forward(const Batch& batch, bool parallel) {
 }
 
 Parameter output(const Tensor& tensor) {
-    return {tensor.mutable_data_ptr<float>(), nullptr, nullptr};
+    return {tensor.mutable_data_ptr<float>(), nullptr, nullptr, nullptr};
 }
 
 // A parameter that the phases of this file only read.
 Parameter input(const Tensor& tensor) {
-    return {const_cast<float*>(floats(tensor)), nullptr, nullptr};
+    return {nullptr, nullptr, nullptr, floats(tensor)};
 }
 
 // float32 (rows, dim), uninitialised.  (torch::stable::new_empty goes by the

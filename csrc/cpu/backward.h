@@ -92,13 +92,13 @@ void pack_weights(const Batch& batch, std::int64_t unit) {
     if constexpr (numbers_in<T> == 2) {
         for (std::int64_t i = 0; i < batch.dim; i += width) {
             const Part part{begin, i, end - begin, least(width, batch.dim - i)};
-            pair_weights<V, false>(batch, 0, part);
-            pair_weights<V, false>(batch, 1, part);
+            pair_weights<V, false>(batch, 0, batch.layer[0].weight.before, part);
+            pair_weights<V, false>(batch, 1, batch.layer[1].weight.before, part);
         }
         return;
     }
     for (std::int64_t o = begin; o < end; ++o) {
-        const float* row = batch.layer[1].weight.value + o * batch.dim;
+        const float* row = batch.layer[1].weight.before + o * batch.dim;
         for (std::int64_t i = 0; i < batch.dim; i += V::lanes) {
             const int columns = int(least(V::lanes, batch.dim - i));
             float* to =

@@ -115,7 +115,7 @@ template <class V, bool Tanh, class T>
 INLINE void layer(const Batch& batch, int l, const T* in, float* out,
                   std::int64_t begin, std::int64_t end) {
     const Factors<T> f = factors<T>(batch);
-    const Activation<Tanh> activation{batch, batch.layer[l].bias.value, out};
+    const Activation<Tanh> activation{batch, batch.layer[l].bias.before, out};
     product<V>(batch, ByRow<T>{f.weight[l], f.weight_row}, in,
                chunk_size<V>(batch) / numbers_in<T>, elements<T>(batch.dim), begin, end,
                activation);

@@ -56,7 +56,7 @@ INLINE Factors<T> factors(const Batch& batch) {
         return {batch.x_chunks,  batch.h_chunks,
                 batch.du_chunks, batch.du_chunks,
                 batch.da_chunks, batch.x_panels,
-                batch.h_panels,  {layer[0].weight.value, layer[1].weight.value},
+                batch.h_panels,  {layer[0].weight.before, layer[1].weight.before},
                 batch.dim,       batch.w2_panels};
     }
 }

@@ -28,6 +28,11 @@ Isa isa_detected() {
     return std::min(isa_of_processor(), static_cast<Isa>(FEDCLIP_BEST_ISA));
 }
 
+bool isa_requested() {
+    const char* name = std::getenv("FEDCLIP_ISA");
+    return name && *name;
+}
+
 const char* isa_name(Isa isa) {
     switch (isa) {
         case Isa::avx512bf16:

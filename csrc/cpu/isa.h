@@ -26,6 +26,9 @@ Isa isa_detected();
 // The one in use: the one detected, or a lesser one that FEDCLIP_ISA names.  Read once.
 Isa isa();
 
+// Whether FEDCLIP_ISA names one.
+bool isa_requested();
+
 const char* isa_name(Isa isa);
 
 }  // namespace fedclip

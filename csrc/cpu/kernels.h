@@ -33,8 +33,11 @@ struct PanelsOf {
 };
 using Panels = PanelsOf<float>;
 
+// `before` is what a step reads: `value` itself but for the first step from a start that
+// clients share.
 struct Parameter {
     float *value, *exp_avg, *exp_avg_sq;
+    const float* before;
 };
 
 struct Layer {
@@ -47,6 +50,9 @@ struct Adam {
     float one_beta1, one_beta2;
     float eps;  // eps c
     float weight_decay;
+    bool fresh;  // the moments are zeros, and not read
+    bool last;   // of its training: neither the moments are written nor other forms of
+                 // the weights than `value`
 };
 
 // What the five products of a training step read, as T: float or Pair.
@@ -55,7 +61,7 @@ struct Factors {
     T *x, *h, *du;         // chunks
     T *du_rows, *da_rows;  // the same chunks, but a Pair is two rows of one feature
     PanelsOf<T> x_panels, h_panels;
-    T* weight[2];  // row-major
+    const T* weight[2];  // row-major
     std::int64_t weight_row;
     T* w2_panels;  // w2 in panels: its columns without a long stride
 };

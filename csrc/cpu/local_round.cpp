@@ -1,7 +1,7 @@
-// The operator `local_round`, and `local_epoch` for one client: clients are the outer
-// parallel loop.
+// The operators `local_round`, `local_epoch` for one client, and `fresh_round`: clients
+// are the outer parallel loop.
 //
-// With at least as many clients as threads a client's epoch runs on one thread, without
+// With at least as many clients as threads a client trains on one thread, without
 // any barrier.  With fewer, all clients advance a step together and the units of a
 // phase are shared out; a unit computes the same bits either way.
 #include <algorithm>
@@ -22,44 +22,78 @@ const Products& products(const TrainingArguments& all) {
 
 Parameter parameter(const TrainingClient& client, int i) {
     const auto& all = client.parameters;
-    return {all[i].data(), all[i + 4].data(), all[i + 8].data()};
+    return {all[i].data(), all[i + 4].data(), all[i + 8].data(), all[i].data()};
 }
 
-// An epoch in progress, in a workspace of its own.
+// What all clients of a `fresh_round` start from, and where their parameters go.
+struct Fresh {
+    const float* start[4];  // w1, b1, w2, b2
+    float* params;          // a client a row, of `row` floats
+    std::int64_t row;
+
+    std::vector<std::int64_t> sizes(std::int64_t dim) const {
+        return {dim * dim, dim, dim * dim, dim};
+    }
+};
+
+// The training of one client in progress, in a workspace of its own.
 class Epoch {
   public:
     Epoch(const TrainingArguments& all, const TrainingClient& client,
-          Workspace& workspace)
+          Workspace& workspace, const Fresh* fresh, std::int64_t row)
         : all_(all),
           text_(floats(all.text)),
           dim_(all.dim()),
           client_(client),
           workspace_(workspace),
-          steps_(client.steps),
+          fresh_(fresh),
           slot_(all.classes(), -1),
-          column_(std::min(all.batch_size, client.perm.numel())) {
+          column_(std::min(all.batch_size, client.samples)) {
         batch_ = workspace.batch(0);
         batch_.x = floats(client.x);
         batch_.x_row = dim_;
+        if (fresh) {
+            take_fresh(fresh->params + row * fresh->row);
+            return;
+        }
         for (int i = 0; i < 2; ++i) {
             batch_.layer[i] = {parameter(client, 2 * i), parameter(client, 2 * i + 1)};
         }
     }
 
-    std::int64_t steps() const { return steps_; }
+    std::int64_t steps() const { return client_.steps; }
     const Batch& batch() const { return batch_; }
+
+    // Whether the weights' other forms have to be made before the first step: clients
+    // of a fresh round share them, until a step has made its own.
+    bool unpacked() {
+        const bool packed = fresh_ && workspace_.packed;
+        workspace_.packed = fresh_ && steps() == 1;
+        return !packed;
+    }
 
     // Sets up batch number `s`; the phases then read it.
     void begin(std::int64_t s) {
-        const std::int64_t size = all_.batch_size, total = client_.perm.numel();
-        const std::int64_t* perm = client_.perm.const_data_ptr<std::int64_t>();
-        batch_.rows = std::min(size, total - s * size);
-        batch_.index = perm + s * size;
+        const std::int64_t size = all_.batch_size, samples = client_.samples;
+        const std::int64_t an_epoch = steps_of(samples, size);
+        const std::int64_t in_epoch = s % an_epoch * size;
+        const std::int64_t first = s / an_epoch * samples + in_epoch;
+        batch_.rows = std::min(size, samples - in_epoch);
+        batch_.index = client_.perm.const_data_ptr<std::int64_t>() + first;
         batch_.next = batch_.index + batch_.rows;
-        batch_.next_rows = std::min(size, total - s * size - batch_.rows);
+        batch_.next_rows =
+            std::min(size, client_.perm.numel() - first - batch_.rows);
         batch_.loss = client_.losses + s;
         batch_.logit_scale = float(all_.logit_scale);
         batch_.adam = adam(client_.step + s + 1);
+        batch_.adam.fresh = fresh_ && s == 0;
+        batch_.adam.last = fresh_ && s + 1 == steps();
+        if (fresh_ && s == 1) {
+            for (Layer& layer : batch_.layer) {
+                layer.weight.before = layer.weight.value;
+                layer.bias.before = layer.bias.value;
+            }
+        }
         find_classes();
     }
 
@@ -67,7 +101,19 @@ class Epoch {
     Adam adam(std::int64_t t) const {
         const AdamStep now = adam_step(all_.lr, all_.beta1, all_.beta2, all_.eps, t);
         return {now.rate, float(1 - all_.beta1), float(1 - all_.beta2), now.eps,
-                float(all_.weight_decay)};
+                float(all_.weight_decay), false, false};
+    }
+
+    void take_fresh(float* params) {
+        workspace_.take_moments(batch_.layer);
+        const auto sizes = fresh_->sizes(dim_);
+        for (int i = 0; i < 4; ++i) {
+            Layer& layer = batch_.layer[i / 2];
+            Parameter& parameter = i % 2 ? layer.bias : layer.weight;
+            parameter.before = fresh_->start[i];
+            parameter.value = params;
+            params += sizes[i];
+        }
     }
 
     // The classes of the batch, in order of appearance: their text, count and rows.
@@ -99,7 +145,7 @@ class Epoch {
     std::int64_t dim_;
     const TrainingClient& client_;
     Workspace& workspace_;
-    std::int64_t steps_;
+    const Fresh* fresh_;
     std::vector<std::int64_t> slot_;  // of a class in this batch, or -1
     std::vector<std::int64_t> column_, seen_;
     Batch batch_;
@@ -129,7 +175,10 @@ std::vector<Work> training_step(const Products& p) {
 
 void run_alone(Epoch& epoch, const Products& products) {
     const auto step = training_step(products);
-    run(products.pack_weights, epoch.batch(), feature_units(epoch.batch().dim), false);
+    if (epoch.unpacked()) {
+        const std::int64_t units = feature_units(epoch.batch().dim);
+        run(products.pack_weights, epoch.batch(), units, false);
+    }
     for (std::int64_t s = 0; s < epoch.steps(); ++s) {
         epoch.begin(s);
         for (const Work& work : step) {
@@ -170,13 +219,15 @@ void run_together(std::vector<std::unique_ptr<Epoch>>& epochs,
     }
 }
 
-void train(const TrainingArguments& all, std::vector<TrainingClient>& clients) {
+// `fresh`: of a fresh round, else null.
+void train(const TrainingArguments& all, const std::vector<TrainingClient>& clients,
+           const Fresh* fresh) {
     std::vector<std::int64_t> steps, order;
     std::int64_t rows = 0;  // of the largest batch
     for (const TrainingClient& client : clients) {
         steps.push_back(client.steps);
         if (steps.back()) order.push_back(std::int64_t(steps.size()) - 1);
-        rows = std::max(rows, std::min(all.batch_size, client.perm.numel()));
+        rows = std::max(rows, std::min(all.batch_size, client.samples));
     }
     if (order.empty()) return;
     // the longest first, so that no thread is left with one at the end
@@ -189,19 +240,20 @@ void train(const TrainingArguments& all, std::vector<TrainingClient>& clients) {
     const Use use = all.bf16() ? Use::bf16_training : Use::training;
     std::vector<Workspace> workspaces;
     for (std::int64_t w = 0; w < workers; ++w) {
-        workspaces.emplace_back(use, rows, all.dim(), std::min(rows, all.classes()));
+        workspaces.emplace_back(use, rows, all.dim(), std::min(rows, all.classes()),
+                                fresh != nullptr);
     }
     std::vector<std::unique_ptr<Epoch>> epochs;
     if (count < threads) {
         for (std::int64_t i = 0; i < count; ++i) {
-            epochs.push_back(
-                std::make_unique<Epoch>(all, clients[order[i]], workspaces[i]));
+            epochs.push_back(std::make_unique<Epoch>(
+                all, clients[order[i]], workspaces[i], fresh, order[i]));
         }
         run_together(epochs, products(all));
         return;
     }
     share_out(count, workers, [&](std::int64_t worker, std::int64_t i) {
-        Epoch epoch(all, clients[order[i]], workspaces[worker]);
+        Epoch epoch(all, clients[order[i]], workspaces[worker], fresh, order[i]);
         run_alone(epoch, products(all));
     });
 }
@@ -215,18 +267,55 @@ void check_values(const char* name, std::size_t client, const Tensor& indices,
     }
 }
 
+void check_indices(const TrainingArguments& all,
+                   const std::vector<TrainingClient>& clients) {
+    for (std::size_t i = 0; i < clients.size(); ++i) {
+        check_values("y", i, clients[i].y, all.classes());
+        check_values("perm", i, clients[i].perm, clients[i].x.size(0));
+    }
+}
+
 }  // namespace
 
 Tensor local_round(TrainingArguments arguments) {
     auto clients = take_clients(arguments);
-    for (std::size_t i = 0; i < clients.size(); ++i) {
-        check_values("y", i, clients[i].y, arguments.classes());
-        check_values("perm", i, clients[i].perm, clients[i].x.size(0));
-    }
+    check_indices(arguments, clients);
     Tensor losses = make_losses(arguments.text, clients);
-    train(arguments, clients);
+    train(arguments, clients, nullptr);
     write_back(clients);
     return losses;
+}
+
+std::tuple<Tensor, Tensor> fresh_round(TrainingArguments all) {
+    auto clients = take_data(all, true);
+    check_indices(all, clients);
+    const std::int64_t dim = all.dim();
+    expect_count("start", all.params.size(), 4);
+    for (int i = 0; i < 4; ++i) {
+        Tensor& start = all.params[i];
+        if (i % 2 == 0) {
+            expect_square(entry("start", i), start, dim);
+        } else {
+            expect(entry("start", i), start, ScalarType::Float, {dim});
+        }
+        start = row_major(start);
+    }
+    Fresh fresh{{}, nullptr, 2 * dim * dim + 2 * dim};
+    const auto sizes = fresh.sizes(dim);
+    for (int i = 0; i < 4; ++i) fresh.start[i] = floats(all.params[i]);
+    Tensor params = torch::stable::new_empty(
+        all.text, {std::int64_t(clients.size()), fresh.row});
+    fresh.params = params.mutable_data_ptr<float>();
+    for (std::size_t c = 0; c < clients.size(); ++c) {
+        if (clients[c].steps) continue;  // a client without a step keeps the start
+        float* to = fresh.params + std::int64_t(c) * fresh.row;
+        for (int i = 0; i < 4; ++i) {
+            to = std::copy(fresh.start[i], fresh.start[i] + sizes[i], to);
+        }
+    }
+    Tensor losses = make_losses(all.text, clients);
+    train(all, clients, &fresh);
+    return {params, losses};
 }
 
 }  // namespace fedclip

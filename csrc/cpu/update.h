@@ -1,57 +1,16 @@
-// Weight gradients dW = d' q, and Adam on each tile as soon as its gradient is there.
+// Weight gradients dW = d' q, and Adam as soon as they are there: a pass of its own over
+// weights and moments (six times the weights' bytes) would cost about as much as the
+// products.
 //
-// Adam's loads, root and division run beside the products of the next tile, which hide
-// them: a second pass over weights and moments (six times the weights' bytes) would
-// cost about as much as the product itself.
+// With AVX-512 Adam's loads, root and division run beside the products of the next
+// tile, which hide them.  With 16 registers the two are in each other's way: there Adam
+// follows the products of a few rows, along them, so that memory comes in long runs.
 #pragma once
 
-#include "cpu/gemm.h"
+#include "cpu/adam.h"
 #include "cpu/to_pairs.h"
 
 namespace fedclip {
-
-template <class V>
-struct AdamRegs {
-    typename V::Reg rate, one_beta1, one_beta2, eps, weight_decay;
-
-    INLINE explicit AdamRegs(const Adam& a)
-        : rate(V::set(a.rate)),
-          one_beta1(V::set(a.one_beta1)),
-          one_beta2(V::set(a.one_beta2)),
-          eps(V::set(a.eps)),
-          weight_decay(V::set(a.weight_decay)) {}
-};
-
-// One vector of parameters on its way through Adam, in two halves with a gap between.
-template <class V>
-struct AdamVector {
-    typename V::Reg value, exp_avg, exp_avg_sq, root;
-
-    INLINE void begin(const AdamRegs<V>& adam, typename V::Reg grad) {
-        grad = V::fma(adam.weight_decay, value, grad);
-        exp_avg_sq = V::fma(adam.one_beta2, V::fms(grad, grad, exp_avg_sq), exp_avg_sq);
-        root = V::sqrt(exp_avg_sq);
-        exp_avg = V::fma(adam.one_beta1, V::sub(grad, exp_avg), exp_avg);
-    }
-    INLINE void end(const AdamRegs<V>& adam) {
-        const typename V::Reg denominator = V::add(root, adam.eps);
-        value = V::fnma(adam.rate, V::div(exp_avg, denominator), value);
-    }
-};
-
-template <class V>
-INLINE void adam_vector(const AdamRegs<V>& adam, const Parameter& p, std::int64_t at,
-                        typename V::Reg grad, int count) {
-    AdamVector<V> a;
-    a.value = V::load_first(p.value + at, count);
-    a.exp_avg = V::load_first(p.exp_avg + at, count);
-    a.exp_avg_sq = V::load_first(p.exp_avg_sq + at, count);
-    a.begin(adam, grad);
-    a.end(adam);
-    V::store_first(p.value + at, a.value, count);
-    V::store_first(p.exp_avg + at, a.exp_avg, count);
-    V::store_first(p.exp_avg_sq + at, a.exp_avg_sq, count);
-}
 
 // A tile of a weight matrix whose gradient is there, (rows, panel width) in `grad`.
 struct Tile : Part {
@@ -108,15 +67,12 @@ INLINE void first_rows_and_adam(typename V::Reg (&acc)[V::tile_rows][2], const T
             const std::int64_t last = v ? (r + 1) * steps : middle;
             const std::int64_t at = (tile.row + r) * dim + tile.column + lane;
             AdamVector<V> vector;
-            vector.value = V::load(p.value + at);
-            vector.exp_avg = V::load(p.exp_avg + at);
-            vector.exp_avg_sq = V::load(p.exp_avg_sq + at);
+            vector.load(adam, p, at);
             vector.begin(adam, V::load(tile.grad + r * width + lane));
-            V::store(p.exp_avg + at, vector.exp_avg);
-            V::store(p.exp_avg_sq + at, vector.exp_avg_sq);
+            vector.store_moments(adam, p, at);
             if (k < last) multiply_step<V>(acc, a + k, a_row, q + k * width);
             const std::int64_t next = ahead + r * dim + lane;
-            prefetch(p.value + next);
+            prefetch(p.before + next);
             prefetch(p.exp_avg + next);
             prefetch(p.exp_avg_sq + next);
             vector.end(adam);
@@ -134,19 +90,23 @@ template <class V, class T>
 INLINE void finish_tile(const Batch& batch, int l, const AdamRegs<V>& adam,
                         const Tile& tile) {
     adam_tile<V>(adam, batch.layer[l].weight, batch.dim, tile);
-    if constexpr (numbers_in<T> == 2) pair_weights<V, false>(batch, l, tile);
+    if constexpr (numbers_in<T> == 2) {
+        if (adam.last) return;
+        pair_weights<V, false>(batch, l, batch.layer[l].weight.value, tile);
+    }
 }
 
 // Rows begin..end of layer `l`: q are its inputs in panels, d the gradient of its
-// outputs in chunks.
+// outputs in chunks.  Adam on a tile beside the products of the next.
 template <class V, class T>
-INLINE void update_weight(const Batch& batch, int l, const T* d_chunks,
+INLINE void update_tiles(const Batch& batch, int l, const T* d_chunks,
                           const PanelsOf<T>& q, std::int64_t begin, std::int64_t end) {
     constexpr std::int64_t width = panel_width<V>;
     constexpr std::int64_t overlapped = width / (2 * V::tile_rows) * (2 * V::tile_rows);
     const AdamRegs<V> adam(batch.adam);
     const std::int64_t dim = batch.dim;
-    float* copy = l == 1 && numbers_in<T> == 1 ? batch.w2_panels : nullptr;
+    const bool copies = l == 1 && numbers_in<T> == 1 && !batch.adam.last;
+    float* copy = copies ? batch.w2_panels : nullptr;
     alignas(64) float grads[2][V::tile_rows * panel_width<V>];
     int current = 0;
     Tile waiting{};
@@ -165,7 +125,10 @@ INLINE void update_weight(const Batch& batch, int l, const T* d_chunks,
                                            panel, adam, batch.layer[l].weight, dim,
                                            waiting, row * dim + i);
                     if constexpr (numbers_in<T> == 2) {
-                        pair_weights<V, true>(batch, l, waiting);
+                        if (!batch.adam.last) {
+                            pair_weights<V, true>(batch, l, batch.layer[l].weight.value,
+                                                  waiting);
+                        }
                     }
                 }
             }
@@ -184,6 +147,63 @@ INLINE void update_weight(const Batch& batch, int l, const T* d_chunks,
         }
     });
     if (waiting.rows) finish_tile<V, T>(batch, l, adam, waiting);
+}
+
+// R rows and columns left..right of a weight whose Adam step is done, into the other
+// forms that products read.
+template <class V, int R, class T>
+INLINE void copy_weights(const Batch& batch, int l, std::int64_t row, std::int64_t left,
+                         std::int64_t right) {
+    constexpr std::int64_t width = panel_width<V>;
+    if constexpr (numbers_in<T> == 2) {
+        for (std::int64_t i = left; i < right; i += width) {
+            const Part part{row, i, R, least(width, right - i)};
+            pair_weights<V, false>(batch, l, batch.layer[l].weight.value, part);
+        }
+    } else if (l == 1) {
+        for (std::int64_t i = left; i < right; i += V::lanes) {
+            const float* from = batch.layer[l].weight.value + row * batch.dim + i;
+            float* to =
+                batch.w2_panels + (i / width * batch.dim + row) * width + i % width;
+            const int n = int(least(V::lanes, right - i));
+            UNROLL for (int r = 0; r < R; ++r, from += batch.dim) {
+                V::store(to + r * width,
+                         n == V::lanes ? V::load(from) : V::load_first(from, n));
+            }
+        }
+    }
+}
+
+// The same in rows: the products of a tile's rows, then Adam along each row.
+template <class V, class T>
+INLINE void update_rows(const Batch& batch, int l, const T* d_chunks,
+                        const PanelsOf<T>& q, std::int64_t begin, std::int64_t end) {
+    constexpr std::int64_t width = panel_width<V>, most = 512;  // columns; 12 KB of L1
+    const AdamRegs<V> adam(batch.adam);
+    const std::int64_t dim = batch.dim;
+    alignas(64) float grads[V::tile_rows * most];
+    for_tiles<V::tile_rows>(begin, end, [&](auto rows, std::int64_t row) {
+        constexpr int R = decltype(rows)::value;
+        for (std::int64_t left = 0; left < dim; left += most) {
+            const std::int64_t right = least(left + most, dim);
+            for (std::int64_t i = left; i < right; i += width) {
+                typename V::Reg acc[R][2];
+                fill<V>(acc, V::zero());
+                add_rows<V>(acc, batch, d_chunks, row, q.data + i / width * q.panel,
+                            q.row, 0);
+                float* grad = grads + i - left;
+                UNROLL for (int r = 0; r < R; ++r) {
+                    V::store(grad + r * most, acc[r][0]);
+                    V::store(grad + r * most + V::lanes, acc[r][1]);
+                }
+            }
+            for (int r = 0; r < R; ++r) {
+                adam_run<V>(adam, batch.layer[l].weight, (row + r) * dim + left,
+                            grads + r * most, right - left);
+            }
+            if (!batch.adam.last) copy_weights<V, R, T>(batch, l, row, left, right);
+        }
+    });
 }
 
 // out[o - begin] = sum over rows of d: the gradient of a layer's bias.
@@ -211,8 +231,13 @@ void update(const Batch& batch, std::int64_t unit) {
     const std::int64_t begin = (second ? unit : unit - units) * width;
     const std::int64_t end = least(begin + width, batch.dim);
     const Factors<T> f = factors<T>(batch);
-    update_weight<V>(batch, second, second ? f.du_rows : f.da_rows,
-                     second ? f.h_panels : f.x_panels, begin, end);
+    const T* d = second ? f.du_rows : f.da_rows;
+    const PanelsOf<T>& q = second ? f.h_panels : f.x_panels;
+    if constexpr (V::adam_beside_products) {
+        update_tiles<V>(batch, second, d, q, begin, end);
+    } else {
+        update_rows<V>(batch, second, d, q, begin, end);
+    }
     alignas(64) float grad[panel_width<V>] = {};
     sum_rows<V>(batch, second ? batch.du_chunks : batch.da_chunks, begin, end, grad);
     for (std::int64_t o = begin; o < end; o += V::lanes) {

@@ -11,6 +11,7 @@ struct Avx2 {
     using Reg = __m256;
     static constexpr int lanes = 8;
     static constexpr int tile_rows = 6;  // 6 x 2 accumulators of the 16 registers
+    static constexpr bool adam_beside_products = false;
 
     INLINE static Reg zero() { return _mm256_setzero_ps(); }
     INLINE static Reg set(float a) { return _mm256_set1_ps(a); }

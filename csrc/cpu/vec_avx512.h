@@ -15,6 +15,7 @@ struct Avx512 {
     using Reg = __m512;
     static constexpr int lanes = 16;
     static constexpr int tile_rows = 8;  // 8 x 2 accumulators of the 32 registers
+    static constexpr bool adam_beside_products = true;
 
     INLINE static Reg zero() { return _mm512_setzero_ps(); }
     INLINE static Reg set(float a) { return _mm512_set1_ps(a); }

@@ -21,6 +21,7 @@ struct Generic {
     typedef int Int __attribute__((vector_size(16)));
     static constexpr int lanes = 4;
     static constexpr int tile_rows = 4;  // 4 x 2 accumulators, of at least 16 registers
+    static constexpr bool adam_beside_products = false;
 
     INLINE static Reg zero() { return Reg{}; }
     INLINE static Reg set(float a) { return Reg{a, a, a, a}; }

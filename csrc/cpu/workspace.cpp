@@ -30,8 +30,8 @@ float* Workspace::take(std::int64_t size) {
     return start;
 }
 
-Workspace::Workspace(Use use, std::int64_t rows, std::int64_t dim,
-                     std::int64_t classes) {
+Workspace::Workspace(Use use, std::int64_t rows, std::int64_t dim, std::int64_t classes,
+                     bool moments) {
     const std::int64_t width = 2 * kernels().lanes;
     const std::int64_t features = round_up(dim, width),
                        all_rows = round_up(rows, width);
@@ -62,6 +62,13 @@ Workspace::Workspace(Use use, std::int64_t rows, std::int64_t dim,
             count = take(classes);
         }
         if (use == Use::bf16_training) take_pairs(all_rows, features);
+        for (Layer& layer : moments_) {
+            if (!moments) break;
+            layer.weight.exp_avg = take(dim * dim);
+            layer.weight.exp_avg_sq = take(dim * dim);
+            layer.bias.exp_avg = take(dim);
+            layer.bias.exp_avg_sq = take(dim);
+        }
         if (pass == 1) return;
         const std::size_t bytes = static_cast<std::size_t>(used_) * sizeof(float);
         memory_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
@@ -86,6 +93,15 @@ void Workspace::take_pairs(std::int64_t all_rows, std::int64_t features) {
     f.weight[1] = pairs(features * features);
     f.weight_row = features / 2;
     f.w2_panels = pairs(features * features);
+}
+
+void Workspace::take_moments(Layer (&layer)[2]) const {
+    for (int i = 0; i < 2; ++i) {
+        layer[i].weight.exp_avg = moments_[i].weight.exp_avg;
+        layer[i].weight.exp_avg_sq = moments_[i].weight.exp_avg_sq;
+        layer[i].bias.exp_avg = moments_[i].bias.exp_avg;
+        layer[i].bias.exp_avg_sq = moments_[i].bias.exp_avg_sq;
+    }
 }
 
 Batch Workspace::batch(std::int64_t rows) const {

@@ -16,12 +16,17 @@ enum class Use { forward, backward, training, bf16_training };
 // The buffers of one batch of at most `rows` rows and `classes` classes.
 class Workspace {
   public:
-    Workspace(Use use, std::int64_t rows, std::int64_t dim, std::int64_t classes);
+    Workspace(Use use, std::int64_t rows, std::int64_t dim, std::int64_t classes,
+              bool moments = false);
     // A batch of `rows` rows in these buffers; everything else is zero.
     Batch batch(std::int64_t rows) const;
 
     float* text;   // (classes, dim)
     float* count;  // (classes,)
+    // Where Adam's moments are no client's own: Adam's two of each parameter.
+    void take_moments(Layer (&layer)[2]) const;
+
+    bool packed = false;  // the weights' other forms are those of the round's start
 
   private:
     float* take(std::int64_t size);
@@ -33,6 +38,7 @@ class Workspace {
     std::unique_ptr<float, Free> memory_;
     std::int64_t used_ = 0;
     Batch buffers_{};
+    Layer moments_[2]{};
 };
 
 // Units of work by `lanes` rows and by 2 * lanes features.

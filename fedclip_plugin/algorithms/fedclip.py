@@ -21,7 +21,7 @@ from .adapter import ATTENTION, KEYS, TwoSides, apply_sides, initial_state
 from .base import Client, RoundAlgorithm, Task, sample_order
 from .training import client_update, train_module
 
-AT_ONCE = 64  # clients whose Adam moments are in memory; more would gain nothing
+AT_ONCE = 64  # clients in one call; more would gain nothing
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class FedClip(RoundAlgorithm):
     def local_round(
         self, state: State, clients: Sequence[Client], task: Task, round_number: int
     ) -> list[ClientUpdate]:
-        """One call of ``ops.local_round`` per local epoch serves many clients."""
+        """One call of ``ops.fresh_round`` serves many clients."""
         if not _has_kernel(task):
             return [train_module(state, c, task, round_number) for c in clients]
         return [
@@ -91,7 +91,7 @@ class FedClip(RoundAlgorithm):
 
 
 def _has_kernel(task: Task) -> bool:
-    """Whether local training is the published one, which ``ops.local_round`` fuses."""
+    """Whether local training is the published one, which ``ops.fresh_round`` fuses."""
     p, t = task.params, task.train
     chosen = (p.adapter, p.side, p.loss, t.optimizer, t.optimizer_state)
     return chosen == (ATTENTION, "image", "in-batch", "adam", "reset")
@@ -111,26 +111,29 @@ def _train_fused(
         logit_scale=task.params.logit_scale or task.logit_scale,
         precision=t.precision,
     )
-    states = [_fresh_state(state) for _ in clients]
-    losses: list[list[Tensor]] = [[] for _ in clients]
-    for epoch in range(t.local_epochs):
-        batch = []
-        for client, own, past in zip(clients, states, losses):
-            order = sample_order(
-                len(client.train), task.seed, round_number, client.index, epoch
-            ).to(task.text.device)
-            x, y = client.train.x, client.train.y
-            batch.append(ops.LocalClient(x, y, order, *own, step=len(past)))
-        for past, loss in zip(losses, ops.local_round(batch, task.text, hyper)):
-            past.extend(loss.unbind())
+    device = task.text.device
+    orders = [_sample_orders(client, task, round_number) for client in clients]
+    on_device = torch.cat([order.reshape(-1) for order in orders]).to(device)
+    perms = on_device.split([order.numel() for order in orders])
+    batch = [
+        ops.FreshClient(c.train.x, c.train.y, perm.view(order.shape))
+        for c, perm, order in zip(clients, perms, orders)
+    ]
+    start = [state[key] for key in KEYS]
+    states, losses = ops.fresh_round(batch, task.text, start, hyper)
     return [
-        client_update(client, dict(zip(KEYS, params)), past)
-        for client, (params, *_), past in zip(clients, states, losses)
+        client_update(client, dict(zip(KEYS, params)), loss)
+        for client, params, loss in zip(clients, states, losses)
     ]
 
 
-def _fresh_state(state: State) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """A client's own parameters and Adam moments of zeros."""
-    params = [state[key].clone() for key in KEYS]
-    exp_avg, exp_avg_sq = ([torch.zeros_like(p) for p in params] for _ in range(2))
-    return params, exp_avg, exp_avg_sq
+def _sample_orders(client: Client, task: Task, round_number: int) -> Tensor:
+    """The order of a client's rows in each of its local epochs, (E, N) int64."""
+    return torch.stack(
+        [
+            sample_order(
+                len(client.train), task.seed, round_number, client.index, epoch
+            )
+            for epoch in range(task.train.local_epochs)
+        ]
+    )

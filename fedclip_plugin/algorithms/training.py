@@ -164,8 +164,11 @@ def _check_kept(client: Client, key: str, value: Tensor, like: Tensor) -> None:
 
 
 def client_update(
-    client: Client, state: State, losses: Sequence[Tensor]
+    client: Client, state: State, losses: Sequence[Tensor] | Tensor
 ) -> ClientUpdate:
     """The update of a client, with the mean loss of its steps if there were any."""
-    metrics = {"loss": float(torch.stack(list(losses)).mean())} if losses else {}
+    metrics = {}
+    if len(losses):
+        steps = losses if isinstance(losses, Tensor) else torch.stack(list(losses))
+        metrics["loss"] = float(steps.mean())
     return ClientUpdate(client.name, state, len(client.train), metrics)

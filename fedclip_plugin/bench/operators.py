@@ -39,9 +39,15 @@ def make_training(
 
 def make_state(dim: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """A fresh adapter and Adam's moments."""
-    params = [p.detach().clone() for p in rivals.make_adapter(dim).parameters()]
+    return fresh_copies([p.detach() for p in rivals.make_adapter(dim).parameters()])
+
+
+def fresh_copies(
+    params: Sequence[Tensor],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Copies of parameters, and Adam's moments of zeros."""
     exp_avg, exp_avg_sq = ([torch.zeros_like(p) for p in params] for _ in range(2))
-    return params, exp_avg, exp_avg_sq
+    return [p.clone() for p in params], exp_avg, exp_avg_sq
 
 
 def make_row(what: str, times: Mapping[str, Timing], **facts: object) -> Row:
@@ -133,6 +139,29 @@ def round_over_clients(clients: int, rounds: int, threads: int) -> Row:
     times = interleave(candidates, rounds, steps * clients)
     torch.set_num_threads(threads)
     return make_row("round over clients", times, dim=dim, batch=batch, clients=clients)
+
+
+def short_round(clients: int, rounds: int) -> Row:
+    """A round of one step each: microseconds a client, its state included."""
+    batch, dim = 12, 512
+    c, text = make_training(dim, batch, 1)
+    hyper = ops.Hyperparameters(batch, *rivals.ADAM)
+    batches = [ops.FreshClient(c.x, c.y, c.perm[None])] * clients
+
+    def from_copies() -> object:
+        states = [fresh_copies(c.params) for _ in range(clients)]
+        everyone = [ops.LocalClient(c.x, c.y, c.perm, *own) for own in states]
+        return ops.local_round(everyone, text, hyper), states
+
+    one = (clients, c.x, c.y, text, c.perm)
+    candidates: dict[str, rivals.Run] = {
+        OURS: lambda: ops.fresh_round(batches, text, c.params, hyper),
+        "from copies": from_copies,
+        "eager": rivals.eager_clients(*one),
+        "eager, fused": rivals.eager_clients(*one, fused=True),
+    }
+    times = interleave(candidates, rounds, clients)
+    return make_row("one step each", times, dim=dim, batch=batch, clients=clients)
 
 
 def mean(clients: int, rounds: int, dim: int = 512) -> Row:

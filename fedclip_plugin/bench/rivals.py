@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -45,6 +46,33 @@ def compile_for_one_shape(function: Callable[..., Tensor]) -> Callable[..., Tens
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
+def _adam(adapter: nn.Module, **adam: bool) -> torch.optim.Adam:
+    return torch.optim.Adam(
+        adapter.parameters(),
+        lr=LR,
+        betas=(BETA1, BETA2),
+        eps=EPS,
+        weight_decay=DECAY,
+        **adam,
+    )
+
+
+def eager_clients(
+    clients: int, x: Tensor, y: Tensor, text: Tensor, rows: Tensor, **adam: bool
+) -> Run:
+    """One step each of ``clients``, from copies of one adapter with Adam made anew."""
+    first = make_adapter(x.shape[1])
+
+    def train() -> nn.Module:
+        adapter = copy.deepcopy(first)
+        optimizer = _adam(adapter, **adam)
+        eager_loss(adapter, x[rows], text[y[rows]]).backward()
+        optimizer.step()
+        return adapter
+
+    return lambda: [train() for _ in range(clients)]
+
+
 def eager_epoch(
     x: Tensor,
     y: Tensor,
@@ -58,14 +86,7 @@ def eager_epoch(
     ``compiled``: forward and backward by torch.compile, without graph breaks.
     """
     adapter = make_adapter(x.shape[1])
-    optimizer = torch.optim.Adam(
-        adapter.parameters(),
-        lr=LR,
-        betas=(BETA1, BETA2),
-        eps=EPS,
-        weight_decay=DECAY,
-        **adam,
-    )
+    optimizer = _adam(adapter, **adam)
     loss_of: Callable[..., Tensor] = eager_loss
     if compiled:
         loss_of = compile_for_one_shape(eager_loss)

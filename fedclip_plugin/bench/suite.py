@@ -11,7 +11,14 @@ import torch
 
 from .. import capabilities
 from ..errors import ConfigError
-from .operators import Row, forward, mean, round_over_clients, train_step
+from .operators import (
+    Row,
+    forward,
+    mean,
+    round_over_clients,
+    short_round,
+    train_step,
+)
 from .timing import fma_peak, machine, settle_allocator
 
 Report = dict[str, Any]
@@ -58,12 +65,15 @@ def measurements(
         for dim in (384, 640, 768, 1024):
             step = partial(train_step, dim, 32, rounds, compiled)
             yield Measurement(f"training step, D = {dim}", 1, step)
-        for batch in (8, 16, 64, 128):
+        for batch in (2, 4, 8, 16, 24, 64, 128):
             step = partial(train_step, 512, batch, rounds, compiled)
             yield Measurement(f"training step, B = {batch}", 1, step)
     for n in (4,) if quick else _fitting((1, 2, 4, 16, 100, 1000)):
         run = partial(round_over_clients, n, max(2, 4 * rounds // n), threads)
         yield Measurement(f"round over {n} clients", threads, run)
+    for n in (4,) if quick else (100,):
+        run = partial(short_round, n, max(2, rounds // 10))
+        yield Measurement(f"one step each of {n} clients", threads, run)
 
 
 def run(

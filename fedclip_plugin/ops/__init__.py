@@ -12,6 +12,7 @@ from .distances import (
     squared_norms_int8,
     squared_norms_int8_reference,
 )
+from .fresh import FreshClient, fresh_round, fresh_round_reference
 from .kernels import load_kernels
 from .library import SCHEMAS
 from .means import (
@@ -33,11 +34,14 @@ from .training import (
 __all__ = [
     "PRECISIONS",
     "SCHEMAS",
+    "FreshClient",
     "Hyperparameters",
     "LocalClient",
     "adapter",
     "adapter_backward_reference",
     "adapter_reference",
+    "fresh_round",
+    "fresh_round_reference",
     "local_epoch",
     "local_epoch_reference",
     "local_round",

@@ -84,6 +84,7 @@ class Capabilities(TypedDict, total=False):
     compiled: bool  # the CPU extension is loaded
     note: str  # why it is not; "" if it is
     isa: str  # in use by the kernels: one of isa_available
+    slower: list[str]  # operators whose kernel is left out: PyTorch is faster here
     isa_available: list[str]  # of ISAS, those that this processor has
     threads: int
     cuda: bool  # torch sees a CUDA device
@@ -158,17 +159,18 @@ def capabilities() -> Capabilities:
     them all first.
     """
     kernels = load_kernels()
-    cpu = kernels.cpu
+    cpu, serve = kernels.cpu, _compiled_ops("CPU")
     return {
         "torch": torch.__version__,
         "compiled": cpu is not None,
         "note": kernels.note,
         "isa": cpu.isa() if cpu else ISAS[0],
         "isa_available": _up_to(cpu.isa_detected()) if cpu else [ISAS[0]],
+        "slower": [name for name, there in serve.items() if cpu and not there],
         "threads": cpu.threads() if cpu else torch.get_num_threads(),
         "cuda": torch.cuda.is_available(),
         "cuda_compiled": kernels.cuda is not None,
         "cuda_note": kernels.cuda_note,
-        "ops": _compiled_ops("CPU"),
+        "ops": serve,
         "cuda_ops": _compiled_ops("CUDA"),
     }

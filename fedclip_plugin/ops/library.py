@@ -8,6 +8,7 @@ none the dispatcher falls through to the reference, so no caller asks.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -50,15 +51,25 @@ def differentiate(
     )
 
 
+@functools.cache
+def has_kernel(name: str, device: str) -> bool:
+    """Whether a compiled kernel serves ``fedclip::<operator>`` on a device type."""
+    kernels = load_kernels()
+    if device not in ("cpu", "cuda") or not (kernels.cpu or kernels.cuda):
+        return False
+    found = torch._C._dispatch_has_kernel_for_dispatch_key(name, device.upper())
+    return bool(found)
+
+
 def call(
     operator: Any, explain: Callable[[], None], lead: Tensor, dtype: Any, *args: Any
 ) -> Any:
     """``operator(*args)``; ``explain`` raises ValueError if the arguments do not fit.
 
-    The compiled kernels for the CPU, which take ``lead`` in ``dtype``, check the same
-    in no time: Python's checks are made where another answers, or one has refused.
+    A compiled kernel, which takes ``lead`` in ``dtype``, checks the same in no time:
+    Python's checks are made where another answers, or one has refused.
     """
-    if not (load_kernels().cpu and lead.is_cpu and lead.dtype is dtype):
+    if not (lead.dtype is dtype and has_kernel(operator.name(), lead.device.type)):
         explain()
     try:
         return operator(*args)

@@ -24,7 +24,14 @@ def test_quick_prints_the_tables_and_writes_the_figures(tmp_path, capsys):
     argv = ["bench", "--quick", "--rounds", "2", "--threads", "1", "--json", str(file)]
     assert main(argv) == 0
     captured = capsys.readouterr()
-    for title in ("Training step", "Adapter forward", "Weighted mean", "Round over"):
+    titles = (
+        "Training step",
+        "Adapter forward",
+        "Weighted mean",
+        "Round over",
+        "One st",
+    )
+    for title in titles:
         assert title in captured.out
     assert "measure: " in captured.err
     report = json.loads(file.read_text())
@@ -38,7 +45,7 @@ def test_quick_prints_the_tables_and_writes_the_figures(tmp_path, capsys):
     assert torch.get_num_threads() == threads
     ElementTree.fromstring(figure.svg(report["rows"]))
     page = tables.markdown(report)
-    assert page.count("\n## ") == 4
+    assert page.count("\n## ") == 5
     widths = {line.count("|") for line in page.split("## ")[1].splitlines()[2:-1]}
     assert len(widths) == 1
 
@@ -72,6 +79,8 @@ def test_all_sizes_are_in_the_plan():
         "D = 1024",
         "mean of 1000",
         "over 100 ",
+        "each of 100 ",
+        "B = 2",
     ):
         assert any(size in label for label in labels), size
     assert {m.threads for m in suite.measurements(False, False, 5, 2)} == {1, 2}

@@ -251,6 +251,14 @@ def test_missing_kernels_and_little_memory_warn(monkeypatch):
     assert machine.check_memory()[0].status == "ok"
 
 
+def test_operators_that_are_left_to_pytorch_are_named(monkeypatch):
+    found = {"compiled": True, "isa": "generic", "threads": 2, "slower": ["adapter"]}
+    monkeypatch.setattr(machine, "capabilities", lambda: found)
+    (check,) = machine.check_kernels()
+    assert check.status == "ok"
+    assert "generic; PyTorch's own, which are faster here, for adapter" in check.detail
+
+
 def test_a_gpu_that_this_pytorch_cannot_use_warns(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)

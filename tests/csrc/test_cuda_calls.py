@@ -74,6 +74,10 @@ def test_opcheck(name):
     arguments = {
         "adapter": (x, *[p.clone().requires_grad_() for p in params]),
         "adapter_backward": (torch.randn_like(z), None, x, h, z, params[2]),
+        "fresh_round": (
+            *([x], [client.y], client.text, [client.perm[None]], 5),
+            *(client.params, *ADAM, SCALE),
+        ),
         "local_epoch": (*single, *ADAM, SCALE),
         "local_round": (*lists, *ADAM, SCALE, "bf16"),
         "squared_distances": (

@@ -35,6 +35,9 @@ def check_kernels() -> list[Check]:
     )
     if facts["compiled"]:
         detail += f"compiled kernels, {facts['isa']}"
+        if facts["slower"]:
+            slower = ", ".join(facts["slower"])
+            detail += f"; PyTorch's own, which are faster here, for {slower}"
         return [Check("kernels", "ok", detail)]
     detail += f"no compiled kernels: {facts['note']}"
     remedy = "results are the same, only slower; reinstall with a C++ compiler "
