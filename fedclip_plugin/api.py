@@ -159,16 +159,19 @@ def load_classifier(
     directory: str | Path,
     client: str | None = None,
     state: str | Path = "best",
+    *,
+    scores: str = "softmax",
     **options: Any,
 ) -> Classifier:
     """The classifier that a run has trained: ``load_classifier(RUN).predict([...])``.
 
     ``client`` takes what that client personalized; ``state`` is that of the best round,
-    ``"final"`` or a file of one.  ``options`` go over the run's own:
+    ``"final"`` or a file of one; ``scores`` "sigmoid" is for SigLIP, whose classes are
+    judged each by itself.  ``options`` go over the run's own:
     a run from a feature directory does not know its backbone, so name ``model`` and
     ``pretrained``.  Raises FedClipError.
     """
     path = as_path(directory)
     load_record(path)  # a run, and a finished one
     config = configure(options, path / "config.toml")
-    return Classifier.load(path, config, client, state=state)
+    return Classifier.load(path, config, client, state=state, scores=scores)

@@ -25,13 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.schema import RunConfig
-from ..errors import WeightsError, one_line, translate
+from ..errors import WeightsError, translate
 from ..ops.kernels import low_precision, resolve_device
 from ..storage.hashes import file_sha256
 from .assumed import ASSUMED
 from .download import ModelSource, weights_file
-from .load import build_model, open_clip_name
+from .load import build_model
 from .resolve import resolve
+from .tokenizer import load_tokenizer, tokenizer_hash
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_COSINE = 0.999  # of every checked feature with its fp32 self, for `auto`
@@ -80,6 +81,8 @@ def fingerprint(spec: EncoderSpec) -> str:
         "config": source.config,
         "preprocess": source.preprocess,
     }
+    if tokenizer := tokenizer_hash(source):
+        identity["tokenizer"] = tokenizer
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -98,9 +101,10 @@ def record(source: ModelSource) -> dict[str, str]:
 class FrozenClip:
     """A CLIP in eval mode with constant weights: it cannot be trained by accident.
 
-    ``embed_dim`` D; ``logit_scale`` the factor itself (100 for CLIP); ``precision`` of
-    the image tower, ``auto`` (encoding in fp32) until ``resolve_precision`` decided;
-    ``preprocess`` (PIL image) -> (3, S, S) float32; ``source`` where it came from.
+    ``embed_dim`` D; ``logit_scale`` the factor itself (100 for CLIP); ``logit_bias`` of
+    SigLIP's sigmoid, None for a CLIP without; ``precision`` of the image tower,
+    ``auto`` (encoding in fp32) until ``resolve_precision`` decided; ``preprocess`` (PIL
+    image) -> (3, S, S) float32; ``source`` where it came from.
     """
 
     def __init__(
@@ -125,6 +129,8 @@ class FrozenClip:
                 f"{source.tag}: its logit scale is {self.logit_scale}: the weights are "
                 "damaged; take another checkpoint"
             )
+        bias = getattr(model, "logit_bias", None)
+        self.logit_bias = None if bias is None else float(bias.detach())
         self.preprocess = image_transform(source)
         self.precision = precision
         if precision == "auto" and not self._worth_low_precision():
@@ -290,17 +296,3 @@ def image_transform(source: ModelSource) -> Callable[[PIL.Image.Image], Tensor]:
         PreprocessCfg(**source.preprocess), is_train=False
     )
     return transform
-
-
-def load_tokenizer(source: ModelSource) -> Callable[[list[str]], Tensor]:
-    """The model's tokenizer: captions -> (C, context) int64; raises WeightsError."""
-    import open_clip
-
-    hugging_face = source.config["text_cfg"].get("hf_tokenizer_name")
-    name = source.name if hugging_face else open_clip_name(source)
-    try:
-        tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(name)
-    except Exception as error:  # transformers or its files are missing
-        reason = translate(error) or one_line(error)
-        raise WeightsError(f"no tokenizer for {source.name}: {reason}") from error
-    return tokenizer

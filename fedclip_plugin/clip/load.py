@@ -13,6 +13,7 @@ from torch import nn
 from ..errors import WeightsError, one_line, translate
 from .checkpoint import AGAIN, Checkpoint, State, read_checkpoint
 from .download import ModelSource
+from .tokenizer import text_config
 
 POSITIONS = (
     *("positional_embedding", "visual.positional_embedding"),
@@ -30,6 +31,8 @@ def build_model(source: ModelSource, file: Path) -> nn.Module:
     _refuse_openai_elsewhere(source, file, checkpoint)
     try:
         model = _without_weights(source)
+    except WeightsError:
+        raise
     except Exception as error:  # open_clip's builders raise anything
         reason = f"--model {source.name} cannot be built: {one_line(error)}"
         raise translate(error) or WeightsError(reason) from error
@@ -64,6 +67,7 @@ def _without_weights(source: ModelSource) -> nn.Module:
             open_clip_name(source),
             load_weights=False,
             pretrained_text=False,
+            text_cfg=text_config(source),
             force_quick_gelu=bool(source.config.get("quick_gelu", False)),
             force_preprocess_cfg=dict(source.preprocess),
         )

@@ -23,6 +23,7 @@ from ..wire.update import State, on_device
 from .trained import class_texts, load_backbone, read_trained
 
 Source = str | Path | Image.Image
+SCORES = ("softmax", "sigmoid")
 AHEAD = 2  # batches that are decoded while another is encoded
 
 
@@ -59,8 +60,10 @@ class Classifier:
         state: State,
         task: Task,
         classes: Sequence[str],
+        scores: str = "softmax",
     ) -> None:
         self.classes = tuple(classes)
+        self._bias = _sigmoid_bias(encoder, algorithm) if scores == "sigmoid" else None
         self._encoder = encoder
         self._algorithm = algorithm
         self._state = on_device(state, encoder.device)
@@ -76,12 +79,14 @@ class Classifier:
         classes: Sequence[str] = (),
         precision: str = "fp32",
         state: str | Path = "best",
+        scores: str = "softmax",
     ) -> Classifier:
         """The classifier of the run in ``directory``, configured by ``config``.
 
         ``client`` takes what that client personalized instead of the shared state;
         ``classes`` are other ones than the run's, for a method with an open vocabulary;
-        ``state`` is of the best round, the ``final`` one or a file.
+        ``state`` is of the best round, the ``final`` one or a file; ``scores`` "sigmoid"
+        judges each class by itself, as SigLIP was trained to.
         Raises RunError where there is no such state, ConfigError for an algorithm that
         predicts from more than features, WeightsError for a backbone that does not fit.
         """
@@ -105,7 +110,7 @@ class Classifier:
             encoder.logit_scale,
             config.seeds[0],
         )
-        return cls(encoder, algorithm, trained.state, task, names)
+        return cls(encoder, algorithm, trained.state, task, names, scores)
 
     def predict(self, images: Sequence[Source], batch_size: int = 32) -> Predictions:
         """Labels and probabilities of image files or PIL images, in their order.
@@ -153,7 +158,28 @@ class Classifier:
         x = self._encoder.encode_images(batch.to(self._encoder.device))
         scores = self._algorithm.predict(self._state, x, self._task)
         base = get_algorithm("zeroshot").predict({}, x, self._task)
-        return scores.softmax(dim=1).cpu(), base.softmax(dim=1).cpu()
+        return self._chance(scores), self._chance(base)
+
+    def _chance(self, scores: Tensor) -> Tensor:
+        """Probabilities (n, C) of class scores: of one among them, or of each alone."""
+        if self._bias is None:
+            return scores.softmax(dim=1).cpu()
+        return (scores + self._bias).sigmoid().cpu()
+
+
+def _sigmoid_bias(encoder: FrozenClip, algorithm: Algorithm) -> float:
+    """SigLIP's bias; raises ConfigError where no sigmoid can be taken."""
+    if encoder.logit_bias is None:
+        raise ConfigError(
+            f"--scores sigmoid: {encoder.source.name} has no logit_bias, it was "
+            "trained by softmax; leave out --scores, or take a SigLIP"
+        )
+    if not algorithm.open_vocabulary:
+        raise ConfigError(
+            f"--scores sigmoid: --alg {algorithm.name} does not go by captions, whose "
+            "scores alone have a sigmoid; leave out --scores"
+        )
+    return encoder.logit_bias
 
 
 def check_predicts(algorithm: Algorithm) -> None:
