@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +84,15 @@ def predict_labels(
     algorithm: Algorithm, state: State, samples: Samples, task: Task
 ) -> Tensor:
     """Predicted class (N,) int64; ties go to the first class."""
-    return predict_scores(algorithm, state, samples, task).argmax(dim=1)
+    return _all_labels(algorithm, [(state, samples)], task)
+
+
+def _all_labels(algorithm: Algorithm, parts: Iterable[Part], task: Task) -> Tensor:
+    """Predicted classes (N,) int64 of many parts; no (N, C) is ever whole."""
+    labels = [s.argmax(dim=1) for s in predict_parts(algorithm, parts, task)]
+    if not labels:
+        return torch.empty(0, dtype=torch.int64, device=task.text.device)
+    return torch.cat(labels)
 
 
 def zero_shot_scores(samples: Samples, task: Task) -> Tensor:
@@ -164,11 +172,25 @@ def ranking(scores: Tensor, truth: Tensor) -> dict[str, float]:
         "specificity": rejected[both] / others[both],
     }
     if scores.numel() <= RANKED:
-        chance = scores.double().softmax(dim=1)
+        total = _by_rows(scores, lambda part: part.logsumexp(dim=1))  # (N,)
         labels = (positive & both).nonzero()[:, 0].tolist()
-        areas = [_auc(chance[:, label], truth == label) for label in labels]
+        areas = [
+            _auc((scores[:, label].double() - total).exp(), truth == label)
+            for label in labels
+        ]
         metrics["auc"] = torch.tensor(areas, dtype=torch.float64)
     return {name: float(own.mean()) for name, own in metrics.items() if len(own)}
+
+
+AT_ONCE = 1 << 22  # scores that are in float64 at the same time
+
+
+def _by_rows(scores: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """What ``of`` makes of rows (n, C) float64, (N,) in all; some rows at a time."""
+    if not len(scores):
+        return scores.new_zeros(0, dtype=torch.float64)
+    parts = scores.split(max(1, AT_ONCE // scores.shape[1]))
+    return torch.cat([of(part.double()) for part in parts])
 
 
 def _counts(scores: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,7 +213,8 @@ def _auc(chance: Tensor, positive: Tensor) -> float:
 
 def calibration_error(scores: Tensor, truth: Tensor, bins: int = 15) -> float:
     """Mean |accuracy - confidence| over bins of equal width, weighed by their rows."""
-    confidence, predicted = scores.double().softmax(dim=1).max(dim=1)
+    confidence = _by_rows(scores, lambda part: part.softmax(dim=1).amax(dim=1))
+    predicted = scores.argmax(dim=1)
     correct = (predicted == truth).double()
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1  # (lo, hi] each
     gap = torch.zeros(bins, dtype=torch.float64, device=scores.device)
@@ -209,7 +232,7 @@ def score_parts(
     if not parts:
         return []
     truth = torch.cat([part.y for _, part in parts])
-    right = all_scores(algorithm, parts, task).argmax(dim=1) == truth
+    right = _all_labels(algorithm, parts, task) == truth
     sizes = torch.tensor([len(part) for _, part in parts])
     hits = F.pad(right.cumsum(dim=0), (1, 0)).cpu()  # (N + 1,)
     ends = sizes.cumsum(dim=0)
