@@ -48,6 +48,7 @@ def predict(args: argparse.Namespace, display: Display) -> int:
         classes=_classes(args.classes),
         precision=config.model.precision,
         state=args.state,
+        scores=args.scores,
     )
     rows: list[dict[str, Any]] = []
     bad = done = 0
@@ -172,6 +173,8 @@ def _elsewhere(args: argparse.Namespace, config: RunConfig) -> RunConfig:
     flags = vars(args)
     other = {name for name in ("dataset", "root", "features") if flags.get(name)}
     data = replace(config.data, split=None)
+    if other and not flags.get("class-names"):
+        data = replace(data, class_names=None)
     if not flags.get("classes"):
         data = replace(data, classes=())
     if "features" in other:

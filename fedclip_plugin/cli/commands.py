@@ -154,11 +154,28 @@ def report(args: argparse.Namespace, display: Display) -> int:
 
 def export(args: argparse.Namespace, display: Display) -> int:
     """``fedclip export``."""
-    from ..export.run import export_run
-
     config = read_config(args, args.run_directory / "config.toml")
     formats = tuple(args.format or ("torch", "onnx"))
-    for path in export_run(args.run_directory, config, args.to, formats, args.state):
+    written: list[Path] = []
+    if "hub" in formats:
+        from ..export.hub import export_hub
+        from ..report.records import load_run
+
+        record = load_run(args.run_directory)
+        run, to = args.run_directory, args.to
+        written, notes = export_hub(
+            run, record, config, to, args.license, args.state
+        )
+        display.notes(notes)
+    elif args.license != "unknown":
+        raise ConfigError("--license is for the model card of --format hub")
+    if modules := tuple(name for name in formats if name != "hub"):
+        from ..export.run import export_run
+
+        written += export_run(
+            args.run_directory, config, args.to, modules, args.state
+        )
+    for path in written:
         display.say(f"written: {path}")
     return 0
 

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from ..config.schema import PAPER_PROMPT, is_template
+from ..config.schema import DESCRIPTIONS, PAPER_PROMPT, is_template
 from ..errors import ConfigError, did_you_mean
 
 PHOTO = "a photo of a {}."
@@ -111,12 +111,13 @@ def prompt_templates(prompts: str | Sequence[str]) -> tuple[str, ...]:
     for prompt in [prompts] if isinstance(prompts, str) else prompts:
         if prompt in TEMPLATES:
             templates += TEMPLATES[prompt]
-        elif is_template(prompt):
+        elif is_template(prompt) or prompt.startswith(DESCRIPTIONS):
             templates.append(prompt)
         else:
             raise ConfigError(
                 f"--prompt {prompt!r}: expected a template with one {{}} and no other "
-                f"brace, such as {PAPER_PROMPT!r}, or one of {', '.join(TEMPLATES)}"
+                f"brace, such as {PAPER_PROMPT!r}, {DESCRIPTIONS}FILE.json, or one of "
+                f"{', '.join(TEMPLATES)}"
                 f"{did_you_mean(prompt, TEMPLATES)}"
             )
     if not templates:

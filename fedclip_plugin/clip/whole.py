@@ -12,7 +12,7 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 
-from ..config.schema import RunConfig
+from ..config.schema import DESCRIPTIONS, RunConfig
 from ..data.dataset import ImageDataset
 from ..data.images import decode_image
 from ..errors import ConfigError
@@ -89,6 +89,11 @@ def open_whole_clip(
 
     ``skipped`` files have no rows: the rows of the pixels are those of the features.
     """
+    if config.data.prompts[0].startswith(DESCRIPTIONS):
+        raise ConfigError(
+            f"--alg {config.algorithm} trains with a template, not with descriptions: "
+            'give a --prompt such as "a photo of a {}"'
+        )
     if len(config.data.prompts) != 1:
         raise ConfigError(
             f"--alg {config.algorithm} trains with one caption per class: give one "

@@ -42,6 +42,9 @@ EMBEDDED_MODEL = "fedclip-tiny"
 SCHEMAS = ("hf-hub:", "local-dir:")  # open_clip names that bring their own weights
 
 
+DESCRIPTIONS = "descriptions:"  # before the path of a file of sentences
+
+
 def is_template(prompt: str) -> bool:
     """Whether ``prompt`` has one {} for the class name, and no other brace."""
     return prompt.count("{}") == 1 and prompt.count("{") == prompt.count("}") == 1
@@ -110,8 +113,9 @@ class DataConfig(Section):
         metavar="DOMAIN", shown="each in turn")  # fmt: skip
     prompts: tuple[str, ...] = option(
         (PAPER_PROMPT,), 'caption with {} for the class; several make an ensemble, '
-        '"ensemble" is a ready one, "clip:food101" and the like a data set\'s own',
-        name="prompt", metavar="TEMPLATE",
+        '"ensemble" is a ready one, "clip:food101" and the like a data set\'s own; '
+        "descriptions:FILE.json has sentences of every class",
+        name="prompt", metavar="TEMPLATE", path=DESCRIPTIONS,
         shown=f'"{PAPER_PROMPT}"')  # fmt: skip
     transductive: bool = option(
         False, "facmic, faa-clip: training may see the unlabelled images of the "
@@ -125,6 +129,12 @@ class DataConfig(Section):
         "scored), names, a file with a name a line, or domainnet-10",
         metavar="all|base|novel|FILE|NAME", path="file",
         shown="all")  # fmt: skip
+    class_names: str | None = option(
+        None, "what class folders that are codes are called: JSON, or a folder and its "
+        "name on each line", metavar="FILE", path=True)  # fmt: skip
+    pictures: str = option(
+        "on", "small pictures of test images in the report: what was corrected, what "
+        "was broken", choices=("on", "off"))  # fmt: skip
     partition: str = option(
         "domain", "how images become clients (docs/data.md); domain: each domain one "
         "client", choices=tuple(PARTITIONS))  # fmt: skip
@@ -161,7 +171,7 @@ class DataConfig(Section):
         if not self.prompts:
             raise ConfigError("data.prompts is empty: expected at least one template")
         for prompt in self.prompts:
-            if not is_template(prompt):
+            if not is_template(prompt) and not prompt.startswith(DESCRIPTIONS):
                 raise ConfigError(
                     f"data.prompts: {prompt!r} must hold exactly one {{}} for the "
                     f"class name and no other brace, as in {PAPER_PROMPT!r}"

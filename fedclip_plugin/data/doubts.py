@@ -26,8 +26,8 @@ def doubts(dataset: ImageDataset) -> Iterator[str]:
     if codes:
         yield (
             f"{len(codes)} of {len(dataset.classes)} classes look like codes: "
-            f"{some(codes)}; captions are made of these names: rename the folders "
-            "to words, in every domain"
+            f"{some(codes)}; captions are made of these names: give "
+            "--class-names FILE, or rename the folders to words, in every domain"
         )
     splits = [d.name for d in dataset.domains if d.name.lower() in _SPLITS]
     if len(splits) > 1:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..config.schema import EMBEDDED_DATASET
+from ..config.schema import EMBEDDED_DATASET, DataConfig
 from ..errors import DataError, did_you_mean, spelling_key
 from .dataset import (
     KNOWN,
@@ -43,26 +43,37 @@ from .listing import (
     some,
     stat_file,
 )
+from .names import with_names
 
 MARKER = ".fedclip-data.json"
 _WRAPPERS = {"kfold", "images", "data", "domainadaptationimages"}
 _SPLITS = {"train", "val", "valid", "validation", "crossval", "test", "full"}
 
 
+def list_images(data: DataConfig) -> ImageDataset:
+    """The data set of a run, its classes called as `--class-names` says."""
+    return load_dataset(data.dataset, data.root, class_names=data.class_names)
+
+
 def load_dataset(
-    name: str, root: str | None, domains: Sequence[str] | None = None
+    name: str,
+    root: str | None,
+    domains: Sequence[str] | None = None,
+    class_names: str | None = None,
 ) -> ImageDataset:
     """List the images of data set `name` under `root`; only a few are opened.
 
     `root` holds the domain folders, or a folder named like the data set that does.
     `domains` selects some of them, in the data set's order.  Domains of a published
-    data set get the names of `dataset.KNOWN`, however their folders are spelt.  The
-    notes tell what was passed over, left out or is doubtful.
+    data set get the names of `dataset.KNOWN`, however their folders are spelt;
+    `class_names` is a file that says what the class folders are called.  The notes
+    tell what was passed over, left out or is doubtful.
     Raises DataError for a folder that is missing, empty, or not of that shape.
     """
     name = canonical_name(name)
     if name == EMBEDDED_DATASET:
-        return _select(_embedded(root), domains)
+        embedded = _select(_embedded(root), domains)
+        return with_names(embedded, class_names) if class_names else embedded
     listing = Listing()
     base, folders = _domain_folders(listing, name, _existing_root(name, root))
     published = KNOWN.get(name)
@@ -75,6 +86,8 @@ def load_dataset(
         for domain, path in class_roots.items()
     )
     dataset = ImageDataset(name, _class_names(base, published, classes), built)
+    if class_names is not None:
+        dataset = with_names(dataset, class_names)
     class_folders = [path / cls for path in class_roots.values() for cls in classes]
     notes = [
         *listing.notes(class_folders),
@@ -83,6 +96,7 @@ def load_dataset(
             for domain, path in class_roots.items()
             if (count := listing.images_in(path))
         ),
+        *dataset.notes,
         *doubts(dataset),
     ]
     return replace(dataset, notes=tuple(notes))

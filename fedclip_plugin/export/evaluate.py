@@ -43,6 +43,12 @@ def evaluate(
             f"but these features are of {features.model} and have width "
             f"{features.embed_dim}; encode the data with that model"
         )
+    if _other_weights(trained, features):
+        raise WeightsError(
+            f"{trained.path} was trained on the features of {trained.model} with other "
+            f"weights than these of {features.model} ({features.pretrained}); encode "
+            "the data with the weights of the run"
+        )
     if not algorithm.open_vocabulary:
         if set(features.classes) != set(trained.classes):
             raise ConfigError(
@@ -86,9 +92,21 @@ def evaluate(
     }
 
 
+def _other_weights(trained: Trained, features: FeatureSet) -> bool:
+    """Whether both are known and differ: equal widths do not make equal features."""
+    own, others = trained.weights, features.encoder.get("sha256", "")
+    return bool(own and others) and own != others
+
+
 def _notes(trained: Trained, features: FeatureSet) -> list[str]:
     if features.key != trained.features:
-        return []
+        known = trained.weights and features.encoder.get("sha256")
+        if known or features.model == trained.model:
+            return []
+        return [
+            f"the run was trained on features of {trained.model}, these are of "
+            f"{features.model}: are they of the same weights?"
+        ]
     return [
         "these are the features of the run itself: images that it was trained on "
         "count, too; its report has the test splits"

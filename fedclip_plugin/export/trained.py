@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..clip.descriptions import caption_sets
 from ..clip.encoder import EncoderSpec, FrozenClip
-from ..clip.prompts import captions
-from ..config.schema import RunConfig
+from ..config.schema import DESCRIPTIONS, RunConfig
 from ..errors import ConfigError, RunError, WeightsError
 from ..features.encode import encode_captions
 from ..storage.shapes import several, text
@@ -27,7 +28,8 @@ STATES = {"best": ADAPTER, "final": "final.safetensors"}
 class Trained:
     """The best round's state of a run, its classes and prompts, and the CLIP's name.
 
-    ``features`` is the key of the features that it was trained on, where it is known.
+    ``features`` is the key of the features that it was trained on, ``weights`` the hash
+    of the CLIP's, where they are known.
 
     What clients keep for themselves is in the ``state`` as ``<client>/<key>``.
     """
@@ -38,6 +40,7 @@ class Trained:
     prompts: tuple[str, ...]
     model: str
     features: str = ""
+    weights: str = ""
 
     @property
     def width(self) -> int | None:
@@ -99,7 +102,9 @@ def read_trained(
 
 
 def read_state(path: Path) -> Trained:
-    """A file of a run's state by itself; raises RunError."""
+    """A run's state by itself, a file or a folder with one; raises RunError."""
+    if path.is_dir():
+        path = path / ADAPTER
     try:
         return _read(path)
     except FileNotFoundError as error:
@@ -112,11 +117,21 @@ def _read(path: Path) -> Trained:
     try:
         state, meta = read_tensors(path)
         classes = _names(meta["classes"])
-        prompts = _names(meta["prompts"])
+        prompts = tuple(_found(path, p) for p in _names(meta["prompts"]))
         key = meta.get("features", "")
-        return Trained(path, state, classes, prompts, meta["model"], key)
+        encoder = json.loads(meta.get("encoder", "{}"))
+        weights = encoder.get("sha256", "") if isinstance(encoder, dict) else ""
+        return Trained(path, state, classes, prompts, meta["model"], key, str(weights))
     except (DamagedFileError, KeyError, ValueError, RecursionError) as error:
         raise RunError(f"{path} is not an adapter of a fedclip run: {error}") from error
+
+
+def _found(path: Path, prompt: str) -> str:
+    """A file of descriptions that lies beside the state, as a hub's folder has it."""
+    name = prompt.removeprefix(DESCRIPTIONS)
+    if name == prompt or os.path.isabs(name):
+        return prompt
+    return f"{DESCRIPTIONS}{path.parent / name}"
 
 
 def _of_client(state: State, directory: Path, client: str) -> State:
@@ -166,5 +181,5 @@ def class_texts(
     encoder: FrozenClip, classes: tuple[str, ...], prompts: tuple[str, ...]
 ) -> Tensor:
     """Normalised text features (C, D) of ``classes`` under ``prompts``, as in a run."""
-    sets = [captions(classes, prompt) for prompt in prompts]
+    sets = caption_sets(classes, prompts)
     return F.normalize(encode_captions(encoder, sets), dim=1)

@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..clip.prompts import captions
+from ..clip.descriptions import Sets, caption_sets
+from ..config.schema import DESCRIPTIONS
 from ..data.dataset import ImageDataset, ImageDomain
 from ..data.doubts import seen_twice
 from ..data.images import decode_image
@@ -94,6 +95,7 @@ def encode_once(
     leaves it out and lists it), RunError when the cache cannot be written.
     """
     start, stats = time.perf_counter(), EncodeStats()
+    sets = caption_sets(job.dataset.classes, job.prompts)  # their faults come first
     store = FeatureStore(cache / "features" / job.encoder_key[:32])
     skip = job.on_bad_image == "skip"
     digests = [digest_domain(d, cache, progress, skip) for d in job.dataset.domains]
@@ -106,8 +108,8 @@ def encode_once(
             rows = store.load(wanted)  # another process may have encoded them
             rows.update(_encode_missing(job, store, digests, rows, encoder, progress))
     stats.encoded = encoder.images
-    text, logit_scale = _text(job, store, encoder)
-    features = _assemble(job, digests, rows, text, logit_scale)
+    text, logit_scale = _text(sets, store, encoder)
+    features = _assemble(job, sets, digests, rows, text, logit_scale)
     stats.images = sum(len(v) for v in features.label.values())
     stats.seconds = time.perf_counter() - start
     stats.precision = store.precision
@@ -229,10 +231,7 @@ def _batches(sample: list[str], keys: list[str], size: int) -> Iterator[list[str
 # --------------------------------------------------------------------------- assembly
 
 
-def _text(
-    job: EncodingJob, store: FeatureStore, encoder: _Lazy
-) -> tuple[Tensor, float]:
-    sets = [captions(job.dataset.classes, prompt) for prompt in job.prompts]
+def _text(sets: Sets, store: FeatureStore, encoder: _Lazy) -> tuple[Tensor, float]:
     stored = store.load_text(sets)
     if stored is not None:
         return stored
@@ -246,16 +245,29 @@ def encode_captions(clip: Encoder, sets: Sequence[Sequence[str]]) -> Tensor:
     """Text features (C, D) float32 of the classes' captions, one list a template.
 
     One template gives raw features; several the mean of their normalised ones, as
-    CLIP does (Radford et al. 2021, section 3.1.4).
+    CLIP does (Radford et al. 2021, section 3.1.4); an empty caption counts for nothing.
     """
+    if not all(map(all, sets)):
+        return _mean_of_some(clip, sets)
     encoded = [clip.encode_text(list(captions)).cpu() for captions in sets]
     if len(encoded) == 1:
         return encoded[0]
     return torch.stack([F.normalize(e, dim=1) for e in encoded]).mean(dim=0)
 
 
+def _mean_of_some(clip: Encoder, sets: Sequence[Sequence[str]]) -> Tensor:
+    """(C, D): the mean of the captions that each class has, of lists with gaps."""
+    place = [c for captions in sets for c, text in enumerate(captions) if text]
+    texts = [text for captions in sets for text in captions if text]
+    encoded = F.normalize(clip.encode_text(texts).cpu(), dim=1)  # (M, D)
+    index = torch.tensor(place)
+    total = torch.zeros(len(sets[0]), encoded.shape[1]).index_add_(0, index, encoded)
+    return total / torch.bincount(index, minlength=len(total))[:, None]
+
+
 def _assemble(
     job: EncodingJob,
+    sets: Sets,
     digests: Sequence[Sequence[str]],
     rows: dict[str, Tensor],
     text: Tensor,
@@ -274,7 +286,10 @@ def _assemble(
         label[domain.name] = torch.tensor(domain.labels)[readable]
         files[domain.name] = tuple(domain.files[i] for i in readable)
     contents = [[d.name, d.files, k] for d, k in zip(job.dataset.domains, digests)]
-    identity = [job.encoder_key, job.prompts, job.dataset.classes, contents]
+    told = job.prompts
+    if any(prompt.startswith(DESCRIPTIONS) for prompt in job.prompts):
+        told = tuple(text for captions in sets for text in captions)  # not their path
+    identity = [job.encoder_key, told, job.dataset.classes, contents]
     prompts = job.prompts
     return FeatureSet(
         model=job.model,

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from ..config.schema import RunConfig
 from ..data.dataset import ImageDataset
-from ..data.folders import load_dataset
+from ..data.folders import list_images
 from ..data.partition import check_names
 from ..data.progress import Progress, silent
-from ..errors import GpuMemoryError
+from ..errors import ConfigError, GpuMemoryError
 from ..ops.kernels import resolve_device
 from ..storage.hashes import cache_dir
 from .choice import halved, with_listed
@@ -32,8 +32,14 @@ def open_data(config: RunConfig) -> ImageDataset | FeatureSet:
     Of the classes that it is about; both halves of them, where one is trained on.
     """
     if config.data.features is not None:
+        if config.data.class_names is not None:
+            raise ConfigError(
+                f"--class-names {config.data.class_names} comes too late for the "
+                f"captions of --features {config.data.features}: give it to `fedclip "
+                "features`"
+            )
         return with_listed(load_features(config.data.features), config.data)
-    dataset = load_dataset(config.data.dataset, config.data.root)
+    dataset = list_images(config.data)
     return with_listed(dataset, config.data)
 
 

@@ -173,6 +173,7 @@ def identity(features: FeatureSet, config: RunConfig, target: str | None) -> str
         config.data,
         **{name: getattr(usual.data, name) for name in ("dataset", "root", "features")},
         **{name: getattr(usual.data, name) for name in ("prompts", "on_bad_image")},
+        **{name: getattr(usual.data, name) for name in ("class_names", "pictures")},
     )
     same = replace(
         config,

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ Summary = Mapping[str, Any]
 NO_TARGET = "none"
 """Stands for the target of a run without a held-out domain, as in ``--target none``."""
 
+PICTURES = "pictures.json"  # of test images, where the images were at hand
 MAX_CLIENTS = 1000  # of a round that are kept in memory, for every round
 
 
@@ -51,6 +52,7 @@ class RunRecord:
     metrics: tuple[dict[str, Any], ...]
     evaluation: dict[str, Any]
     config: str
+    pictures: dict[str, Any] = field(default_factory=dict)
 
     @property
     def target(self) -> str:
@@ -85,12 +87,16 @@ def load_run(directory: str | Path) -> RunRecord:
     _check(str(judged), evaluation, EVALUATION)
     if evaluation.get("metrics"):  # a host's summary leaves them to that file
         summary.setdefault("metrics", evaluation["metrics"])
+    shown = path / PICTURES
+    pictures = _read_json(shown) if shown.is_file() else {}
+    _check(str(shown), pictures, PICTURED)
     return RunRecord(
         path=path,
         summary=summary,
         metrics=_read_metrics(path / "metrics.jsonl"),
         evaluation=evaluation,
         config=_read_text(config) if config.is_file() else "",
+        pictures=pictures,
     )
 
 
@@ -292,6 +298,19 @@ def _matrix(value: Any) -> str | None:
     uneven = _MATRIX(value) is None and len({len(row) for row in value}) > 1
     return "rows of different lengths" if uneven else _MATRIX(value)
 
+
+def _base64(value: Any) -> str | None:
+    fine = isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9+/=]{1,40000}", value)
+    return None if fine else "expected a small JPEG in base64"
+
+
+_SAID = fields({"label": text, "probability": fraction})
+_SHOWN = {"image": text, "true": text, "zero_shot": _SAID, "result": _SAID}
+_KIND = fields(
+    {"count": count, "shown": several(fields({**_SHOWN, "thumbnail": _base64}), 100)}
+)
+PICTURED = fields({}, {"test": count, "corrected": _KIND, "broken": _KIND})
+"""``pictures.json``."""
 
 EVALUATION = fields(
     {},

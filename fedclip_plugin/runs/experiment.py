@@ -35,6 +35,7 @@ from ..report.write import write_html
 from ..storage.files import file_names, write_bytes, write_json
 from .directory import check_layout, drop_if_empty, hold
 from .files import RunFiles, RunPlan
+from .pictures import pictures
 from .results import results
 from .setup import Setup
 
@@ -182,4 +183,4 @@ def run_one(
             if on_round is not None:
                 on_round(plan, now)
         end = results(setup, now, files.keep_personal, feature_seconds)
-        return files.finish(now, end)
+        return files.finish(now, end, pictures(setup, now.best))

@@ -12,7 +12,7 @@ from ..config.toml import to_dict, to_toml
 from ..federation.build import identity
 from ..federation.checkpoint import Checkpoint
 from ..federation.engine import RunState, final
-from ..report.records import NO_TARGET, ROUND
+from ..report.records import NO_TARGET, PICTURES, ROUND
 from ..report.trackers import Trackers, find_trackers
 from ..report.write import write_html
 from ..storage.files import (
@@ -104,13 +104,20 @@ class RunFiles:
             self.checkpoint.save(now)
             self._trackers.log(cleaned(line))
 
-    def finish(self, now: RunState, results: Results) -> dict[str, Any]:
+    def finish(
+        self,
+        now: RunState,
+        results: Results,
+        pictures: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Write adapter, evaluation, summary and report; returns the summary."""
         progress = now.progress
         self._write_state("adapter", now.best, now.best_kept, progress.best_round)
         self._write_state("final", *final(self.setup.fed, now), progress.round)
         if results.evaluation:
             write_json(self.directory / "evaluation.json", cleaned(results.evaluation))
+        if pictures:
+            write_json(self.directory / PICTURES, pictures)
         summary: dict[str, Any] = cleaned(results.summary)
         write_json(self.directory / "summary.json", summary)
         if self._page:

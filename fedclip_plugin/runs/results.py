@@ -82,24 +82,23 @@ def evaluate(fed: Federation, classes: tuple[str, ...], state: State) -> dict[st
     Matrices and metrics are of the target; without one, of all clients' test splits.
     Beyond ``MAX_CLASSES`` classes there are no matrices.
     """
-    count, parts = len(classes), _test_parts(fed, state)
+    count, parts = len(classes), test_parts(fed, state)
     shown = count <= MAX_CLASSES
     truth = torch.cat([part.y for _, part in parts])
-    scores = {
-        fed.algorithm.name: all_scores(fed.algorithm, parts, fed.task),
-        "zero_shot": all_scores(get_algorithm("zeroshot"), parts, fed.task),
-    }
+    trained = _training_counts(fed, count)
+    matrices, metrics = {}, {}
+    for name in (fed.algorithm.name, "zero_shot"):
+        zero_shot = name == "zero_shot"
+        algorithm = get_algorithm("zeroshot") if zero_shot else fed.algorithm
+        scores = all_scores(algorithm, parts, fed.task)  # (N, C), one at a time
+        metrics[name] = class_metrics(scores, truth, trained)
+        if shown:
+            matrices[name] = confusion(scores.argmax(dim=1), truth, count)
+        del scores
     return {
         "classes": list(classes),
-        "confusion": {
-            name: confusion(each.argmax(dim=1), truth, count)
-            for name, each in scores.items()
-            if shown
-        },
-        "metrics": {
-            n: class_metrics(each, truth, _training_counts(fed, count))
-            for n, each in scores.items()
-        },
+        "confusion": matrices,
+        "metrics": metrics,
         "clients": {
             c.name: {
                 "train": len(c.train),
@@ -118,7 +117,7 @@ def _training_counts(fed: Federation, classes: int) -> torch.Tensor:
     return torch.stack(counts).sum(dim=0)
 
 
-def _test_parts(fed: Federation, state: State) -> list[tuple[State, Samples]]:
+def test_parts(fed: Federation, state: State) -> list[tuple[State, Samples]]:
     """The rows to test on with the states that predict them: target's, or clients'."""
     if fed.target is None:
         return [(fed.algorithm.client_state(state, c), c.test) for c in fed.clients]

@@ -167,6 +167,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def add_data_options(parser: argparse.ArgumentParser, *more: str) -> None:
     """Where the images are and what is said about them; and ``more`` by name."""
-    about = ("dataset", "root", "prompt", "on-bad-image", *more)
+    about = ("dataset", "root", "prompt", "class-names", "on-bad-image", *more)
     options = [o for o in options_of(SECTIONS["data"]) if o.name in about]
     add_options(parser, "data", options)

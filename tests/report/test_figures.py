@@ -68,7 +68,29 @@ def test_colours_follow_the_theme() -> None:
     assert chart is not None
     assert "var(--method)" in chart.svg
     assert "var(--clients)" in chart.svg
-    assert not re.search(r"#0000[0-9a-f]{2}", chart.svg)
+    assert not re.search(r"#0001[0-9a-f]{2}", chart.svg)
+
+
+def test_no_text_is_left_in_the_black_of_no_colour() -> None:
+    chart = draw(client_plots.domain_bars, record())
+    assert chart is not None
+    texts = re.findall(r"<text[^>]*>", chart.svg)
+    assert texts
+    assert all("fill:" in text and "var(--" in text for text in texts)
+
+
+@pytest.mark.parametrize("make", [plots.accuracy_curve, plots.loss_curve])
+def test_a_table_stands_behind_a_curve(make: Any) -> None:
+    run = record()
+    chart = draw(make, run)
+    assert chart is not None
+    assert chart.table is not None
+    rounds = [row[0].text for row in chart.table.rows]
+    best = str(run.summary["best_round"])
+    assert rounds[0] == "1"
+    assert rounds[-1] == str(run.metrics[-1]["round"])
+    assert make is plots.loss_curve or best in rounds
+    assert len(rounds) <= 13
 
 
 def test_nothing_global_changes() -> None:

@@ -18,7 +18,8 @@ PREDICT_EPILOG = """examples:
 def _add_state(parser: Parser) -> None:
     parser.add_argument(
         "--state", metavar="best|final|FILE", type=_state, default="best",
-        help="of the best round by validation, of the last one, or a file of a state "
+        help="of the best round by validation, of the last one, or a state's "
+        "file or folder "
         "(default: best)",
     )  # fmt: skip
 
@@ -46,6 +47,9 @@ def add_predict(group: Commands) -> None:
         help="other classes than the run's, in words of yours, where the method goes "
         "by captions")  # fmt: skip
     _add_state(parser)
+    add("--scores", choices=("softmax", "sigmoid"), default="softmax",
+        help="sigmoid: each class by itself, as SigLIP was trained; several may fit, "
+        "or none")  # fmt: skip
     add("--client", metavar="NAME", help="what this client personalized or keeps")
     options.add_model_options(parser)
 
@@ -81,8 +85,13 @@ def add_export(group: Commands) -> None:
     parser.add_argument("run_directory", metavar="RUN", type=PATH)
     parser.add_argument("--to", metavar="DIR", type=PATH, required=True)
     parser.add_argument(
-        "--format", action="append", choices=("torch", "onnx"),
-        help="default: both",
+        "--format", action="append", choices=("torch", "onnx", "hub"),
+        help="default: torch and onnx; hub is a folder for a model hub: state, model "
+        "card and config, without the CLIP",
+    )  # fmt: skip
+    parser.add_argument(
+        "--license", metavar="NAME", default="unknown",
+        help="of the state, for the model card of --format hub",
     )  # fmt: skip
     _add_state(parser)
     options.add_model_options(parser)

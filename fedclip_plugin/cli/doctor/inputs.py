@@ -13,7 +13,7 @@ from ...clip.download import HUB, OFFLINE_HINT, ModelSource, cached_file, reacha
 from ...clip.encoder import EncoderSpec, FrozenClip, scale_note
 from ...config.schema import RunConfig
 from ...data.dataset import ImageDataset
-from ...data.folders import load_dataset
+from ...data.folders import list_images
 from ...data.images import decode_image
 from ...errors import FedClipError
 from ...features.feature_set import load_features
@@ -23,7 +23,7 @@ SAMPLE = 8  # images that are encoded as a test
 
 
 def _dataset(config: RunConfig) -> ImageDataset:
-    return load_dataset(config.data.dataset, config.data.root)
+    return list_images(config.data)
 
 
 def check_data(config: RunConfig) -> list[Check]:

@@ -9,6 +9,7 @@ from matplotlib.colors import LinearSegmentedColormap
 
 from ..classes import class_names, confusion_of
 from ..records import NO_TARGET, RunRecord
+from ..tables import Cell, Table
 from ..wording import method_of
 from .svg import WIDTH, Chart, clean, colour, new_axes, to_svg
 
@@ -59,4 +60,12 @@ def _confusion(run: RunRecord, which: str, method: str) -> Chart | None:
     right = int(np.trace(matrix))
     label = f"{method}: {right} of {int(matrix.sum())} images on the diagonal"
     where = "client test sets" if run.target == NO_TARGET else run.target
-    return Chart(f"Confusion on {where}, {method}", to_svg(figure, label), note=label)
+    counted = None
+    if count <= MAX_COUNTED:
+        body = [
+            [Cell(name), *(Cell(str(images)) for images in row)]
+            for name, row in zip(names, matrix.tolist())
+        ]
+        counted = Table(["true, then predicted", *names], body)
+    title, svg = f"Confusion on {where}, {method}", to_svg(figure, label)
+    return Chart(title, svg, note=label, table=counted)

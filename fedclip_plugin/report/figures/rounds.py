@@ -9,6 +9,7 @@ Ito's colour-blind-safe set).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,10 @@ from matplotlib.ticker import MaxNLocator
 
 from ..averages import scores
 from ..records import RunRecord
+from ..tables import Cell, Table
 from .svg import Chart, Key, colour, dashed, new_axes, to_svg
+
+TOLD = 12  # rounds in the table behind a curve
 
 
 def column(run: RunRecord, name: str) -> np.ndarray:
@@ -46,7 +50,9 @@ def accuracy_curve(run: RunRecord) -> Chart | None:
     if best is not None:
         _mark_best(axes, best)
     svg = to_svg(figure, f"Accuracy over {len(rounds)} rounds; best round {best}")
-    return Chart("Accuracy per round, %", svg, tuple(legend))
+    columns = {text: 100 * values for _, text, values, _ in series}
+    table = _by_round(rounds, columns, best)
+    return Chart("Accuracy per round, %", svg, tuple(legend), table=table)
 
 
 def loss_curve(run: RunRecord) -> Chart | None:
@@ -59,7 +65,28 @@ def loss_curve(run: RunRecord) -> Chart | None:
     _line(axes, rounds, loss, "method")
     _round_axis(axes, rounds)
     svg = to_svg(figure, f"Loss from {finite[0]:.3f} to {finite[-1]:.3f}")
-    return Chart("Loss per round", svg)
+    table = _by_round(rounds, {"mean loss": loss})
+    return Chart("Loss per round", svg, table=table)
+
+
+def _by_round(
+    rounds: np.ndarray, columns: Mapping[str, np.ndarray], best: int | None = None
+) -> Table:
+    """Some rounds, the first, the best and the last among them: values (R,) a name."""
+    places = {int(i) for i in np.linspace(0, len(rounds) - 1, TOLD)}
+    places |= {int(i) for i in np.flatnonzero(rounds == best)}
+    rows = [
+        [
+            Cell(f"{rounds[i]:.0f}", "best" if rounds[i] == best else ""),
+            *(Cell(_number(values[i])) for values in columns.values()),
+        ]
+        for i in sorted(places)
+    ]
+    return Table(["round", *columns], rows, "")
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if np.isfinite(value) else "-"
 
 
 def _line(axes: Axes, x: np.ndarray, y: np.ndarray, name: str) -> None:

@@ -21,6 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from ..tables import Table
+
 _COLOURS = (
     *("ink", "muted", "grid", "surface", "method", "base", "clients"),
     *(f"k{i}" for i in range(10)),
@@ -53,17 +55,21 @@ class Key:
 
 @dataclass(frozen=True)
 class Chart:
-    """An inline SVG with what stands around it; all other texts are plain, not HTML."""
+    """An inline SVG with what stands around it; all other texts are plain, not HTML.
+
+    ``table`` has the numbers behind it, for those who cannot see it.
+    """
 
     title: str
     svg: Markup
     legend: tuple[Key, ...] = ()
     note: str = ""
+    table: Table | None = None
 
 
 def colour(name: str) -> str:
     """What matplotlib is given for the page's colour ``name``."""
-    return f"#0000{_COLOURS.index(name):02x}"
+    return f"#0001{_COLOURS.index(name):02x}"  # not black, which is written by no fill
 
 
 @contextmanager
@@ -150,5 +156,5 @@ def to_svg(figure: Figure, label: str) -> Markup:
 def _tag(match: re.Match[str]) -> str:
     """A tag of matplotlib's in the colours of the page, without what is not used."""
     tag = _UNUSED.sub("", " ".join(match[0].split()))
-    tag = re.sub(r"#0000(\w\w)", lambda m: f"var(--{_COLOURS[int(m[1], 16)]})", tag)
+    tag = re.sub(r"#0001(\w\w)", lambda m: f"var(--{_COLOURS[int(m[1], 16)]})", tag)
     return re.sub(r"(\.\d\d)\d+", r"\1", tag)  # finer than any screen

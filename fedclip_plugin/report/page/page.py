@@ -40,6 +40,7 @@ from ..records import NO_TARGET, RunRecord
 from ..wording import method_label, method_of, percent, warning
 
 MAX_DETAILED = 8  # runs drawn in full on the page of a tree
+MAX_PICTURES = 1_900_000  # characters of the images' thumbnails on a page
 MAX_CHARS = 4_000_000  # of charts; keeps the page below 5 MB
 MAX_NAMES = 200  # skipped images listed
 MAX_COLUMNS = 12  # clients beside each other
@@ -177,10 +178,12 @@ def _detailed(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
         ranks.append((seeds[key], i))
         seeds[key] += 1
     shown: list[dict[str, Any]] = []
-    chars = 0
+    chars = pixels = 0
     for i in sorted(i for _, i in sorted(ranks)[:MAX_DETAILED]):
         if chars <= MAX_CHARS:
             shown.append(_run(runs[i]))
+            pixels += sum(len(p["thumbnail"]) for p in _thumbnails(runs[i]))
+            shown[-1]["pictures"] = runs[i].pictures if pixels < MAX_PICTURES else {}
             chars += sum(len(chart.svg) for chart in shown[-1]["charts"])
     return shown
 
@@ -195,12 +198,18 @@ def _run(run: RunRecord) -> dict[str, Any]:
     return {
         "title": f"{method_label(run.summary)}, {where}, "
         f"seed {run.summary.get('seed', '?')}: {got} %",
+        "method": method_of(run.summary),
         "zero_shot": base,
         "tables": filter(None, tests),
         "metrics": tables.class_metrics(metrics),
         "charts": _charts(run),
         "classes": filter(None, (worsened_classes(run), frequent_mistakes(run))),
     }
+
+
+def _thumbnails(run: RunRecord) -> list[dict[str, Any]]:
+    kinds = (run.pictures.get(kind, {}) for kind in ("corrected", "broken"))
+    return [picture for kind in kinds for picture in kind.get("shown", ())]
 
 
 def _charts(run: RunRecord) -> list[Chart]:
