@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,40 @@ def test_features_of_another_width_are_refused(
     other = write_toy(tmp_path / "other", dim=24)
     assert main(["evaluate", str(toy_run), "--features", str(other)]) == 2
     assert "width 24" in capsys.readouterr().err
+
+
+def test_features_of_other_weights_are_refused(
+    digits: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Equal widths do not make equal features."""
+    run, _ = digits
+    own = api.encode()
+    encoder = {**own.encoder, "sha256": "0" * 64}
+    api.save_features(replace(own, encoder=encoder), tmp_path / "other")
+    words = ["evaluate", str(run), "--features", str(tmp_path / "other"), "--quiet"]
+    assert main(words) == 2
+    assert "other weights" in capsys.readouterr().err
+    api.save_features(replace(own, model="another", encoder={}), tmp_path / "unknown")
+    assert main([*words[:3], str(tmp_path / "unknown")]) == 0
+    assert "the same weights?" in capsys.readouterr().err
+
+
+def test_other_classes_are_judged_by_captions_or_refused(
+    digits: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, data = digits
+    other = tmp_path / "letters"
+    for domain in ("scan", "sketch"):
+        for name, folder in {"0": "letter o", "1": "letter l"}.items():
+            (other / domain).mkdir(parents=True, exist_ok=True)
+            (other / domain / folder).symlink_to(data / domain / name)
+    words = ["--dataset", "letters", "--root", str(other), "--format", "json"]
+    model = ["--model", "fedclip-tiny", "--pretrained", "fedclip-tiny"]
+    assert main(["evaluate", str(run), *words, *model, "--quiet"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["classes"] == found["unseen_classes"] == ["letter l", "letter o"]
+    api.run(algorithm="gda", target="sketch", out=tmp_path / "gda")
+    assert main(["evaluate", str(tmp_path / "gda"), *words, *model, "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert "predicts only the 10 classes" in said
+    assert "letter l" in said

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fedclip_plugin.cli import main
 from fedclip_plugin.cli.dry_run import estimate
@@ -64,6 +66,51 @@ def test_a_recipe_is_the_published_run(recipe):
     assert config.train == TrainConfig()
     assert config.seeds == (0, 1, 2)
     assert (config.model_name, config.pretrained) == ("ViT-B/32", "openai")
+
+
+MEDICAL = sorted((RECIPES[0].parent / "medical").glob("*.toml"))
+
+
+def medical_folders(root, name, sites):
+    """Folders as FedMedCLIP describes them: a client each, classes by their words."""
+    for site in range(1, sites + 1):
+        for i, kind in enumerate(("melanoma", "nevus", "squamous cell carcinoma")):
+            folder = root / name / f"C_{site}" / kind
+            folder.mkdir(parents=True)
+            for number in range(5):
+                grey = 40 * i + 5 * site + number
+                image = Image.new("RGB", (40, 30), (grey, 90, 200 - grey))
+                image.save(folder / f"frame_{number:04}.jpg")
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("recipe", MEDICAL, ids=lambda p: p.stem)
+def test_a_medical_recipe_reads_a_folder_a_client(recipe, tmp_path, capsys):
+    held_out = recipe.stem != "ich"
+    medical_folders(tmp_path, recipe.stem.upper(), 5)
+    words = ["--root", str(tmp_path), "--model", "fedclip-tiny"]
+    words += ["--pretrained", "fedclip-tiny"]
+    assert main(["run", "--config", str(recipe), *words, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "75 images" in said
+    assert ("held out C_5" if held_out else "clients: 5") in said
+    assert f"clients: {4 if held_out else 5}" in said
+    assert "no effect" not in said
+    shutil.rmtree(tmp_path / recipe.stem.upper() / "C_2" / "nevus")
+    assert main(["run", "--config", str(recipe), *words, "--dry-run"]) == 2
+    said = capsys.readouterr()
+    assert "missing nevus" in said.out + said.err
+
+
+def test_the_medical_recipes_are_the_authors():
+    assert {p.stem for p in MEDICAL} == {"isic2019", "brats", "ich"}
+    for recipe in MEDICAL:
+        config = load_config(recipe)
+        train = config.train
+        found = (config.algorithm, train.rounds, train.optimizer, train.weight_decay)
+        assert found == ("fedmedclip", 50, "adamw", 0.02)
+        assert config.data.pictures == "off"
+        assert config.notes == ()
 
 
 def test_there_are_recipes():
