@@ -49,13 +49,15 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
     name = text.get("hf_tokenizer_name")
     context = text.get("context_length", DEFAULT_CONTEXT_LENGTH)
     more: dict[str, Any] = dict(text.get("tokenizer_kwargs") or {})
+    tokenizer: Tokenizer
     if not name:
-        return open_clip.SimpleTokenizer(context_length=context, **more)
+        tokenizer = open_clip.SimpleTokenizer(context_length=context, **more)
+        return tokenizer
     folder = tokenizer_folder(source)
     if folder is None and not reachable(HUB):
         more["local_files_only"] = True  # the hub's own retries take most of a minute
     try:
-        tokenizer: Tokenizer = HFTokenizer(
+        tokenizer = HFTokenizer(
             str(folder or name),
             context_length=context,
             tokenizer_mode=text.get("tokenizer_mode"),
