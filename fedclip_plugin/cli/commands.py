@@ -163,18 +163,14 @@ def export(args: argparse.Namespace, display: Display) -> int:
 
         record = load_run(args.run_directory)
         run, to = args.run_directory, args.to
-        written, notes = export_hub(
-            run, record, config, to, args.license, args.state
-        )
+        written, notes = export_hub(run, record, config, to, args.license, args.state)
         display.notes(notes)
     elif args.license != "unknown":
         raise ConfigError("--license is for the model card of --format hub")
     if modules := tuple(name for name in formats if name != "hub"):
         from ..export.run import export_run
 
-        written += export_run(
-            args.run_directory, config, args.to, modules, args.state
-        )
+        written += export_run(args.run_directory, config, args.to, modules, args.state)
     for path in written:
         display.say(f"written: {path}")
     return 0

@@ -85,8 +85,8 @@ class Classifier:
 
         ``client`` takes what that client personalized instead of the shared state;
         ``classes`` are other ones than the run's, for a method with an open vocabulary;
-        ``state`` is of the best round, the ``final`` one or a file; ``scores`` "sigmoid"
-        judges each class by itself, as SigLIP was trained to.
+        ``state`` is of the best round, the ``final`` one or a file;
+        ``scores`` "sigmoid" judges each class by itself, as SigLIP was trained to.
         Raises RunError where there is no such state, ConfigError for an algorithm that
         predicts from more than features, WeightsError for a backbone that does not fit.
         """
