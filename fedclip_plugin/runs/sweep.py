@@ -244,7 +244,8 @@ def outcome_of(
     bad: Mapping[int, Outcome],
 ) -> dict[str, Any]:
     """Every trial, what failed, and for each held-out domain what was chosen."""
-    trials, failed = [], []
+    trials: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
     for i, trial in enumerate(sweep.trials):
         listed = [_row(job, out, end) for job, end in runs[i] if not end.error]
         trials.append(
