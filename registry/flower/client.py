@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,9 +25,10 @@ from ...federation import downlink
 from ...federation.evaluation import score_clients
 from ...federation.rounds import train_clients
 from ...runs.host_run import Setup, open_setup
+from ..common.options import check_alignment, find_client, has_own_data
+from ..common.roster import make_card
 from . import records
-from .options import client_settings, has_own_data
-from .roster import make_card
+from .options import NO_PLACE, client_settings
 
 _log = logging.getLogger("flwr")
 Work = Callable[["Party", Message], RecordDict]
@@ -122,12 +123,9 @@ def _open(message: Message, context: Context) -> Party:
     config = client_settings(
         str(sent.get(records.SHARED, "")), context.run_config, node
     )
-    own, algorithm = has_own_data(node), algorithm_class(config.algorithm)
-    if own and algorithm.transductive:
-        raise ConfigError(
-            f"--alg {config.algorithm} aligns clients to each other's features, and "
-            "this node's data are its own: run it where nodes share the data"
-        )
+    own = has_own_data(node)
+    check_alignment(config, own)
+    algorithm = algorithm_class(config.algorithm)
     if not (algorithm.averages or sent.get(records.SHARED)):
         raise ConfigError(
             f"--alg {config.algorithm} needs its own server: name "
@@ -135,26 +133,9 @@ def _open(message: Message, context: Context) -> Party:
         )
     setup = open_setup(config)
     number = int(sent.get(records.ROUND, 1))
-    return Party(setup, find_client(setup, node, own), own, number, context.state)
-
-
-def find_client(setup: Setup, node: Mapping[str, Any], own_data: bool) -> Client:
-    """The client that a node is, by ``partition-id`` or ``client-name``.
-
-    Data of its own that hold one client are that client, whose index is the node's
-    partition-id: so it trains as it would beside the others' data.
-    """
-    place, name = node.get("partition-id"), node.get("client-name")
-    clients = setup.fed.clients
-    if place is None and (name is None or (own_data and len(clients) == 1)):
-        raise ConfigError(
-            "the node config has no partition-id: start the SuperNode with "
-            "--node-config 'partition-id=0', and 1, 2, ... for the others"
-        )
-    if own_data and len(clients) == 1:
-        alone = clients[0]
-        return replace(alone, index=int(str(place)), name=str(name or alone.name))
-    return setup.client(str(name) if name is not None else int(str(place)))
+    return Party(
+        setup, find_client(setup, node, own, NO_PLACE), own, number, context.state
+    )
 
 
 client_app = make_client_app()

@@ -14,11 +14,10 @@ from flwr.serverapp import Grid
 
 from ...config.schema import RunConfig
 from ...errors import RunError, UpdateError
-from ...federation.build import participants
-from ...server.privacy import drawing_seed
+from ..common.options import shared_text
+from ..common.roster import Card, Roster, draw, read_card
 from . import records
-from .options import Sampling, shared_text
-from .roster import Card, Roster, read_card
+from .options import Sampling
 
 _log = logging.getLogger("flwr")
 _PAUSE = 1.0  # seconds between two looks for nodes
@@ -73,7 +72,7 @@ class Nodes:
         self.config = config
         self.sampling = sampling
         self.timeout = sampling.round_timeout  # seconds
-        self.roster = Roster()
+        self.roster: Roster[int] = Roster(_log)
         self._begun = False
         self.drawn_from = 0  # clients that the last draw was from
 
@@ -101,14 +100,10 @@ class Nodes:
         self, grid: Grid, share: float, round_number: int, least: int = 1
     ) -> dict[int, str]:
         """Node -> name of a ``share`` of the clients: the same for the same seed."""
-        cards = list(self.clients(grid).items())
-        if not cards:
-            return {}
-        share = min(1.0, max(share, least / len(cards)))
-        seed = drawing_seed(self.config.privacy, self.config.seeds[0])
-        self.drawn_from = len(cards)
-        chosen = participants(cards, share, seed, round_number)
-        return {node: card.name for node, card in chosen}
+        cards = self.clients(grid)
+        if cards:
+            self.drawn_from = len(cards)
+        return draw(cards, self.config, share, round_number, least)
 
     def address(
         self,

@@ -32,11 +32,11 @@ from ...federation.rounds import scored
 from ...runs.host_run import HostRun, one_run, open_setup
 from ...stats import mean
 from ...wire.update import ClientUpdate, State
+from ..common.log import conclude, greet, tell
+from ..common.roster import make_card, setup_without_data
 from . import records
-from .log import conclude, describe, greet, tell
 from .nodes import Nodes, Phase
 from .options import server_settings
-from .roster import make_card, setup_without_data
 
 _log = logging.getLogger("flwr")
 
@@ -120,15 +120,26 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
             cards = list(self.nodes.clients(grid).values())
             setup = setup or setup_without_data(self.config, cards)
             self.host_run = HostRun(setup, *self.out, drawn_from=len(cards))
-            greet(cards)
+            greet(_log.log, cards, "the number of SuperNodes")
             if self.host_run.done:
                 done, rounds = self.host_run.done, self.config.train.rounds
                 _log.info("fedclip: going on after round %d of %d", done, rounds)
         return records.to_arrays(self.host_run.state)
 
     def summary(self) -> None:
-        """Log the configuration."""
-        describe(self.config, self.sampling)
+        """Log the configuration, in the form of Flower's own strategies."""
+        c, server, s = self.config.train, self.config.server, self.sampling
+        _log.info(
+            "\t├── FedCLIP: lr %g, %d local epochs, batch size %d, %s weighting, "
+            "seed %d",
+            *(c.lr, c.local_epochs, c.batch_size, server.weighting),
+            self.config.seeds[0],
+        )
+        _log.info(
+            "\t└── Sampling: train %g of at least %d, evaluate %g; %d nodes needed",
+            *(server.participation, s.min_train_nodes, s.fraction_evaluate),
+            s.min_available_nodes,
+        )
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -200,7 +211,7 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
             before.bytes_up + phase.bytes_up, before.bytes_down + phase.bytes_down
         )
         result = self._run.close_round(opened, None if self._scores_here else scores)
-        tell(result, self.nodes.roster.cards.values(), self._run.setup.target)
+        tell(_log.log, result, self.nodes.roster.cards.values(), self._run.setup.target)
         metrics = {
             **records.client_metrics(result.clients),
             "val-accuracy": result.mean_val if result.clients else None,
@@ -216,7 +227,7 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         cards = self.nodes.roster.cards.values()
         shots = summary_scores(None, {card.name: card.shot for card in cards})
         summary = self._run.finish(shots)
-        conclude(summary, self._run.directory)
+        conclude(_log.log, summary, self._run.directory)
         return summary
 
     @property

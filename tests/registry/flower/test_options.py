@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,8 @@ from fedclip_plugin.algorithms import get_algorithm
 from fedclip_plugin.config.schema import DataConfig, RunConfig
 from fedclip_plugin.errors import ConfigError, UpdateError
 from fedclip_plugin.registry import flower_host
-from fedclip_plugin.registry.flower.options import (
-    client_settings,
-    server_settings,
-    shared_text,
-)
-from fedclip_plugin.registry.flower.roster import (
+from fedclip_plugin.registry.common.options import shared_text
+from fedclip_plugin.registry.common.roster import (
     Card,
     Roster,
     common_model,
@@ -27,6 +24,10 @@ from fedclip_plugin.registry.flower.roster import (
     make_card,
     read_card,
     setup_without_data,
+)
+from fedclip_plugin.registry.flower.options import (
+    client_settings,
+    server_settings,
 )
 from fedclip_plugin.runs.host_run import Setup, open_setup
 from tests.federation.toy import write_toy
@@ -240,7 +241,7 @@ def test_another_precision_is_no_other_model(tmp_path: Path) -> None:
 
 
 def test_clients_come_in_their_order(tmp_path: Path) -> None:
-    roster = Roster()
+    roster = Roster(logging.getLogger("fedclip"))
     for node, card in zip((30, 10, 20), cards(tmp_path)[::-1]):
         roster.add(node, card)
     assert list(roster.clients([10, 20, 30])) == [20, 10, 30]

@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -21,12 +21,13 @@ from ...algorithms import Client, Task, make_algorithm
 from ...config.schema import RunConfig
 from ...errors import UpdateError
 from ...features.feature_set import FeatureSet
-from ...federation.build import Federation, check_together
+from ...federation.build import Federation, check_together, participants
 from ...federation.evaluation import score_zero_shot
 from ...runs.host_run import Setup
+from ...server.privacy import drawing_seed
 from ...storage import shapes
 
-_log = logging.getLogger("flwr")
+Node = TypeVar("Node", int, str)  # how a host calls a process that takes part
 _PROJECTIONS = 8
 _TOLERANCE = 0.2  # relative: bf16 text features differ by 0.05, other weights by 1.4
 
@@ -63,7 +64,7 @@ class Card:
         return self.zero_shot if 0 <= self.zero_shot <= 1 else None
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields, as a Flower record takes them."""
+        """The fields: plain values, and bytes."""
         return asdict(self)
 
 
@@ -199,49 +200,54 @@ def _hash(keys: Sequence[str]) -> str:
     return hashlib.sha256("|".join(keys).encode()).hexdigest()
 
 
-class Roster:
-    """The nodes that answered, and those among them that are clients of the run."""
+class Roster(Generic[Node]):
+    """The nodes that answered, and those among them that are clients of the run.
 
-    def __init__(self) -> None:
-        self.cards: dict[int, Card] = {}
+    ``word`` is the host's for a node, ``log`` where refusals are told.
+    """
+
+    def __init__(self, log: logging.Logger, word: str = "node") -> None:
+        self.cards: dict[Node, Card] = {}
         self.model: Card | None = None  # what everyone must match
-        self._refused: dict[int, str] = {}
+        self._refused: dict[Node, str] = {}
+        self._log, self._word = log, word
 
-    def strangers(self, nodes: Iterable[int]) -> list[int]:
+    def strangers(self, nodes: Iterable[Node]) -> list[Node]:
         """The nodes that have not been asked yet."""
         return [n for n in nodes if n not in self.cards and n not in self._refused]
 
-    def name(self, node: int) -> str:
+    def name(self, node: Node) -> str:
         """How to call a node in a message."""
-        card = self.cards.get(node)
-        return f"client {card.name} (node {node})" if card else f"node {node}"
+        card, called = self.cards.get(node), f"{self._word} {node}"
+        return f"client {card.name} ({called})" if card else called
 
-    def add(self, node: int, card: Card) -> None:
+    def add(self, node: Node, card: Card) -> None:
         """Take a node in that has answered."""
         self.cards[node] = card
 
-    def refuse(self, node: int, reason: str) -> None:
+    def refuse(self, node: Node, reason: str) -> None:
         """Leave a node out; said once."""
         if self._refused.get(node) != reason:
-            _log.error("%s refused: %s", self.name(node), reason)
+            self._log.error("%s refused: %s", self.name(node), reason)
         self._refused[node] = reason
 
-    def clients(self, nodes: Sequence[int]) -> dict[int, Card]:
+    def clients(self, nodes: Sequence[Node]) -> dict[Node, Card]:
         """The clients among the connected ``nodes``, node -> card, in client order.
 
         Of two nodes with one name the first has it, for as long as it is connected.
         """
         if self.model is None and self.cards:
             self.model = common_model(list(self.cards.values()))
-        taken: dict[str, int] = {}
+        taken: dict[str, Node] = {}
         for node, card in self.cards.items():
             if node not in nodes:
                 continue
             reason = difference(card, self.model) if self.model else None
             if reason is None and card.name in taken:
                 reason = (
-                    f"node {taken[card.name]} is client {card.name} already: give "
-                    "each SuperNode a partition-id, or a client-name, of its own"
+                    f"{self._word} {taken[card.name]} is client {card.name} already: "
+                    f"give each {self._word} a partition-id, or a client-name, of its "
+                    "own"
                 )
             if reason is None:
                 taken[card.name] = node
@@ -254,6 +260,22 @@ class Roster:
     def refusals(self) -> list[str]:
         """Why nodes are left out."""
         return [f"{self.name(n)}: {why}" for n, why in self._refused.items()]
+
+
+def draw(
+    cards: Mapping[Node, Card],
+    config: RunConfig,
+    share: float,
+    round_number: int,
+    least: int = 1,
+) -> dict[Node, str]:
+    """Node -> name of a ``share`` of the clients: the same for the same seed."""
+    if not cards:
+        return {}
+    share = min(1.0, max(share, least / len(cards)))
+    seed = drawing_seed(config.privacy, config.seeds[0])
+    chosen = participants(list(cards.items()), share, seed, round_number)
+    return {node: card.name for node, card in chosen}
 
 
 def common_model(cards: Sequence[Card]) -> Card:

@@ -1,0 +1,1 @@
+"""What hosts share: options of a run and of a site, who takes part, lines of a log."""
