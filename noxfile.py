@@ -28,7 +28,7 @@ nox.needs_version = ">=2024.4"
 # fetches gigabytes.
 nox.options.sessions = ["everything"]
 SESSIONS: tuple[str, ...] = ("flower", "core", "fedml", "sanitize", "benchmarks")
-SESSIONS += ("docs", "pure", "lowered", "lint", "isolated")
+SESSIONS += ("docs", "pure", "lowered", "nvflare", "lint", "isolated")
 LANES = 3  # sessions at a time on two cores: those of hosts mostly wait for processes
 
 PYTHON = [sys.executable, "-m"]
@@ -454,6 +454,16 @@ def flower(session: nox.Session) -> None:
     if sys.version_info < (3, 11):
         session.skip("flwr 1.41 needs Python >= 3.11")
     _test_host(session, "flower")
+
+
+@nox.session
+@_timed
+def nvflare(session: nox.Session) -> None:
+    """The environment of NVFlare, which takes another protobuf than FedML."""
+    _share_torch(session)
+    session.install(f"{_wheel()}[nvflare,privacy]", "pytest", "hypothesis")
+    _run_installed(session, "pytest", "tests/registry/nvflare")
+    session.run("pip", "check")
 
 
 @nox.session

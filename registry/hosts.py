@@ -61,6 +61,15 @@ HOSTS = {
             "fedclip_plugin.registry.flower_host:client_app in the app's "
             "pyproject.toml, then flwr run .",
         ),
+        Host(
+            "nvflare",
+            "NVFlare",
+            "nvflare",
+            "2.9 (Python 3.10 and later, Linux)",
+            "pip install 'fedclip-plugin[nvflare]'",
+            "fedclip nvflare allow KIT at every site and the server, then fedclip "
+            "nvflare job DIR and nvflare job submit -j DIR",
+        ),
     )
 }
 
@@ -77,12 +86,12 @@ def register(name: str, path: str | Path | None = None, undo: bool = False) -> s
     """Make ``fedclip`` selectable in a host; returns one line that tells what was done.
 
     FedML: for this process.  PersonalizedFL: in the repository at ``path``, until
-    ``undo``.  Flower needs none.  Idempotent.  Raises ConfigError for an unknown
-    host, a missing or needless ``path``, or a host that does not fit.
+    ``undo``.  Flower and NVFlare need none.  Idempotent.  Raises ConfigError for an
+    unknown host, a missing or needless ``path``, or a host that does not fit.
     """
     host = get_host(name)
-    if host.name == "flower":
-        raise ConfigError(f"Flower needs no registration: {host.select}")
+    if host.name in ("flower", "nvflare"):
+        raise ConfigError(f"{host.title} needs no registration: {host.select}")
     if host.package is None and path is None:
         raise ConfigError(
             f"{host.title} is registered in its repository: name its folder"

@@ -27,6 +27,7 @@ HOSTS = {
     "ray": "flower",
     "alg": "personalizedfl",
     "datautil": "personalizedfl",
+    "nvflare": "nvflare",
 }
 
 

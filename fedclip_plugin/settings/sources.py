@@ -91,6 +91,17 @@ def _of_command(args: argparse.Namespace, table: Table) -> dict[str, Given]:
     return {**file, **of_variables(environ, table), **of_flags(args, table)}
 
 
+def command_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The values of flags over those of ``--config``, by the options' names.
+
+    For a host that runs elsewhere: variables of this process are not among them.
+    """
+    table = Table()
+    path = getattr(args, "config", None)
+    file = _of_file(as_path(path), table, True) if path else {}
+    return {n: given.value for n, given in {**file, **_of_flags(args, table)}.items()}
+
+
 def configure(options: Mapping[str, Any], base: Path | None = None) -> RunConfig:
     """The RunConfig of options in Python, as flags with ``_`` for ``-``; over ``base``.
 

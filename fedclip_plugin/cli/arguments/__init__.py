@@ -18,6 +18,7 @@ ADD_COMMANDS = (
     hosts.add_hosts,
     hosts.add_register,
     hosts.add_fedml,
+    hosts.add_nvflare,
     tools.add_bench,
     tools.add_doctor,
 )

@@ -13,7 +13,11 @@ from .check import Check
 
 DISTRIBUTION = "fedclip-plugin"
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "safetensors")
-HOSTS = {"fedml": "fedml", "flower": "flwr"}  # extra -> distribution
+HOSTS = {
+    "fedml": "fedml",
+    "flower": "flwr",
+    "nvflare": "nvflare",
+}  # extra -> distribution
 
 EXTRAS = {
     "export": ("onnx", "onnxscript", "onnxruntime"),

@@ -1,0 +1,1 @@
+"""The NVFlare binding; reached through ``fedclip_plugin.registry.nvflare_host``."""

@@ -1,0 +1,106 @@
+"""What travels: bytes of safetensors with a checksum, in one field of a Shareable.
+
+A request goes to all sites of a round alike; a site answers it, or says in one line why
+it cannot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...errors import UpdateError
+from ...federation.rounds import Scores
+from ...wire.message import decode_update, encode_update, pack, size_limit, unpack
+from ...wire.update import ClientUpdate, State
+from ..common.roster import Card, read_card
+
+INTRODUCE, TRAIN, VALIDATE = TASKS = ("fedclip_introduce", "train", "validate")
+BYTES = "fedclip"  # the field of a Shareable
+ROUND, SHARED, SITES = "round", "fedclip", "sites"
+_ERROR, _CARD, _TEXT = "error", "card", "text"
+_SPLITS = ("val", "test")
+_LONGEST = 400  # characters of a stranger's line
+
+
+def request(
+    state: State, number: int, shared: str, sites: list[str] | None = None
+) -> bytes:
+    """What the server sends for round ``number``; ``shared`` is the configuration."""
+    return pack(state, {ROUND: number, SHARED: shared, SITES: sites or []})
+
+
+def failure(line: str) -> bytes:
+    """The answer of a site that cannot do what was asked."""
+    return pack({}, {_ERROR: line})
+
+
+def failure_in(data: bytes, where: str) -> str | None:
+    """The line in such an answer; None for any other; UpdateError for what is torn."""
+    _, fields = unpack(data, where)
+    if fields.keys() != {_ERROR}:
+        return None
+    line = " ".join(str(fields[_ERROR]).split())
+    return "".join(c if c.isprintable() else "?" for c in line)[:_LONGEST]
+
+
+def card_bytes(card: Card) -> bytes:
+    """A site's answer to who it is."""
+    values = asdict(card)
+    text = np.frombuffer(values.pop(_TEXT), np.uint8).copy()
+    return pack({_TEXT: torch.from_numpy(text)}, {_CARD: values})
+
+
+def card_in(data: bytes, where: str) -> Card:
+    """The card in an answer; raises UpdateError."""
+    state, fields = unpack(data, where)
+    values, text = fields.get(_CARD), state.get(_TEXT)
+    if not isinstance(values, dict) or text is None or text.dtype != torch.uint8:
+        raise UpdateError(
+            f"{where}: its answer is not that of this fedclip-plugin: install the same "
+            "version everywhere"
+        )
+    return read_card({**values, _TEXT: text.numpy().tobytes()})
+
+
+def update_in(data: bytes, client: str, like: State, codec: str) -> ClientUpdate:
+    """The update of ``client`` in an answer to what is ``like`` that was sent.
+
+    What cannot be read is left for the screening.  Raises nothing.
+    """
+    try:
+        update = decode_update(data, client, like)
+    except UpdateError:
+        return ClientUpdate(client, {}, -1)
+    return replace(update, client=client, codec=codec)
+
+
+def scores_bytes(scores: Mapping[str, float | None]) -> bytes:
+    """A site's accuracies."""
+    return pack({}, {split: scores[split] for split in _SPLITS})
+
+
+def scores_in(answers: Mapping[str, bytes]) -> Scores:
+    """Accuracies by client; None for what was not measured, or is no accuracy."""
+    return {client: _scores(data, client) for client, data in answers.items()}
+
+
+def _scores(data: bytes, client: str) -> dict[str, float | None]:
+    try:
+        _, fields = unpack(data, client, size_limit({}))
+    except UpdateError:
+        fields = {}
+    return {split: _accuracy(fields.get(split)) for split in _SPLITS}
+
+
+def _accuracy(value: Any) -> float | None:
+    sound = isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value <= 1
+    return float(value) if sound else None
+
+
+update_bytes = encode_update

@@ -1,0 +1,115 @@
+"""A job's options and a site's own, as settings of a run.
+
+The job's are in the files of the job, those of a site in its ``local/fedclip.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from ...config.fields import Section, option
+from ...config.schema import RunConfig
+from ...data.partition import NO_TARGET
+from ...errors import ConfigError, did_you_mean
+from ...settings.sources import Output, outside
+from ..common import options as common
+from ..common.options import LOCAL, OF_THE_NODE, OWN_DATA
+
+SITE_FILE = "fedclip.json"
+_SITE_KEYS = (*LOCAL, *OF_THE_NODE[:2])
+
+
+@dataclass(frozen=True)
+class Sampling(Section):
+    """Which sites take part in a round, and how long the server waits for them."""
+
+    min_sites: int = option(1, within="[1, inf)")  # to begin
+    min_train_sites: int = option(1, within="[1, inf)")  # of a round
+    start_timeout: int = option(3600, within="[1, inf)")  # seconds: to open, to encode
+    round_timeout: int = option(3600, within="[1, inf)")  # seconds: for each phase
+
+
+WORDS = common.Words(
+    run="job", node=f"local/{SITE_FILE}", aliases={}, sampling=Sampling
+)
+
+
+def server_settings(
+    options: Mapping[str, Any], run_directory: Path
+) -> tuple[RunConfig, Output, Sampling]:
+    """Configuration, output directory and sampling of a job, from its options.
+
+    Results go to the job's own directory at the server, so that a download of the job
+    brings them; an absolute ``out`` goes elsewhere.  Raises ConfigError.
+    """
+    config, out, sampling = common.server_settings(options, WORDS)
+    directory = run_directory / (out.directory or "fedclip")
+    if out.resume and not (out.directory and out.directory.is_absolute()):
+        raise ConfigError(
+            "resume: every job has a directory of its own, empty at first: give an "
+            "absolute out, the same for the job that goes on"
+        )
+    return config, Output(directory, out.resume), cast(Sampling, sampling)
+
+
+def read_site_file(folder: Path, site: str) -> dict[str, Any]:
+    """The options in ``folder``/fedclip.json; those in a table by the site's name win.
+
+    Raises ConfigError for what is not JSON, and for a key that is not a site's.
+    """
+    path = folder / SITE_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected an object, such as {{'root': 'DIR'}}")
+    plain = {k: v for k, v in values.items() if not isinstance(v, dict)}
+    own = values.get(site)
+    found = {**plain, **(own if isinstance(own, dict) else {})}
+    for key in found:
+        if key not in _SITE_KEYS:
+            raise ConfigError(
+                f"{path}: unknown key {key!r}{did_you_mean(key, _SITE_KEYS)} (a site "
+                f"sets {', '.join(_SITE_KEYS)}; all else is the same for all: it "
+                "belongs to the job)"
+            )
+    return found
+
+
+def client_settings(
+    shared: str, job: Mapping[str, Any], site: Mapping[str, Any]
+) -> tuple[RunConfig, bool]:
+    """A site's configuration, and whether its data are its own.
+
+    ``job`` has what all sites share by default, ``site`` what is this site's.  Data
+    that only a variable of the site's process names (``FEDCLIP_ROOT``,
+    ``FEDCLIP_FEATURES``) are its own where the job holds no domain out.
+    """
+    config = common.client_settings(shared, job, site, WORDS)
+    own = common.has_own_data(site)
+    return config, own or (not common.has_own_data(job) and _by_variable(config))
+
+
+def _by_variable(config: RunConfig) -> bool:
+    named = outside()
+    own = any(key in named for key in OWN_DATA)
+    return own and config.data.targets == (NO_TARGET,)
+
+
+def in_order(sites: list[str]) -> list[str]:
+    """The names of sites in the order of their numbers: site-2 before site-10."""
+
+    def key(name: str) -> tuple[str, int, str]:
+        front = name.rstrip("0123456789")
+        return front, int(name[len(front) :] or 0), name
+
+    return sorted(sites, key=key)
