@@ -30,4 +30,6 @@ if [ "$code" -ne 0 ]; then
     exit "$code"
 fi
 wait
-grep 'FedCLIP\|zero-shot\|_record' "$logs/server.log" | sed 's/.*\] //'
+# a line a round, and the table at the end, without what FedML writes before each
+sed -n 's/^\[.*\] //; /^FedCLIP round/p; /^FedCLIP, best round/,/^bytes up/p' \
+    "$logs/server.log"

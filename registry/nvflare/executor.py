@@ -62,15 +62,15 @@ class FedClipExecutor(Executor):  # type: ignore[misc]  # no types of nvflare
             return messages.failure("what the server sent is not of fedclip-plugin")
         try:
             worker = self._opened(fl_ctx)
-        except FedClipError as error:
-            answer = messages.failure(str(error))
+        except FedClipError as refusal:
+            answer = messages.failure(str(refusal))
         else:
             answer = worker.answer(task, data, lambda: bool(abort.triggered))
             for level, line in worker.lines:
                 _TELL.get(level, Executor.log_info)(self, fl_ctx, f"fedclip: {line}")
             worker.lines = []
-        if line := messages.failure_in(answer, "this site"):
-            self.log_error(fl_ctx, f"fedclip: error: {line}")
+        if error := messages.failure_in(answer, "this site"):
+            self.log_error(fl_ctx, f"fedclip: error: {error}")
         return answer
 
     def _opened(self, fl_ctx: FLContext) -> Worker:

@@ -118,12 +118,18 @@ def allow(folder: Path) -> list[str]:
 
 
 def _kits(folder: Path) -> list[Path]:
-    """The startup kits at or below ``folder``, at most three folders down."""
+    """The kits of sites and servers at or below ``folder``, at most three down."""
     for pattern in ("startup", "*/startup", "*/*/startup", "*/*/*/startup"):
         found = [path.parent for path in sorted(folder.glob(pattern))]
-        if kits := [kit for kit in found if (kit / "local").is_dir()]:
+        if kits := [kit for kit in found if _runs_jobs(kit)]:
             return kits
     return []
+
+
+def _runs_jobs(kit: Path) -> bool:
+    """Whether a kit is not that of an administrator."""
+    parts = (kit / "startup" / f"fed_{part}.json" for part in ("client", "server"))
+    return (kit / "local").is_dir() and any(map(Path.is_file, parts))
 
 
 def _allow(local: Path) -> str:

@@ -6,6 +6,7 @@ The job's are in the files of the job, those of a site in its ``local/fedclip.js
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +48,13 @@ def server_settings(
     brings them; an absolute ``out`` goes elsewhere.  Raises ConfigError.
     """
     config, out, sampling = common.server_settings(options, WORDS)
-    directory = run_directory / (out.directory or "fedclip")
-    if out.resume and not (out.directory and out.directory.is_absolute()):
+    written = str(options.get("out") or "")
+    own = out.directory is None or not (written == "" or os.path.isabs(written))
+    directory = run_directory / (written or "fedclip") if own else out.directory
+    if out.resume and own:
         raise ConfigError(
-            "resume: every job has a directory of its own, empty at first: give an "
-            "absolute out, the same for the job that goes on"
+            "resume needs the output directory of the run: a job's own is new: give an "
+            "absolute out"
         )
     return config, Output(directory, out.resume), cast(Sampling, sampling)
 
@@ -102,7 +105,7 @@ def client_settings(
 def _by_variable(config: RunConfig) -> bool:
     named = outside()
     own = any(key in named for key in OWN_DATA)
-    return own and config.data.targets == (NO_TARGET,)
+    return own and set(config.data.targets) <= {NO_TARGET}
 
 
 def in_order(sites: list[str]) -> list[str]:

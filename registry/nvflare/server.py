@@ -108,9 +108,11 @@ class Server:
 
     def _gathered(self) -> dict[str, Card]:
         """The clients once all sites have answered, or time is up."""
-        end = time.monotonic() + self.sampling.start_timeout
         self._look_around()
-        while self._asked and time.monotonic() < end:
+        end = time.monotonic() + self.sampling.start_timeout
+        late = False
+        while self._asked and not late:
+            late = time.monotonic() > end
             self.sites.pause(_PAUSE)
             self._look_around()
         clients, least = self._clients(), self.sampling.min_sites

@@ -211,9 +211,10 @@ def test_hosts_are_found_without_importing_them(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     monkeypatch.setattr(importlib, "import_module", lambda name: pytest.fail(name))
-    fedml, flower = software.check_hosts()
+    fedml, flower, nvflare = software.check_hosts()
     assert (flower.name, flower.detail) == ("host flower", "1.41.0")
     assert "fedclip-plugin[fedml]" in fedml.detail
+    assert "fedclip-plugin[nvflare]" in nvflare.detail
 
 
 def test_libraries_older_than_required_fail(monkeypatch):

@@ -278,6 +278,7 @@ def test_hosts_are_listed_with_how_to_select_fedclip(capsys):
     [
         (["register", "nohost", "x"], "unknown host 'nohost': known: fedml"),
         (["register", "flower"], "Flower needs no registration"),
+        (["register", "nvflare"], "NVFlare needs no registration"),
         (["register", "fedml"], "is registered for one process"),
         (["register", "personalizedfl"], "name its folder"),
         (["register", "fedml", "x"], "is registered for one process"),

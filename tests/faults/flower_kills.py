@@ -34,12 +34,11 @@ from tests.faults.kills import (
     wait_until,
     write_to,
 )
-from tests.federation.toy import toy_features
+from tests.federation.toy import own_directories, toy_features
 from tests.registry.flower.grid import (
     equal,
     grid_of,
     options,
-    own_directories,
     with_absences,
 )
 

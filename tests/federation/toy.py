@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -48,6 +49,15 @@ def toy_features(
 def write_toy(directory: Path, **kwargs: int) -> Path:
     save_features(toy_features(**kwargs), directory)
     return directory
+
+
+def own_directories(folder: Path, features: FeatureSet | None = None) -> list[Path]:
+    """A feature directory for each domain, as clients of their own have them."""
+    whole = features or toy_features()
+    for d in whole.domains:
+        alone = {"image": {d: whole.image[d]}, "label": {d: whole.label[d]}}
+        save_features(replace(whole, domains=(d,), **alone), folder / d)
+    return [folder / d for d in whole.domains]
 
 
 def checkpointed(fed: Federation, checkpoint: Checkpoint) -> Iterator[RunState]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,11 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedclip_plugin.config.schema import RunConfig
-from fedclip_plugin.features.feature_set import FeatureSet, load_features, save_features
+from fedclip_plugin.features.feature_set import FeatureSet, load_features
 from fedclip_plugin.federation.build import build_federation
 from fedclip_plugin.federation.engine import federate
 from fedclip_plugin.registry import flower_host
 from fedclip_plugin.wire.update import State
-from tests.federation.toy import toy_features
 from tests.registry import contract
 
 Answer = Callable[[Message, Context], Message]
@@ -179,15 +178,6 @@ def embedded(strategy: Any, toy: Path, target: str | None = None) -> Any:
     fed = build_federation(load_features(toy), strategy.config, target, 0)
     *_, last = federate(fed)
     return last
-
-
-def own_directories(folder: Path, features: FeatureSet | None = None) -> list[Path]:
-    """A feature directory for each domain, as clients of their own have them."""
-    whole = features or toy_features()
-    for d in whole.domains:
-        alone = {"image": {d: whole.image[d]}, "label": {d: whole.label[d]}}
-        save_features(replace(whole, domains=(d,), **alone), folder / d)
-    return [folder / d for d in whole.domains]
 
 
 def equal(a: State, b: State) -> bool:

@@ -33,9 +33,9 @@ from fedclip_plugin.settings.sources import load_config
 from fedclip_plugin.storage.tensors import read_tensors
 from fedclip_plugin.wire.update import State
 from tests.faults.flower_kills import EXAMPLE, load_example, two_domains
-from tests.federation.toy import toy_features, write_toy
+from tests.federation.toy import own_directories, toy_features, write_toy
 from tests.registry.contract import distance
-from tests.registry.flower.grid import options, own_directories, without
+from tests.registry.flower.grid import options, without
 
 pytestmark = pytest.mark.slow
 

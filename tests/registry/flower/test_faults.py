@@ -16,7 +16,7 @@ from fedclip_plugin.errors import RunError
 from fedclip_plugin.features.feature_set import load_features, save_features
 from fedclip_plugin.registry import flower_host
 from fedclip_plugin.registry.flower.records import to_state
-from tests.federation.toy import toy_features
+from tests.federation.toy import own_directories, toy_features
 from tests.registry.flower import grid as flower_grid
 from tests.registry.flower.grid import (
     LocalGrid,
@@ -25,7 +25,6 @@ from tests.registry.flower.grid import (
     grid_of,
     in_training,
     options,
-    own_directories,
     partitions,
     without,
 )

@@ -22,14 +22,13 @@ from fedclip_plugin.federation.build import participants
 from fedclip_plugin.registry import flower_host
 from fedclip_plugin.registry.flower.records import to_arrays, to_state
 from fedclip_plugin.runs.host_run import one_run
-from tests.federation.toy import DOMAINS, write_toy
+from tests.federation.toy import DOMAINS, own_directories, write_toy
 from tests.registry.flower.grid import (
     LocalGrid,
     embedded,
     equal,
     grid_of,
     options,
-    own_directories,
     partitions,
 )
 

@@ -14,7 +14,8 @@ from fedclip_plugin.algorithms import ALGORITHMS
 from fedclip_plugin.errors import FedClipError
 from fedclip_plugin.registry import flower_host
 from tests.federation.personal import OwnBias
-from tests.registry.flower.grid import LocalGrid, options, own_directories
+from tests.federation.toy import own_directories
+from tests.registry.flower.grid import LocalGrid, options
 from tests.registry.flower.world import Messages
 
 

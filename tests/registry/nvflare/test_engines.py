@@ -1,0 +1,160 @@
+"""NVFlare itself: its simulator, and a provisioned system of processes with mTLS."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+pytest.importorskip("nvflare", reason="pip install 'fedclip-plugin[nvflare]'")
+
+from fedclip_plugin.registry import nvflare_host
+from fedclip_plugin.storage.tensors import read_tensors
+from tests.federation.toy import DOMAINS, own_directories, write_toy
+from tests.registry.contract import check_directory, distance, lines_of
+from tests.registry.nvflare.world import Bytes
+
+pytestmark = pytest.mark.slow
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "nvflare" / "deploy.py"
+
+
+def load_example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("nvflare_deploy", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def job(folder: Path, **options: Any) -> Path:
+    given = {"dataset": "toy", "min-sites": 3, **options}
+    nvflare_host.write_job(
+        folder, {key.replace("_", "-"): value for key, value in given.items()}
+    )
+    return folder
+
+
+def test_the_simulator_gives_the_run_of_the_embedded_engine(tmp_path: Path) -> None:
+    toy, workspace = write_toy(tmp_path / "toy"), tmp_path / "workspace"
+    nvflare_host.allow(workspace)
+    folder = job(tmp_path / "job", features=str(toy), rounds=2)
+    program = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator"]
+    done = subprocess.run(
+        [*program, str(folder), "-w", str(workspace), "-n", "3", "-t", "3"],
+        env={**os.environ, "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    out = workspace / "server" / "simulate_job" / "fedclip"
+    check_directory(out, Bytes(toy).embedded(rounds=2))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("nvflare")
+
+
+@pytest.fixture(scope="module")
+def deployment(folder: Path) -> Iterator[Any]:
+    """A server without data, and three sites with one domain each."""
+    paths = own_directories(folder / "own")
+    sites = {f"site-{n}": {"features": str(p)} for n, p in enumerate(paths, 1)}
+    work = folder / "work"
+    work.mkdir()
+    with load_example().Deployment(work, sites) as found:
+        yield found
+        family = [process for name in found.processes for process in found.family(name)]
+    assert family
+    assert not any(p.is_running() and p.status() != "zombie" for p in family)
+
+
+def wait_for_rounds(out: Path, count: int) -> None:
+    end = time.monotonic() + 120
+    path = out / "metrics.jsonl"
+    while not path.is_file() or len(lines_of(path)) < count:
+        assert time.monotonic() < end, f"no round {count}"
+        time.sleep(0.1)
+
+
+def test_an_aborted_job_leaves_whole_rounds_and_another_goes_on(
+    deployment: Any, folder: Path
+) -> None:
+    out = folder / "out"
+    number = deployment.submit(job(folder / "long", rounds=500, out=str(out)))
+    wait_for_rounds(out, 2)
+    deployment.session.abort_job(number)
+    assert "ABORTED" in deployment.ended(number)
+    end = time.monotonic() + 60
+    while "fedclip: the job was aborted" not in deployment.log("localhost"):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    lines = lines_of(out / "metrics.jsonl")
+    assert all(set(line["clients"]) == set(DOMAINS) for line in lines)
+    rounds = len(lines) + 2
+    more = {"rounds": rounds, "out": str(out), "resume": True}
+    number = deployment.submit(job(folder / "longer", **more))
+    assert deployment.ended(number) == "FINISHED:COMPLETED"
+    last = Bytes(write_toy(folder / "toy")).embedded(rounds=rounds)
+    assert len(lines_of(out / "metrics.jsonl")) == rounds
+    found, _ = read_tensors(out / "adapter.safetensors")
+    assert distance(found, last.best) <= 1e-6
+    assert lines_of(out / "metrics.jsonl")[-1]["clients"] == last.result.clients
+
+
+def test_a_trainer_that_dies_ends_no_job(deployment: Any, folder: Path) -> None:
+    out, rounds = folder / "dying", 40
+    options = {"rounds": rounds, "out": str(out)}
+    number = deployment.submit(job(folder / "dies", **options))
+    wait_for_rounds(out, 2)
+    (trainer,) = [
+        process
+        for process in deployment.family("site-2")
+        if "fedclip_plugin.registry.nvflare.worker" in process.cmdline()
+    ]
+    trainer.kill()
+    assert deployment.ended(number) == "FINISHED:COMPLETED"
+    said = deployment.log("localhost")
+    assert "client cartoon left out of" in said
+    assert "its training process died of signal 9" in said
+    lines = lines_of(out / "metrics.jsonl")
+    assert len(lines) == rounds
+    assert set(lines[-1]["clients"]) == set(DOMAINS)
+
+
+def test_a_download_has_the_report(deployment: Any, folder: Path) -> None:
+    options = {"alg": "gda", "rounds": 1}
+    status, found = deployment.run(job(folder / "gda", **options), folder / "loaded")
+    assert status == "FINISHED:COMPLETED"
+    toy = write_toy(folder / "toy")
+    check_directory(found, Bytes(toy).embedded(rounds=1, alg="gda"))
+    summary = json.loads((found / "summary.json").read_text())
+    assert set(summary["zero_shot"]["clients"]) == set(DOMAINS)
+
+
+def test_a_bad_option_ends_the_job_in_one_line(deployment: Any, folder: Path) -> None:
+    broken = job(folder / "broken")
+    path = broken / "app" / "config" / "config_fed_server.json"
+    path.write_text(path.read_text().replace('"toy"', '"toy", "lr": "fast"'))
+    assert deployment.ended(deployment.submit(broken)) != "FINISHED:COMPLETED"
+    assert "fedclip: error: job: lr = 'fast'" in deployment.log("localhost")
+
+
+def test_a_site_that_is_killed_ends_no_rounds(deployment: Any, folder: Path) -> None:
+    out, rounds = folder / "less", 30
+    options = {"rounds": rounds, "out": str(out), "round_timeout": 5}
+    deployment.submit(job(folder / "gone", **options))
+    wait_for_rounds(out, 2)
+    deployment.kill("site-3")
+    wait_for_rounds(out, rounds)  # NVFlare takes minutes to see that a site is gone
+    assert "client photo left out of" in deployment.log("localhost")
+    assert set(lines_of(out / "metrics.jsonl")[-1]["clients"]) == {"art", "cartoon"}
