@@ -28,11 +28,12 @@ _SPLITS = ("val", "test")
 _LONGEST = 400  # characters of a stranger's line
 
 
-def request(
-    state: State, number: int, shared: str, sites: list[str] | None = None
-) -> bytes:
-    """What the server sends for round ``number``; ``shared`` is the configuration."""
-    return pack(state, {ROUND: number, SHARED: shared, SITES: sites or []})
+def request(state: State, number: int, shared: str, sites: list[str]) -> bytes:
+    """What the server sends for round ``number``; ``shared`` is the configuration.
+
+    ``sites`` are those of the job, by which a site that began anew finds its place.
+    """
+    return pack(state, {ROUND: number, SHARED: shared, SITES: sites})
 
 
 def failure(line: str) -> bytes:

@@ -210,7 +210,7 @@ class Server:
         counted: list[int],
     ) -> dict[str, bytes]:
         """Answers by client, in client order; the log names those who gave none."""
-        data = messages.request(dict(payload), number, self._shared)
+        data = messages.request(dict(payload), number, self._shared, self._names)
         seconds = self.sampling.round_timeout
         came = self.sites.ask(task, data, list(clients), seconds)
         counted[0] += sum(map(len, came.values()))

@@ -123,6 +123,19 @@ def test_a_site_that_never_answers_ends_no_job(tmp_path: Path) -> None:
     assert set(server.run.now.result.clients) == {"art", "photo"}
 
 
+def test_a_site_that_began_anew_trains_at_once(tmp_path: Path) -> None:
+    def forgets(site: str, task: str, time: int, answer: bytes) -> bytes | None:
+        sites.sites[site]._party = None  # as a new process
+        return answer
+
+    sites = Local(private(tmp_path), forgets)
+    options = {"dataset": "toy", "rounds": 2, "out": str(tmp_path / "out")}
+    Server(options, tmp_path / "job", sites, log).play()
+    lines = lines_of(tmp_path / "out" / "metrics.jsonl")
+    assert [set(line["clients"]) for line in lines] == [set(DOMAINS)] * 2
+    assert [line["quarantined"] for line in lines] == [0, 0]
+
+
 def test_when_all_are_gone_the_job_ends_in_one_line(tmp_path: Path) -> None:
     def gone(site: str, task: str, time: int, answer: bytes) -> bytes | None:
         return None if task == messages.TRAIN or time > 1 else answer
@@ -191,7 +204,7 @@ def test_the_process_dies_and_another_takes_its_place(tmp_path: Path) -> None:
         state = {"0.weight": torch.zeros(16, 16), "0.bias": torch.zeros(16)}
         state |= {"2.weight": torch.zeros(16, 16), "2.bias": torch.zeros(16)}
         # the party is open: what it trains by is the first request's
-        long = messages.request(state, 1, shared)
+        long = messages.request(state, 1, shared, ["site-1"])
         threading.Timer(0.0, kill).start()
         said = worker.answer(messages.TRAIN, long, kill)
         assert messages.failure_in(said, "x") == "its training process died of signal 9"
