@@ -98,8 +98,8 @@ def command_options(args: argparse.Namespace) -> dict[str, Any]:
     """
     table = Table()
     path = getattr(args, "config", None)
-    file = _of_file(as_path(path), table, True) if path else {}
-    return {n: given.value for n, given in {**file, **_of_flags(args, table)}.items()}
+    file = of_file(as_path(path), table, True) if path else {}
+    return {n: given.value for n, given in {**file, **of_flags(args, table)}.items()}
 
 
 def configure(options: Mapping[str, Any], base: Path | None = None) -> RunConfig:

@@ -56,7 +56,7 @@ def server_settings(
             "resume needs the output directory of the run: a job's own is new: give an "
             "absolute out"
         )
-    return config, Output(directory, out.resume), cast(Sampling, sampling)
+    return config, out._replace(directory=directory), cast(Sampling, sampling)
 
 
 def read_site_file(folder: Path, site: str) -> dict[str, Any]:

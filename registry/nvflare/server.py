@@ -99,7 +99,7 @@ class Server:
                 self.log(logging.WARNING, f"fedclip: note: {note}")
         cards = list(self._gathered().values())
         setup = setup or setup_without_data(self.config, cards)
-        run = HostRun(setup, *self.out, len(cards))
+        run = HostRun(setup, *self.out, drawn_from=len(cards))
         greet(self.log, cards, "the number of sites")
         if run.done:
             line = f"after round {run.done} of {self.config.train.rounds}"
