@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import fedclip_plugin as fc
-from benchmarks.accuracy.study import machine
 from benchmarks.command import as_json, build_parser, measured_on, parse, save, table
 from fedclip_plugin.algorithms import ALGORITHMS
+from fedclip_plugin.bench.timing import machine
 from fedclip_plugin.errors import FedClipError
 from fedclip_plugin.report.novel import COLUMNS
 from fedclip_plugin.report.wording import percent

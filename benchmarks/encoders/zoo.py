@@ -168,7 +168,8 @@ def _save_tokenizer(folder: Path) -> int:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast  # its types do not say how it is made
+    make(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]",
         cls_token="[CLS]", sep_token="[SEP]",
     ).save_pretrained(folder)  # fmt: skip
@@ -214,7 +215,7 @@ def _entry(name: str, make: Callable[..., nn.Module]) -> Callable[..., nn.Module
         if not wanted.get("global_pool", "x"):
             del wanted["global_pool"]  # open_clip's "" is the architecture's own
         model = make(**wanted)
-        model.default_cfg = {"pool_size": None}
+        vars(model)["default_cfg"] = {"pool_size": None}
         return model
 
     entry.__name__ = entry.__qualname__ = name

@@ -15,7 +15,7 @@ from benchmarks.faults.fuzz_files import folder, instead, put
 from fedclip_plugin.config.schema import TrainConfig
 from fedclip_plugin.report import records
 from fedclip_plugin.report.console import print_table
-from fedclip_plugin.runs.experiment import _finished
+from fedclip_plugin.runs.experiment import former_summary
 from fedclip_plugin.runs.files import MetricsFile, RunPlan
 
 
@@ -33,7 +33,7 @@ def read_lines(data: bytes) -> None:
 def read_finished(data: bytes) -> None:
     """``summary.json`` of a leaf that a resumed run may keep."""
     put("kept/summary.json", data)
-    _finished(RunPlan(folder() / "kept", None, 0, 2), TrainConfig(rounds=2))
+    former_summary(RunPlan(folder() / "kept", None, 0, 2), TrainConfig(rounds=2))
 
 
 def of_run(name: str) -> Callable[[bytes], None]:

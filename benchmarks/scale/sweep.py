@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy.study import machine
 from benchmarks.command import as_json, build_parser, measured_on, parse, save, table
+from fedclip_plugin.bench.timing import machine
 
 FEDCLIP = [sys.executable, "-m", "fedclip_plugin.cli"]
 LRS = (5e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)

@@ -14,7 +14,7 @@ import torch
 from fedclip_plugin import api
 from fedclip_plugin.cli.parser import main
 from fedclip_plugin.data.hub import materialise
-from fedclip_plugin.features.feature_set import load_features
+from fedclip_plugin.features.feature_set import load_features, save_features
 from fedclip_plugin.federation.evaluation import accuracy
 from tests.federation.toy import write_toy
 
@@ -192,11 +192,11 @@ def test_features_of_other_weights_are_refused(
     run, _ = digits
     own = api.encode()
     encoder = {**own.encoder, "sha256": "0" * 64}
-    api.save_features(replace(own, encoder=encoder), tmp_path / "other")
+    save_features(replace(own, encoder=encoder), tmp_path / "other")
     words = ["evaluate", str(run), "--features", str(tmp_path / "other"), "--quiet"]
     assert main(words) == 2
     assert "other weights" in capsys.readouterr().err
-    api.save_features(replace(own, model="another", encoder={}), tmp_path / "unknown")
+    save_features(replace(own, model="another", encoder={}), tmp_path / "unknown")
     assert main([*words[:3], str(tmp_path / "unknown")]) == 0
     assert "the same weights?" in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +19,9 @@ def run(toy: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def header(card: str) -> dict[str, object]:
+def header(card: str) -> dict[str, Any]:
     _, top, _ = card.split("---\n", 2)
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     for line in top.splitlines():
         key, _, value = line.partition(": ")
         found[key] = json.loads(value) if value[:1] in '["{' else value
@@ -64,8 +65,8 @@ def test_the_card_has_what_was_measured_and_no_path(run: Path, tmp_path: Path) -
     summary = json.loads((run / "summary.json").read_text())
     found = header(card)
     assert found["license"] == "mit"
-    (index,) = found["model-index"]  # type: ignore[misc, attr-defined]
-    metrics = index["results"][0]["metrics"]  # type: ignore[index]
+    (measured,) = found["model-index"]
+    metrics = measured["results"][0]["metrics"]
     assert metrics[0]["value"] == pytest.approx(
         100 * summary["result"]["target"], abs=0.01
     )

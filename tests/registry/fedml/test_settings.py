@@ -9,6 +9,7 @@ import pytest
 from fedclip_plugin.errors import FedClipError
 from fedclip_plugin.registry.fedml.data import asked, create_model, load
 from fedclip_plugin.registry.fedml.settings import bind, read_settings, selected
+from fedclip_plugin.settings.sources import Output
 from tests.federation.toy import write_toy
 
 
@@ -33,7 +34,7 @@ def test_fedml_keys_set_what_they_name(args):
     train = config.train
     assert (train.rounds, train.local_epochs, train.batch_size) == (4, 2, 8)
     assert (train.lr, train.weight_decay, config.seeds) == (5e-3, 0.0, (5,))
-    assert (config.data.dataset, out) == ("toy", (None, False))
+    assert (config.data.dataset, out) == ("toy", Output())
 
 
 def test_what_is_absent_keeps_the_papers_value(args):

@@ -30,6 +30,7 @@ from fedclip_plugin.registry.flower.options import (
     server_settings,
 )
 from fedclip_plugin.runs.host_run import Setup, open_setup
+from fedclip_plugin.settings.sources import Output
 from tests.federation.toy import write_toy
 
 
@@ -91,7 +92,7 @@ def test_every_option_is_a_key_by_its_long_name(tmp_path: Path) -> None:
     assert config.data.targets == ("photo",)
     assert config.data.prompts == ("a {}", "the {}")
     assert config.model.name == "auto"
-    assert out == (tmp_path / "runs/x", False)
+    assert out == Output(tmp_path / "runs/x")
     assert (sampling.min_available_nodes, sampling.round_timeout) == (4, 30.0)
 
 
