@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fedclip_plugin.algorithms import ALGORITHMS, Algorithm, algorithm_class
@@ -10,6 +11,12 @@ from fedclip_plugin.algorithms import ALGORITHMS, Algorithm, algorithm_class
 Options = dict[str, Any]  # of ``fedclip run``: {"local_epochs": 2}
 NEEDS = ("features", "text tower", "images")  # each has what is before it
 
+AROUND_PROTOTYPES: Options = {
+    "augment": "ggeur",
+    "augment_per_class": 200,
+    "augment_prototypes": 100,
+    "augment_scale": "deviation",
+}
 VARIANTS: tuple[Options, ...] = (
     {"alg": "linear", "linear_init": "text"},
     {"alg": "gda", "rounds": 2},
@@ -17,6 +24,10 @@ VARIANTS: tuple[Options, ...] = (
     {"alg": "fedclip", "preset": "best", "server_ema": 0.9},
     {"alg": "linear", "server_ema": 0.9},
     {"alg": "linear", "weighting": "gap"},
+    {"alg": "linear", "augment": "ggeur", "augment_per_class": 200},
+    {"alg": "linear", **AROUND_PROTOTYPES},
+    {"alg": "fedclip", **AROUND_PROTOTYPES},
+    {"alg": "fedot", "fedot_block_size": 32},
     {"alg": "fedavg-lora", "lora_mean": "products"},
 )
 """What is compared beside every algorithm with its own defaults."""
@@ -26,7 +37,8 @@ class Table(NamedTuple):
     """Data, how they become clients, rounds, and which methods can run on them.
 
     ``needs`` is the most of a CLIP that its methods may need; ``only`` names the
-    algorithms of a table that has not all.
+    algorithms of a table that has not all; ``fewer`` has the rounds of those that cost
+    most by the processor, by algorithm.
     """
 
     about: str
@@ -35,15 +47,23 @@ class Table(NamedTuple):
     options: Options
     needs: str = "features"
     only: frozenset[str] = frozenset()
+    fewer: Mapping[str, int] = MappingProxyType({})
 
 
 SKEWED: Options = {"partition": "dirichlet", "clients": 20, "alpha": 0.1}
+DEAR = ("faa-clip --transductive", "facmic --transductive", "fedmedclip", "fedot")
 LONG = frozenset({"zeroshot", "local", "linear", "fedclip", "promptfl"})
 TABLES = {
-    "features": Table("a domain a client", "features", 100, {}),
-    "skewed": Table("20 clients, Dirichlet of 0.1", "features", 20, SKEWED),
+    "features": Table("a domain a client", "features", 100, {}, fewer=dict.fromkeys(DEAR, 10)),
+    "skewed": Table(
+        "20 clients, Dirichlet of 0.1",
+        "features",
+        20,
+        SKEWED,
+        fewer=dict.fromkeys(DEAR, 10),
+    ),
     "few-shot": Table("4 images a class and client", "features", 50, {"shots": 4}),
-    "images": Table("a domain a client", "images", 50, {}, "text tower"),
+    "images": Table("a domain a client", "images", 10, {}, "text tower"),
     "digits": Table("a domain a client", "digits", 20, {}, "images"),
     "digits-long": Table("a domain a client", "digits", 200, {}, "text tower", LONG),
 }
@@ -72,9 +92,13 @@ def _row_of(name: str) -> Options:
     return {"alg": name, **seen}
 
 
-def rounds_of(options: Mapping[str, Any], table_rounds: int) -> int:
-    """Of a method: its own where it says so, such as one; else the table's."""
-    own = algorithm_class(options["alg"]).defaults.get("rounds", table_rounds)
+def rounds_of(options: Mapping[str, Any], table: Table, rounds: int) -> int:
+    """Of a method, where the table's run for ``rounds``.
+
+    Its own where it says so, such as one, or where the table gives it fewer.
+    """
+    most = min(rounds, table.fewer.get(label_of(options), rounds))
+    own = algorithm_class(options["alg"]).defaults.get("rounds", most)
     return int(options.get("rounds", own))
 
 

@@ -9,8 +9,8 @@ clients of skewed classes (*skewed*) and few images (*few-shot*), for methods th
 no CLIP; *images*, a data set's folder and an open_clip config with weights, for those
 of the text tower, too; the embedded *digits* for all, fine-tuning of all of CLIP
 included, and *digits-long* for some of them.  Every domain is held out in turn.  All
-methods of a table run for the same number of rounds but those that end after one; each
-counts at its own best round, which the clients' validation rows choose.  The first seed
+methods of a table run for the same number of rounds but those that end after one or
+cost the processor most; each counts at its own best round, which the clients' validation rows choose.  The first seed
 goes through all tables before the second begins.  A run that fails does not stop the
 others.
 
@@ -112,7 +112,9 @@ class MethodsStudy(Study):
         if any(table.get(key) != value for key, value in about.items()):
             table.clear()
         features = self.open(TABLES[name].data).features
+        machines = table.get("machines", [table["machine"]] if table else [])
         table |= {**about, "machine": machine(), "targets": list(features.domains)}
+        table["machines"] = [*(m for m in machines if not _same(m)), table["machine"]]
         data = self.args.features.name if TABLES[name].data == "features" else ""
         data = data or (self.data(name) or {}).get("dataset", "digits")
         table["data"] = f"{data}, {features.model}"
@@ -209,7 +211,7 @@ class MethodsStudy(Study):
         shared = {**(self.data(name) or {}), **TABLES[name].options}
         for label, options in methods_of(TABLES[name]).items():
             if not self.args.methods or options["alg"] in self.args.methods:
-                own = {"rounds": rounds_of(options, rounds)}
+                own = {"rounds": rounds_of(options, TABLES[name], rounds)}
                 yield label, {**shared, **options, **own}
 
     def data(self, name: str) -> dict[str, Any] | None:
@@ -243,6 +245,11 @@ class MethodsStudy(Study):
         table = results.get("features", {})
         shown = shown_of(table) if table else {}
         return picture_of(shown, table["data"]) if shown else None
+
+
+def _same(earlier: Mapping[str, Any]) -> bool:
+    """Whether rows of an earlier run come from a machine like this one, today."""
+    return {**machine(), "load": 0} == {**earlier, "load": 0}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -41,14 +41,13 @@ def page_of(results: Mapping[str, Any]) -> str:
 
 
 def _section(name: str, table: Mapping[str, Any]) -> list[str]:
-    on = table["machine"]
+    on = [_machine(each) for each in table.get("machines", [table["machine"]])]
     done = shown_of(table)
     lines = [
         f"## {name}: {table.get('data', '')}, {TABLES[name].about}",
         "",
         f"{table['rounds']} rounds unless a method has its own, seeds "
-        f"{table['seeds']}; {on['cpu']}, torch {on['torch']}, Python {on['python']}, "
-        f"{on['date']}.  {_about_time(table)}",
+        f"{table['seeds']}; {'; '.join(on)}.  {_about_time(table)}",
         "",
     ]
     head = ["method", "held out", "lift", "clients", "mean", "parameters"]
@@ -58,6 +57,10 @@ def _section(name: str, table: Mapping[str, Any]) -> list[str]:
     rows += [_absent(label, table, len(head)) for label in missing]
     lines += lines_of(head, rows)
     return [*lines, *_details(done)]
+
+
+def _machine(on: Mapping[str, Any]) -> str:
+    return f"{on['cpu']}, torch {on['torch']}, Python {on['python']}, {on['date']}"
 
 
 def shown_of(table: Mapping[str, Any]) -> dict[str, Any]:
