@@ -78,6 +78,7 @@ BENCHMARKS = {
     "beyond-gda": Benchmark("accuracy.beyond_gda"),
     "codecs": Benchmark("accuracy.codecs"),
     "gda-attacks": Benchmark("accuracy.gda_attacks"),
+    "gda-partition": Benchmark("accuracy.gda_partition"),
     "gda-privacy": Benchmark("accuracy.gda_privacy"),
     "methods": Benchmark("accuracy.methods"),
     "personalization": Benchmark("accuracy.personalization"),

@@ -38,7 +38,7 @@ class Table(NamedTuple):
 
     ``needs`` is the most of a CLIP that its methods may need; ``only`` names the
     algorithms of a table that has not all; ``fewer`` has the rounds of those that cost
-    most by the processor, by algorithm.
+    most by the processor, by label.
     """
 
     about: str
@@ -54,7 +54,9 @@ SKEWED: Options = {"partition": "dirichlet", "clients": 20, "alpha": 0.1}
 DEAR = ("faa-clip --transductive", "facmic --transductive", "fedmedclip", "fedot")
 LONG = frozenset({"zeroshot", "local", "linear", "fedclip", "promptfl"})
 TABLES = {
-    "features": Table("a domain a client", "features", 100, {}, fewer=dict.fromkeys(DEAR, 10)),
+    "features": Table(
+        "a domain a client", "features", 100, {}, fewer=dict.fromkeys(DEAR, 10)
+    ),
     "skewed": Table(
         "20 clients, Dirichlet of 0.1",
         "features",

@@ -10,9 +10,9 @@ no CLIP; *images*, a data set's folder and an open_clip config with weights, for
 of the text tower, too; the embedded *digits* for all, fine-tuning of all of CLIP
 included, and *digits-long* for some of them.  Every domain is held out in turn.  All
 methods of a table run for the same number of rounds but those that end after one or
-cost the processor most; each counts at its own best round, which the clients' validation rows choose.  The first seed
-goes through all tables before the second begins.  A run that fails does not stop the
-others.
+cost the processor most; each counts at its own best round, which the clients'
+validation rows choose.  The first seed goes through all tables before the second
+begins.  A run that fails does not stop the others.
 
     python -m benchmarks methods --time --features DIR
 
@@ -253,4 +253,4 @@ def _same(earlier: Mapping[str, Any]) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_study(MethodsStudy, __doc__, argv, rounds=1, only=QUICK)
+    run_study(MethodsStudy, __doc__, argv, only=QUICK)

@@ -148,7 +148,7 @@ class Gda(RoundAlgorithm):
         if (epsilon := private_gda.epsilon_of(task)) is not None:
             after, rows = private_gda.released(after, rows, task, epsilon)
         elif task.privacy.private:
-            return private_gda.without_count(after)
+            return private_gda.hiding_clients(after, rows, task)
         if not rows:
             return after
         weight = after["row_weight"].new_tensor([1 / rows])

@@ -117,10 +117,22 @@ def released(mean: State, rows: float, task: Task, epsilon: float) -> tuple[Stat
     return plausible.to_state(mean), int(plausible.rows)
 
 
-def without_count(state: State) -> State:
-    """A noisy mean over clients: what says of rows, and is chosen by them, is noise."""
+def hiding_clients(noisy: State, cohort: int, task: Task) -> State:
+    """What lies behind the ``noisy`` mean of a cohort.
+
+    How many rows there are, and what is chosen by them, is not known of it.
+    """
+    found = Statistics(
+        cohort,
+        noisy["share"].double() * cohort,
+        noisy["sums"].double() * cohort,
+        unpacked(noisy["second"]) * cohort,
+    )
+    of_sums = cohort * privacy.noise_scale(task.privacy, cohort)
+    plausible = denoised(found, Noise(of_sums, of_sums, of_sums), task.text.double())
+    after = plausible.to_state(noisy)
     of_rows = ("hits", "row_weight", "chosen")
-    return {k: torch.zeros_like(v) if k in of_rows else v for k, v in state.items()}
+    return {k: torch.zeros_like(v) if k in of_rows else v for k, v in after.items()}
 
 
 def split(classes: int, dim: int) -> tuple[float, float, float]:

@@ -59,7 +59,7 @@ def private_mean(
     rest = (1 - share.sum()).clamp_min(0)[None]
     moved = mean([*({k: u.state[k] for k in sent} for u in chosen), sent],
                  torch.cat([share, rest]))  # fmt: skip
-    scale = 2 * config.dp_noise_multiplier * config.dp_clip / cohort
+    scale = noise_scale(config, cohort)
     noise = standard_normal(moved, entropy)
     return {
         key: value + scale * noise[key].to(value.device, value.dtype)
@@ -90,8 +90,17 @@ def private_update(
     cohort: int,
     entropy: Sequence[int] | None,
 ) -> ClientUpdate:
-    """:func:`private_mean` as the one update that an aggregation may see."""
-    return ClientUpdate("", private_mean(updates, sent, config, cohort, entropy), 1)
+    """:func:`private_mean` as the one update that an aggregation may see.
+
+    Its ``num_examples`` is the size of the cohort, which is no secret.
+    """
+    state = private_mean(updates, sent, config, cohort, entropy)
+    return ClientUpdate("", state, cohort)
+
+
+def noise_scale(config: PrivacyConfig, cohort: int) -> float:
+    """Standard deviation of a coordinate of :func:`private_mean`."""
+    return 2 * config.dp_noise_multiplier * config.dp_clip / cohort
 
 
 def noise_entropy(

@@ -208,6 +208,31 @@ def test_clients_are_private_by_the_shared_options(multiplier):
         assert float((said.argmax(1) == wanted).double().mean()) > 0.8
 
 
+def test_the_noise_of_private_clients_is_taken_into_account():
+    cohort, more = 300, {"dp_noise_multiplier": 2.0, "dp_clip": 1.0}
+    task = make(weighting="uniform", **more).task
+    start = GDA.init(task)
+    x, y = rows(400, task.dim), torch.arange(400) % len(task.text)
+    true = Statistics.of(x + 3 * task.text.double()[y], y, len(task.text))
+    state = true.to_state(start)
+    noisy = privacy.private_mean([], state, task.privacy, cohort, (0, 1))
+    update = ClientUpdate("", noisy, cohort)
+    found = GDA.aggregate([update], start, task)
+    for key, most in {"second": 0.6, "sums": 0.9}.items():
+        after, before = (each[key] - state[key] for each in (found, noisy))
+        assert float(after.norm()) < most * float(before.norm())
+    assert float(found["row_weight"]) == 0
+
+
+def test_the_update_of_private_clients_tells_the_cohort():
+    config = make(weighting="uniform", dp_noise_multiplier=1.0, dp_clip=0.5).task
+    sent = {"w": torch.zeros(20000)}
+    update = privacy.private_update([], sent, config.privacy, 8, (0, 1))
+    scale = privacy.noise_scale(config.privacy, update.num_examples)
+    assert update.num_examples == 8
+    assert float(update.state["w"].std()) == pytest.approx(scale, rel=0.05)
+
+
 def test_the_same_sums_however_rows_are_spread():
     fed = make(epsilon=8.0)
     start = GDA.init(fed.task)

@@ -43,9 +43,19 @@ def test_a_table_has_what_can_run_on_its_data():
 
 
 def test_a_method_may_have_rounds_of_its_own():
-    assert rounds_of({"alg": "gda"}, 100) == 1
-    assert rounds_of({"alg": "gda", "rounds": 2}, 100) == 2
-    assert rounds_of({"alg": "linear"}, 100) == 100
+    table = TABLES["features"]
+    assert rounds_of({"alg": "gda"}, table, 100) == 1
+    assert rounds_of({"alg": "gda", "rounds": 2}, table, 100) == 2
+    assert rounds_of({"alg": "linear"}, table, 100) == 100
+    few = table.fewer["fedot"]
+    assert rounds_of({"alg": "fedot"}, table, 100) == few
+    assert rounds_of({"alg": "fedot"}, table, few - 1) == few - 1
+    assert rounds_of({"alg": "fedot", "fedot_block_size": 32}, table, 100) == 100
+
+
+def test_whatever_costs_most_is_a_row_of_its_table():
+    for table in TABLES.values():
+        assert set(table.fewer) <= set(methods_of(table))
 
 
 def test_a_label_is_what_is_typed():
@@ -60,7 +70,7 @@ def test_cells_become_a_row_when_all_are_there(command):
     assert first["cells"] == {}
     row = first["methods"]["linear"]
     assert set(row["by_target"]) == set(DOMAINS)
-    assert row["rounds"] == 1
+    assert row["rounds"] == 2
     assert row["bytes_a_run"] > 0
 
 
