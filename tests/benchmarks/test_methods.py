@@ -20,7 +20,7 @@ def command(tmp_path):
     save_features(random_features(40, DOMAINS, dim=16), tmp_path / "features")
 
     def run(*words):
-        options = ["--features", str(tmp_path / "features"), "--rounds", "1"]
+        options = ["--features", str(tmp_path / "features"), "--rounds", "2"]
         main([*options, "--out", str(tmp_path / "out"), *words])
         return json.loads((tmp_path / "out" / "methods.json").read_text())
 
