@@ -115,8 +115,8 @@ class GdaPartition(Study):
             "the *statistics*, whose largest are near 1, and, over the largest score, "
             "of a centred score of the held-out domain, with the clients in three "
             "orders.  Statistics travel in float32, and the inverse of a covariance "
-            "that is hardly shrunk magnifies their rounding.  *Otherwise* counts the images that "
-            "are classified otherwise, over all seeds.  Which rows are for training "
+            "that is hardly shrunk magnifies their rounding.  *Otherwise* counts the "
+            "images that are classified otherwise, over all seeds.  Which rows train "
             "depends on the clients, and so does the accuracy of the pooled form.",
             "",
             *table(["clients", "statistics", *ORDERS, "otherwise", "accuracy"], body),
