@@ -69,12 +69,14 @@ def measure(
     os.environ["FEDCLIP_CACHE"] = str(place / "cache")
     features, run = str(place / "features"), str(place / "run")
     _timed(["features", "--to", features, *data])  # imports, and the run's features
-    _timed(["run", "--features", features, "--rounds", "1", "--out", run])
+    short = ["--rounds", "1", "--target", "none"]
+    _timed(["run", "--features", features, "--out", run, *short])
     count = sum(1 for path in images.rglob("*") if path.is_file())
     pairs = []
     for number in range(repeats):
         os.environ["FEDCLIP_CACHE"] = str(place / f"cache-{number}")
-        encoded = _timed(["features", "--to", str(place / "again"), *data])
+        again = str(place / f"features-{number}")
+        encoded = _timed(["features", "--to", again, *data])
         words = ["predict", run, str(images), *model, "--format", "csv"]
         pairs.append((encoded, _timed(words), count))
     return pairs
