@@ -196,7 +196,8 @@ def test_features_of_other_weights_are_refused(
     words = ["evaluate", str(run), "--features", str(tmp_path / "other"), "--quiet"]
     assert main(words) == 2
     assert "other weights" in capsys.readouterr().err
-    save_features(replace(own, model="another", encoder={}), tmp_path / "unknown")
+    unknown = replace(own, key="0" * 16, model="another", encoder={})
+    save_features(unknown, tmp_path / "unknown")
     assert main([*words[:3], str(tmp_path / "unknown")]) == 0
     assert "the same weights?" in capsys.readouterr().err
 
