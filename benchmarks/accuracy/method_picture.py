@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from fedclip_plugin.report.figures.svg import figure_style
 from fedclip_plugin.report.wording import human_bytes
 
 NOTHING = 1e4  # where what sends no byte stands on the axis of bytes
+SHARED = re.compile(r" --augment-(per-class|scale) \S+")  # too long for a label
 OWN, OTHER, LOOKING = "#1f6f8b", "#8a8f98", "#b5543b"
 
 
@@ -33,7 +35,7 @@ def picture_of(methods: Mapping[str, Mapping[str, Any]], data: str) -> str:
                 height += 0.3
             taken.append((x, height))
             axes.annotate(
-                label + (" †" if row["transductive"] else ""),
+                SHARED.sub("", label) + (" †" if row["transductive"] else ""),
                 (x, y),
                 xytext=(x * 1.2, height),
                 va="center",
