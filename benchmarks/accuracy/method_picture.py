@@ -20,7 +20,7 @@ OWN, OTHER, LOOKING = "#1f6f8b", "#8a8f98", "#b5543b"
 def picture_of(methods: Mapping[str, Mapping[str, Any]], data: str) -> str:
     """``methods`` are rows of a table: bytes of all clients, both ways, a whole run."""
     with figure_style():
-        figure = Figure(figsize=(9, 5), layout="constrained")
+        figure = Figure(figsize=(9, 7), layout="constrained")
         axes = figure.add_subplot()
         axes.set_ymargin(0.12)
         taken: list[tuple[float, float]] = []
@@ -31,8 +31,8 @@ def picture_of(methods: Mapping[str, Mapping[str, Any]], data: str) -> str:
             colour = LOOKING if row["transductive"] else colour
             axes.errorbar(x, y, half, fmt="o", color=colour, capsize=3)
             height = y
-            while any(abs(height - b) < 1.3 and 0.02 < x / a < 50 for a, b in taken):
-                height += 0.3
+            while any(abs(height - b) < 0.8 and 0.02 < x / a < 50 for a, b in taken):
+                height += 0.2
             taken.append((x, height))
             axes.annotate(
                 SHARED.sub("", label) + (" †" if row["transductive"] else ""),
