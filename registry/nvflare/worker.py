@@ -61,10 +61,12 @@ class Worker:
             pipe.send_bytes(task.encode())
             pipe.send_bytes(data)
             pipe.send_bytes(self._kept)
-            while not pipe.poll(_PAUSE):
+            waiting = True
+            while waiting:  # an answer that is there already does not hide an abort
                 if stop():
                     self.end(at_once=True)
                     raise Aborted
+                waiting = not pipe.poll(_PAUSE)
             self.lines += [
                 (level, line) for level, line in json.loads(pipe.recv_bytes())
             ]

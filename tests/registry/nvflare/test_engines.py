@@ -136,7 +136,7 @@ def test_a_trainer_and_a_site_that_die_end_no_rounds(
     deployment.kill("site-3")
     wait_for_rounds(out, rounds)  # NVFlare takes minutes to see that a site is gone
     said = deployment.log("localhost")
-    assert "client cartoon left out of" in said
-    assert "its training process died of signal 9" in said
+    # one that was at work costs its update, an idle one nothing
+    assert ("client cartoon left out of" in said) == ("died of signal 9" in said)
     assert "client photo left out of" in said
     assert set(lines_of(out / "metrics.jsonl")[-1]["clients"]) == {"art", "cartoon"}
