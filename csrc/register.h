@@ -81,9 +81,22 @@ inline void boxed_fresh_round(StableIValue* stack, std::uint64_t inputs,
                               std::uint64_t) {
     check(inputs == 13, "fresh_round: expected 13 arguments, got ", inputs);
     const auto at = [stack](int i) { return Argument{stack[i]}; };
-    const auto [params, losses] =
-        fresh_round({at(0), at(1), at(2), at(3), at(4), at(5), {}, {}, {}, at(6), at(7),
-                     at(8), at(9), at(10), at(11), at(12)});
+    const auto [params, losses] = fresh_round({at(0),
+                                               at(1),
+                                               at(2),
+                                               at(3),
+                                               at(4),
+                                               at(5),
+                                               {},
+                                               {},
+                                               {},
+                                               at(6),
+                                               at(7),
+                                               at(8),
+                                               at(9),
+                                               at(10),
+                                               at(11),
+                                               at(12)});
     stack[0] = torch::stable::detail::from(params);
     stack[1] = torch::stable::detail::from(losses);
 }

@@ -33,8 +33,8 @@ struct PanelsOf {
 };
 using Panels = PanelsOf<float>;
 
-// `before` is what a step reads: `value` itself but for the first step from a start that
-// clients share.
+// `before` is what a step reads: `value` itself but for the first step from a start
+// that clients share.
 struct Parameter {
     float *value, *exp_avg, *exp_avg_sq;
     const float* before;

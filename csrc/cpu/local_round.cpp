@@ -81,8 +81,7 @@ class Epoch {
         batch_.rows = std::min(size, samples - in_epoch);
         batch_.index = client_.perm.const_data_ptr<std::int64_t>() + first;
         batch_.next = batch_.index + batch_.rows;
-        batch_.next_rows =
-            std::min(size, client_.perm.numel() - first - batch_.rows);
+        batch_.next_rows = std::min(size, client_.perm.numel() - first - batch_.rows);
         batch_.loss = client_.losses + s;
         batch_.logit_scale = float(all_.logit_scale);
         batch_.adam = adam(client_.step + s + 1);
@@ -100,8 +99,9 @@ class Epoch {
   private:
     Adam adam(std::int64_t t) const {
         const AdamStep now = adam_step(all_.lr, all_.beta1, all_.beta2, all_.eps, t);
-        return {now.rate, float(1 - all_.beta1), float(1 - all_.beta2), now.eps,
-                float(all_.weight_decay), false, false};
+        return {now.rate, float(1 - all_.beta1),    float(1 - all_.beta2),
+                now.eps,  float(all_.weight_decay), false,
+                false};
     }
 
     void take_fresh(float* params) {
@@ -246,8 +246,8 @@ void train(const TrainingArguments& all, const std::vector<TrainingClient>& clie
     std::vector<std::unique_ptr<Epoch>> epochs;
     if (count < threads) {
         for (std::int64_t i = 0; i < count; ++i) {
-            epochs.push_back(std::make_unique<Epoch>(
-                all, clients[order[i]], workspaces[i], fresh, order[i]));
+            epochs.push_back(std::make_unique<Epoch>(all, clients[order[i]],
+                                                     workspaces[i], fresh, order[i]));
         }
         run_together(epochs, products(all));
         return;
@@ -303,8 +303,8 @@ std::tuple<Tensor, Tensor> fresh_round(TrainingArguments all) {
     Fresh fresh{{}, nullptr, 2 * dim * dim + 2 * dim};
     const auto sizes = fresh.sizes(dim);
     for (int i = 0; i < 4; ++i) fresh.start[i] = floats(all.params[i]);
-    Tensor params = torch::stable::new_empty(
-        all.text, {std::int64_t(clients.size()), fresh.row});
+    Tensor params =
+        torch::stable::new_empty(all.text, {std::int64_t(clients.size()), fresh.row});
     fresh.params = params.mutable_data_ptr<float>();
     for (std::size_t c = 0; c < clients.size(); ++c) {
         if (clients[c].steps) continue;  // a client without a step keeps the start

@@ -58,8 +58,9 @@ struct Part {
     std::int64_t row, column, rows, columns;
 };
 
-// Layer `l`, `weight` (D, D): its rows with two inputs a pair; of the second layer the panels as well,
-// with two outputs a pair.  `part.row` is even.  Whole: tile_rows by a panel's width.
+// Layer `l`, `weight` (D, D): its rows with two inputs a pair; of the second layer the
+// panels as well, with two outputs a pair.  `part.row` is even.  Whole: tile_rows by a
+// panel's width.
 template <class V, bool Whole>
 INLINE void pair_weights(const Batch& batch, int l, const float* weight,
                          const Part& part) {
@@ -68,7 +69,8 @@ INLINE void pair_weights(const Batch& batch, int l, const float* weight,
     const std::int64_t rows = Whole ? V::tile_rows : part.rows;
     const std::int64_t columns = Whole ? width : part.columns;
     weight += part.row * batch.dim + part.column;
-    Pair* by_row = const_cast<Pair*>(pairs.weight[l]) + part.row * pairs.weight_row + part.column / 2;
+    Pair* by_row = const_cast<Pair*>(pairs.weight[l]) + part.row * pairs.weight_row +
+                   part.column / 2;
     const std::int64_t depth = elements<Pair>(batch.dim);
     Pair* panel =
         pairs.w2_panels + (part.column / width * depth + part.row / 2) * width;

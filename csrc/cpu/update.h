@@ -1,6 +1,6 @@
-// Weight gradients dW = d' q, and Adam as soon as they are there: a pass of its own over
-// weights and moments (six times the weights' bytes) would cost about as much as the
-// products.
+// Weight gradients dW = d' q, and Adam as soon as they are there: a pass of its own
+// over weights and moments (six times the weights' bytes) would cost about as much as
+// the products.
 //
 // With AVX-512 Adam's loads, root and division run beside the products of the next
 // tile, which hide them.  With 16 registers the two are in each other's way: there Adam
@@ -100,7 +100,7 @@ INLINE void finish_tile(const Batch& batch, int l, const AdamRegs<V>& adam,
 // outputs in chunks.  Adam on a tile beside the products of the next.
 template <class V, class T>
 INLINE void update_tiles(const Batch& batch, int l, const T* d_chunks,
-                          const PanelsOf<T>& q, std::int64_t begin, std::int64_t end) {
+                         const PanelsOf<T>& q, std::int64_t begin, std::int64_t end) {
     constexpr std::int64_t width = panel_width<V>;
     constexpr std::int64_t overlapped = width / (2 * V::tile_rows) * (2 * V::tile_rows);
     const AdamRegs<V> adam(batch.adam);

@@ -4,7 +4,9 @@
 
 #include "register.h"
 
-STABLE_TORCH_LIBRARY_IMPL(fedclip, CUDA, m) { FEDCLIP_IMPL_PRODUCTS(m);
-    FEDCLIP_IMPL_MEANS(m); }
+STABLE_TORCH_LIBRARY_IMPL(fedclip, CUDA, m) {
+    FEDCLIP_IMPL_PRODUCTS(m);
+    FEDCLIP_IMPL_MEANS(m);
+}
 
 PYBIND11_MODULE(_C_cuda, m) { m.doc() = "CUDA kernels of fedclip_plugin."; }
