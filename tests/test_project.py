@@ -26,8 +26,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 
 def sessions() -> set[str]:
-    """The names of the sessions of noxfile.py."""
-    text = (ROOT / "noxfile.py").read_text("utf-8")
+    """The names of the sessions of noxfile.py and of checks/."""
+    files = [ROOT / "noxfile.py", *(ROOT / "checks").glob("*.py")]
+    text = "\n".join(file.read_text("utf-8") for file in files)
     named = r"@nox\.session.*?\n(?:@.*\n)*def (\w+)\("
     return set(re.findall(named, text))
 
