@@ -31,9 +31,8 @@ if TYPE_CHECKING:
         run,
         sweep,
     )
+    from .config.inputs import DataConfig, ModelConfig
     from .config.schema import (
-        DataConfig,
-        ModelConfig,
         PrivacyConfig,
         RunConfig,
         ServerConfig,

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from fedclip_plugin.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
+from fedclip_plugin.config.inputs import DataConfig, ModelConfig
+from fedclip_plugin.config.schema import RunConfig, TrainConfig
 from fedclip_plugin.features import obtain
 from fedclip_plugin.features.feature_set import FeatureSet
 from fedclip_plugin.runs import experiment

@@ -32,7 +32,8 @@ from fedclip_plugin.algorithms import Client, with_values
 from fedclip_plugin.algorithms.aligned import unlabelled_batches
 from fedclip_plugin.algorithms.base import sample_order
 from fedclip_plugin.algorithms.facmic import Facmic
-from fedclip_plugin.config.schema import DataConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.features.feature_set import FeatureSet, load_features
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.wire.update import State

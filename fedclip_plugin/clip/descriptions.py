@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from ..config.inputs import DESCRIPTIONS
 from ..config.paths import read_text
-from ..config.schema import DESCRIPTIONS
 from ..errors import ConfigError, did_you_mean, spelling_key
 from .prompts import captions, class_words
 

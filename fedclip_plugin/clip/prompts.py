@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from ..config.schema import DESCRIPTIONS, PAPER_PROMPT, is_template
+from ..config.inputs import DESCRIPTIONS, PAPER_PROMPT, is_template
 from ..errors import ConfigError, did_you_mean
 
 PHOTO = "a photo of a {}."

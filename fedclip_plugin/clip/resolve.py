@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from ..config.inputs import SCHEMAS
 from ..config.paths import as_path
-from ..config.schema import SCHEMAS
 from ..errors import WeightsError, did_you_mean
 from .assumed import (
     DEFAULT_PREPROCESS,

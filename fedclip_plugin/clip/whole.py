@@ -12,7 +12,8 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 
-from ..config.schema import DESCRIPTIONS, RunConfig
+from ..config.inputs import DESCRIPTIONS
+from ..config.schema import RunConfig
 from ..data.dataset import ImageDataset
 from ..data.images import decode_image
 from ..errors import ConfigError

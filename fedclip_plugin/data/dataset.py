@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..config.schema import EMBEDDED_DATASET
+from ..config.inputs import EMBEDDED_DATASET
 from ..errors import spelling_key
 
 

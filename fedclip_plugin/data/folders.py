@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..config.schema import EMBEDDED_DATASET, DataConfig
+from ..config.inputs import EMBEDDED_DATASET, DataConfig
 from ..errors import DataError, did_you_mean, spelling_key
 from .dataset import (
     KNOWN,

@@ -27,8 +27,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+from ..config.inputs import EMBEDDED_DATASET
 from ..config.paths import as_path
-from ..config.schema import EMBEDDED_DATASET
 from ..errors import DataError, one_line, translate
 from ..storage.files import cannot_write, remove_leftovers, write_bytes
 from ..storage.locks import Timeout, take

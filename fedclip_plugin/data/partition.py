@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ..config.schema import DataConfig
+from ..config.inputs import DataConfig
 from ..errors import ConfigError, did_you_mean, spelling_key
 from .pools import Rows, cut, long_tail, random_state
 from .split_file import PARTS, WHOLE, read_split

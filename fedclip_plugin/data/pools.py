@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..config.schema import DataConfig
+from ..config.inputs import DataConfig
 from ..errors import ConfigError
 
 Rows = npt.NDArray[np.int64]

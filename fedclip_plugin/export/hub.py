@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..config.schema import DESCRIPTIONS, SCHEMAS, RunConfig
+from ..config.inputs import DESCRIPTIONS, SCHEMAS
+from ..config.schema import RunConfig
 from ..data.listing import some
 from ..report.records import NO_TARGET, RunRecord
 from ..report.tables import facts

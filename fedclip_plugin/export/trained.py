@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..clip.descriptions import caption_sets
 from ..clip.encoder import EncoderSpec, FrozenClip
-from ..config.schema import DESCRIPTIONS, RunConfig
+from ..config.inputs import DESCRIPTIONS
+from ..config.schema import RunConfig
 from ..errors import ConfigError, RunError, WeightsError
 from ..features.encode import encode_captions
 from ..storage.shapes import several, text

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from ..config.schema import DataConfig
+from ..config.inputs import DataConfig
 from ..data import classes as choice
 from ..data.dataset import ImageDataset
 from .feature_set import FeatureSet

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..clip.descriptions import Sets, caption_sets
-from ..config.schema import DESCRIPTIONS
+from ..config.inputs import DESCRIPTIONS
 from ..data.dataset import ImageDataset, ImageDomain
 from ..data.doubts import seen_twice
 from ..data.images import decode_image

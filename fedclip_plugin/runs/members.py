@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from ..algorithms import Client, algorithm_class
 from ..algorithms.gda import ROUNDING, Gda, choose
 from ..algorithms.statistics import Statistics, implausible
-from ..config.schema import ModelConfig, RunConfig
+from ..config.inputs import ModelConfig
+from ..config.schema import RunConfig
 from ..data.partition import NO_TARGET
 from ..errors import ConfigError, RunError
 from ..features.feature_set import FeatureSet

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..algorithms import get_algorithm
-from ..config.schema import DataConfig, RunConfig
+from ..config.inputs import DataConfig
+from ..config.schema import RunConfig
 from ..data.dataset import ImageDataset, ImageDomain
 from ..data.images import decode_image
 from ..errors import FedClipError

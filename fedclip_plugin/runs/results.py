@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from ..algorithms import Samples, get_algorithm, with_values
-from ..config.schema import PARTITIONS, RunConfig
+from ..config.inputs import PARTITIONS
+from ..config.schema import RunConfig
 from ..data.classes import HALVES
 from ..data.dataset import canonical_name
 from ..features.feature_set import FeatureSet

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ...config.fields import PATH, Option, parse
-from ...config.schema import EMBEDDED_DATASET, RunConfig
+from ...config.inputs import EMBEDDED_DATASET
+from ...config.schema import RunConfig
 from ...data.dataset import KNOWN, canonical_name
 from ...errors import ConfigError, did_you_mean
 from ...federation.build import participants

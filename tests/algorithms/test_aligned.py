@@ -16,7 +16,8 @@ from fedclip_plugin.algorithms.aligned import BatchNormAdapter, unlabelled_batch
 from fedclip_plugin.algorithms.base import sample_order
 from fedclip_plugin.algorithms.faa_clip import adversarial_loss, domain_classifier
 from fedclip_plugin.algorithms.facmic import local_mmd
-from fedclip_plugin.config.schema import DataConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.engine import Run, federate, run_round
 from fedclip_plugin.federation.personalization import personalize

@@ -21,7 +21,8 @@ from fedclip_plugin.algorithms.augment import (
     pooled,
 )
 from fedclip_plugin.algorithms.fedclip import FedClip
-from fedclip_plugin.config.schema import DataConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.engine import Run, federate, run_round

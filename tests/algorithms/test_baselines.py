@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from fedclip_plugin.algorithms import ALGORITHMS, get_algorithm, with_values
 from fedclip_plugin.algorithms.base import sample_order
-from fedclip_plugin.config.schema import DataConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.checkpoint import Checkpoint
 from fedclip_plugin.federation.engine import Run, federate, run_round

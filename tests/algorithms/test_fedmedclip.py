@@ -19,7 +19,8 @@ from fedclip_plugin.algorithms.fedmedclip import (
     divergence,
     private_network,
 )
-from fedclip_plugin.config.schema import DataConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.errors import RunError
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.engine import Run, federate, run_round

@@ -17,7 +17,8 @@ from fedclip_plugin.algorithms import Client, Samples, Task, with_values
 from fedclip_plugin.algorithms.base import sample_order
 from fedclip_plugin.algorithms.fedot import SKEW, FedOt, first_skew, rotated
 from fedclip_plugin.cli import main
-from fedclip_plugin.config.schema import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig, TrainConfig
 from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.engine import Run, RunState, federate

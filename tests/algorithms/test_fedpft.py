@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from fedclip_plugin.algorithms import Samples, with_values
 from fedclip_plugin.algorithms.fedpft import FedPft, draw, fit
-from fedclip_plugin.config.schema import DataConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.checkpoint import Checkpoint

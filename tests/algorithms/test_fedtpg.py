@@ -15,7 +15,8 @@ from fedclip_plugin.algorithms import with_values
 from fedclip_plugin.algorithms.fedtpg import FedTpg, PromptGenerator
 from fedclip_plugin.clip.prompts import captions
 from fedclip_plugin.clip.whole import open_whole_clip
-from fedclip_plugin.config.schema import DataConfig, ModelConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig, ModelConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.data.folders import load_dataset
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.features.obtain import encode_dataset

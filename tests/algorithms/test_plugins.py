@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from fedclip_plugin.algorithms import ALGORITHMS, FedClip, get_algorithm, with_values
 from fedclip_plugin.algorithms.adapter import ADAPTERS, AttentionAdapter, initial_state
 from fedclip_plugin.algorithms.plugins import Registry
-from fedclip_plugin.config.schema import DataConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.federation.build import build_federation
 from fedclip_plugin.federation.engine import federate

@@ -15,7 +15,8 @@ from fedclip_plugin.algorithms import private_gda as private
 from fedclip_plugin.algorithms import with_values
 from fedclip_plugin.algorithms.gda import Gda
 from fedclip_plugin.algorithms.statistics import Statistics
-from fedclip_plugin.config.schema import DataConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.engine import federate

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from fedclip_plugin.algorithms import with_values
 from fedclip_plugin.algorithms.gda import Gda, GdaParams
 from fedclip_plugin.algorithms.tofa import OWN, Tofa, fused, posterior_of
-from fedclip_plugin.config.schema import DataConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.checkpoint import Checkpoint
 from fedclip_plugin.federation.engine import Run, federate

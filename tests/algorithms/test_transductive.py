@@ -12,7 +12,8 @@ import torch
 from fedclip_plugin.algorithms import with_values
 from fedclip_plugin.algorithms.aligned import unlabelled_batches
 from fedclip_plugin.cli import main
-from fedclip_plugin.config.schema import DataConfig, PrivacyConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import PrivacyConfig, RunConfig
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.federation.build import build_federation
 from fedclip_plugin.federation.engine import federate

@@ -19,7 +19,8 @@ from fedclip_plugin.algorithms.adapter import (
     plain_keys,
 )
 from fedclip_plugin.algorithms.base import sample_order
-from fedclip_plugin.config.schema import DataConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.engine import Run, federate, run_round

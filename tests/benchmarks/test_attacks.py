@@ -13,12 +13,8 @@ import torch
 
 from benchmarks.accuracy.attack_models import LIES, Attacked, attackers
 from benchmarks.accuracy.attacks import heat_map
-from fedclip_plugin.config.schema import (
-    DataConfig,
-    RunConfig,
-    ServerConfig,
-    TrainConfig,
-)
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig, ServerConfig, TrainConfig
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.engine import RunState, federate
 from fedclip_plugin.server.aggregation import RULES

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from benchmarks.scale import embedded, figures
-from fedclip_plugin.config.schema import DataConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.federation.build import build_federation
 from fedclip_plugin.federation.rounds import train_clients
 from fedclip_plugin.report.records import MAX_CLIENTS, RunRecord, load_run

@@ -22,7 +22,8 @@ from fedclip_plugin.cli.doctor import (
 from fedclip_plugin.cli.doctor.run_directory import check_run
 from fedclip_plugin.clip import download as hub
 from fedclip_plugin.clip import encoder
-from fedclip_plugin.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
+from fedclip_plugin.config.inputs import DataConfig, ModelConfig
+from fedclip_plugin.config.schema import RunConfig, TrainConfig
 from fedclip_plugin.features.feature_set import FeatureSet, save_features
 from fedclip_plugin.runs.experiment import run_in
 from tests.clip.makers import tiny_clip

@@ -10,7 +10,8 @@ from PIL import Image
 
 from fedclip_plugin.cli import main
 from fedclip_plugin.cli.dry_run import estimate
-from fedclip_plugin.config.schema import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig, TrainConfig
 from fedclip_plugin.features.feature_set import load_features
 from fedclip_plugin.federation.build import build_federation
 from fedclip_plugin.federation.engine import federate

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedclip_plugin.cli import main
-from fedclip_plugin.config.schema import PARTITIONS
+from fedclip_plugin.config.inputs import PARTITIONS
 
 MORE = {"classes": ["--classes-per-client", "2"]}
 KINDS = [kind for kind in PARTITIONS if kind != "domain"]

@@ -9,7 +9,8 @@ import torch
 
 from fedclip_plugin.clip.encoder import scale_note
 from fedclip_plugin.clip.resolve import resolve
-from fedclip_plugin.config.schema import DataConfig, ModelConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig, ModelConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -12,7 +12,8 @@ from PIL import Image
 from fedclip_plugin.clip import encoder
 from fedclip_plugin.clip.encoder import EncoderSpec, FrozenClip, fingerprint
 from fedclip_plugin.clip.resolve import MODELS_DIR
-from fedclip_plugin.config.schema import ModelConfig, RunConfig
+from fedclip_plugin.config.inputs import ModelConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.errors import ConfigError, WeightsError
 from fedclip_plugin.ops.kernels import cpu_has_bf16, low_precision, resolve_device
 from tests.clip.makers import RESNET, tiny_clip

@@ -8,7 +8,7 @@ from fedclip_plugin.clip.prompts import (
     clean_class_name,
     prompt_templates,
 )
-from fedclip_plugin.config.schema import PAPER_PROMPT, DataConfig
+from fedclip_plugin.config.inputs import PAPER_PROMPT, DataConfig
 from fedclip_plugin.errors import ConfigError
 
 PACS = ["dog", "elephant", "giraffe", "guitar", "horse", "house", "person"]

@@ -15,7 +15,8 @@ from fedclip_plugin.algorithms.base import sample_order
 from fedclip_plugin.algorithms.promptfl import KgCoOp
 from fedclip_plugin.cli import main
 from fedclip_plugin.clip.whole import WholeClip, open_whole_clip
-from fedclip_plugin.config.schema import DataConfig, ModelConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig, ModelConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.data.folders import load_dataset
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.features.obtain import encode_dataset

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fedclip_plugin.config.schema import DataConfig
+from fedclip_plugin.config.inputs import DataConfig
 from fedclip_plugin.data.partition import (
     ClientRows,
     paper_split,

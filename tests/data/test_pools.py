@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedclip_plugin.config.schema import PARTITIONS, DataConfig
+from fedclip_plugin.config.inputs import PARTITIONS, DataConfig
 from fedclip_plugin.data.partition import ClientRows, partition_clients
 from fedclip_plugin.errors import ConfigError
 from tests.data.test_partition import all_rows, make_labels

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedclip_plugin.config.schema import DataConfig
+from fedclip_plugin.config.inputs import DataConfig
 from fedclip_plugin.data.partition import ClientRows, partition_clients
 from fedclip_plugin.errors import ConfigError
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fedclip_plugin.clip.encoder import EncoderSpec, FrozenClip
-from fedclip_plugin.config.schema import ModelConfig, RunConfig
+from fedclip_plugin.config.inputs import ModelConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.errors import GpuMemoryError
 from fedclip_plugin.features import obtain
 from tests.clip.fake_encoder import make_dataset

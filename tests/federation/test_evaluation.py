@@ -15,7 +15,8 @@ from fedclip_plugin.algorithms import (
     get_algorithm,
     with_values,
 )
-from fedclip_plugin.config.schema import DataConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.engine import federate
 from fedclip_plugin.federation.evaluation import (

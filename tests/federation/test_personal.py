@@ -13,7 +13,8 @@ import torch
 from fedclip_plugin.algorithms import ALGORITHMS, with_values
 from fedclip_plugin.algorithms.base import kept_state
 from fedclip_plugin.cli import main
-from fedclip_plugin.config.schema import DataConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.export.trained import read_trained
 from fedclip_plugin.federation.build import Federation, build_federation

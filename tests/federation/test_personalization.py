@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fedclip_plugin.cli import main
-from fedclip_plugin.config.schema import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig, TrainConfig
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.engine import federate
 from fedclip_plugin.federation.evaluation import accuracy, predict_labels

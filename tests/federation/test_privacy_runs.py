@@ -12,7 +12,8 @@ import torch
 
 from fedclip_plugin.algorithms import FedClip, with_values
 from fedclip_plugin.cli import main
-from fedclip_plugin.config.schema import DataConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.checkpoint import Checkpoint

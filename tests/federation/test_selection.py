@@ -13,7 +13,8 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 import fedclip_plugin as fc
 from fedclip_plugin.algorithms import with_values
 from fedclip_plugin.cli import main
-from fedclip_plugin.config.schema import DataConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.errors import RunError
 from fedclip_plugin.export.trained import read_trained
 from fedclip_plugin.federation.build import build_federation

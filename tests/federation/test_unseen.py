@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from fedclip_plugin import api
 from fedclip_plugin.algorithms import ALGORITHMS, get_algorithm
-from fedclip_plugin.config.schema import DataConfig
+from fedclip_plugin.config.inputs import DataConfig
 from fedclip_plugin.features.choice import halved, of_classes
 from fedclip_plugin.features.feature_set import FeatureSet
 from fedclip_plugin.federation.build import build_federation

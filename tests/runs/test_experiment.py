@@ -15,7 +15,8 @@ from safetensors import safe_open
 
 from fedclip_plugin.algorithms import with_values
 from fedclip_plugin.cli import main
-from fedclip_plugin.config.schema import DataConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.errors import RunError
 from fedclip_plugin.features.obtain import obtain_features
 from fedclip_plugin.runs.directory import drop_if_empty, hold, prepare_out

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from fedclip_plugin.algorithms import with_values
-from fedclip_plugin.config.schema import DataConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.features.feature_set import load_features
 from fedclip_plugin.federation.downlink import broadcast

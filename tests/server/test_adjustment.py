@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from fedclip_plugin.algorithms import with_values
-from fedclip_plugin.config.schema import DataConfig, RunConfig, ServerConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig, ServerConfig
 from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.checkpoint import Checkpoint

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from fedclip_plugin.algorithms import FedClip
-from fedclip_plugin.config.schema import DataConfig, RunConfig, TrainConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig, TrainConfig
 from fedclip_plugin.features.encode import EncodeStats
 from fedclip_plugin.features.feature_set import load_features
 from fedclip_plugin.runs.directory import prepare_out

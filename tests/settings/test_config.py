@@ -10,13 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedclip_plugin.algorithms import with_values
-from fedclip_plugin.config.schema import (
-    DataConfig,
-    ModelConfig,
-    RunConfig,
-    ServerConfig,
-    TrainConfig,
-)
+from fedclip_plugin.config.inputs import DataConfig, ModelConfig
+from fedclip_plugin.config.schema import RunConfig, ServerConfig, TrainConfig
 from fedclip_plugin.config.toml import load_toml, to_toml
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.settings.options import Table, add_run_options

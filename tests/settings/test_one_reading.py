@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from fedclip_plugin.cli import main
+from fedclip_plugin.config.inputs import ModelConfig
 from fedclip_plugin.config.paths import PathError, as_file, as_path, read_text
-from fedclip_plugin.config.schema import ModelConfig, RunConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.config.toml import to_toml
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.registry.fedml.settings import read_settings

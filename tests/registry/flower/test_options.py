@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fedclip_plugin.algorithms import get_algorithm
-from fedclip_plugin.config.schema import DataConfig, RunConfig
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.errors import ConfigError, UpdateError
 from fedclip_plugin.registry import flower_host
 from fedclip_plugin.registry.common.options import shared_text
