@@ -68,8 +68,12 @@ def spelling_key(name: str) -> str:
 
 def one_line(error: BaseException) -> str:
     """The message of another library's error, as part of one line of ours."""
-    text = " ".join(str(error).split())
-    return text[:200] if text else type(error).__name__
+    return whole_line(error)[:200] or type(error).__name__
+
+
+def whole_line(error: BaseException) -> str:
+    """All of a message of ours, in one line."""
+    return " ".join(str(error).split())
 
 
 _FOREIGN: tuple[tuple[str, type[MachineError], str], ...] = (

@@ -12,7 +12,10 @@ from ..errors import ConfigError
 
 @dataclass(frozen=True)
 class Host:
-    """A framework; ``package`` is its distribution, None for a repository to clone."""
+    """A framework; ``package`` is its distribution, None for a repository to clone.
+
+    ``registers``: fedclip has to be made selectable there first.
+    """
 
     name: str
     title: str
@@ -20,6 +23,7 @@ class Host:
     supported: str
     install: str
     select: str
+    registers: bool = True
 
     def version(self) -> str | None:
         """The installed version; None where it is absent or unknown."""
@@ -60,6 +64,7 @@ HOSTS = {
             "serverapp = fedclip_plugin.registry.flower_host:server_app, clientapp = "
             "fedclip_plugin.registry.flower_host:client_app in the app's "
             "pyproject.toml, then flwr run .",
+            registers=False,
         ),
         Host(
             "nvflare",
@@ -69,6 +74,7 @@ HOSTS = {
             "pip install 'fedclip-plugin[nvflare]'",
             "fedclip nvflare allow KIT at every site and the server, then fedclip "
             "nvflare job DIR and nvflare job submit -j DIR",
+            registers=False,
         ),
     )
 }
@@ -90,7 +96,7 @@ def register(name: str, path: str | Path | None = None, undo: bool = False) -> s
     unknown host, a missing or needless ``path``, or a host that does not fit.
     """
     host = get_host(name)
-    if host.name in ("flower", "nvflare"):
+    if not host.registers:
         raise ConfigError(f"{host.title} needs no registration: {host.select}")
     if host.package is None and path is None:
         raise ConfigError(

@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import psutil  # NVFlare depends on it
@@ -81,14 +80,11 @@ class Deployment:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.session.close()
-        self.stop()
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.session.close()
+        finally:
+            self.stop()
 
     def start(self, name: str) -> None:
         """Start the server or a site, as the last line of its `sub_start.sh` does."""

@@ -9,6 +9,7 @@ import torch
 
 from ..algorithms import ALGORITHMS, Algorithm, Task, algorithm_class
 from ..config.schema import TrainConfig
+from ..errors import whole_line
 from ..report.wording import human_bytes
 from ..wire.message import state_bytes
 from ..wire.update import State
@@ -25,7 +26,7 @@ def list_algorithms(classes: int, dim: int) -> Iterator[tuple[str, Facts]]:
         try:
             yield name, facts(algorithm_class(name), classes, dim)
         except Exception as error:  # code of others: anything may come
-            yield name, {"broken": " ".join(str(error).split())}
+            yield name, {"broken": whole_line(error)}
 
 
 def facts(cls: type[Algorithm], classes: int, dim: int) -> Facts:

@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 
 from .console import print_error
 
@@ -36,12 +36,7 @@ class Stops:
             self._former = {each: signal.signal(each, self._stop) for each in STOPS}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for each, former in self._former.items():
             signal.signal(each, former)
 

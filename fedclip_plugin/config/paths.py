@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigError
 
@@ -47,6 +49,24 @@ def as_file(text: str) -> Path:
     if path.is_dir() or text.endswith(os.sep):
         raise PathError(f"{text} is a folder; expected the path of a file")
     return path
+
+
+def read_object(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The object in a JSON file that a person wrote; None where there is no file.
+
+    Raises ConfigError naming the file.
+    """
+    try:
+        values = json.loads(read_text(path))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f'{path}: expected an object, {{"key": value, ...}}')
+    return values
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..stats import mean
 from .page.page import template
 from .records import NO_TARGET
 from .tables import Cell, Table, gain
+from .text import markdown_row
 from .wording import half_width, percent
 
 Result = Mapping[str, Any]
@@ -99,17 +100,12 @@ def to_markdown(result: Result) -> str:
     parts = []
     for table in all_tables(result):
         head = [" ".join(name.split()) for name in table.head]
-        lines = [_line(head), _line(["---"] * len(head)), *map(_line, table.rows)]
+        lines = map(markdown_row, [head, ["---"] * len(head), *table.rows])
         parts.append(f"### {table.title}\n\n{''.join(lines)}")
         parts += [f"{table.note}\n"] if table.note else []
     notes = "".join(f"- {note}\n" for note in result["notes"])
     parts += [notes] if notes else []
     return "\n".join(parts)
-
-
-def _line(cells: Iterable[object]) -> str:
-    clean = (" ".join(str(cell).replace("|", r"\|").split()) for cell in cells)
-    return f"| {' | '.join(clean)} |\n"
 
 
 def to_csv(result: Result) -> str:

@@ -43,7 +43,7 @@ def merge(records: Sequence[RunRecord], style: str = "markdown") -> str:
     if style == "markdown":
         rule = ["---"] * 5 + ["---:"] * (len(_HEAD) - 6) + ["---"]
         lines = "".join(f"- {note}\n" for note in notes)
-        table = "".join(map(_markdown_row, [_HEAD, rule, *rows]))
+        table = "".join(map(markdown_row, [_HEAD, rule, *rows]))
         return f"{table}\n{lines}" if lines else table
     if style == "latex":
         return _latex(rows) + "".join(f"% note: {note}\n" for note in notes)
@@ -69,7 +69,8 @@ def _rows(summaries: Sequence[Summary]) -> list[list[str | Cell]]:
     return table
 
 
-def _markdown_row(cells: Iterable[object]) -> str:
+def markdown_row(cells: Iterable[object]) -> str:
+    """A line of a Markdown table."""
     clean = (" ".join(str(cell).replace("|", r"\|").split()) for cell in cells)
     return f"| {' | '.join(clean)} |\n"
 

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from types import ModuleType
 from typing import Any
 
-from ..errors import one_line, translate
+from ..errors import one_line, translate, whole_line
 
 Work = Callable[[Any, Callable[[Any], None]], Any]
 """A task, and what takes notes of its progress, to its result."""
@@ -95,13 +95,8 @@ def attempt(work: Work, task: Any, tell: Callable[[Any], None]) -> Outcome:
         if os.environ.get("FEDCLIP_DEBUG"):
             raise
         if known := translate(error):
-            return Outcome(error=one_line_whole(known))
+            return Outcome(error=whole_line(known))
         return Outcome(error=f"{type(error).__name__}: {one_line(error)}", fault=True)
-
-
-def one_line_whole(error: BaseException) -> str:
-    """All of a message of ours, in one line."""
-    return " ".join(str(error).split())
 
 
 def cores() -> int:

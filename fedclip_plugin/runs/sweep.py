@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..algorithms import get_algorithm
+from ..config.fields import options_of
+from ..config.inputs import DataConfig
 from ..config.schema import RunConfig
 from ..config.toml import to_toml
 from ..data.progress import Progress as OnImages
@@ -82,7 +84,6 @@ class Hooks:
     images: OnImages = silent
     round: Callable[[Job, tuple[int, int, float | None]], None] = lambda job, note: None
     done: Callable[[Job, Outcome, int, int], None] = lambda *ended: None
-    failed: list[tuple[Job, Outcome]] = field(default_factory=list)
 
 
 def plan_jobs(
@@ -326,9 +327,8 @@ def choose(trials: Sequence[Mapping[str, Any]], target: str) -> dict[str, Any] |
     return best
 
 
-_ROWS = ("partition", "clients", "clients-per-domain", "classes-per-client", "classes",
-         "alpha", "imbalance", "split", "shots", "shards-per-client", "features",
-         "dataset", "root")  # fmt: skip
+_SAME_ROWS = {"target", "prompt", "transductive", "class-names", "pictures"}
+_ROWS = {option.name for option in options_of(DataConfig)} - _SAME_ROWS
 
 
 def _notes(

@@ -331,7 +331,7 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
 
 
 def aggregator_of(configured: Any, model: nn.Module, args: Any) -> FedCLIPAggregator:
-    """The server's aggregator, ``given`` or ours; its directory is opened now."""
+    """The server's aggregator, ``configured`` or ours; its directory is opened now."""
     aggregator = FedCLIPAggregator(model, args) if configured is None else configured
     if not isinstance(aggregator, FedCLIPAggregator):
         raise ConfigError(

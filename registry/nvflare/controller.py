@@ -17,7 +17,7 @@ from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
-from ...errors import FedClipError
+from ...errors import FedClipError, whole_line
 from . import messages
 from .server import Server
 from .worker import Aborted
@@ -58,7 +58,7 @@ class FedClipController(Controller):  # type: ignore[misc]  # no types of nvflar
         except Aborted:
             self.log_warning(fl_ctx, "fedclip: the job was aborted")
         except FedClipError as error:
-            line = f"fedclip: error: {' '.join(str(error).split())}"
+            line = f"fedclip: error: {whole_line(error)}"
             self.log_error(fl_ctx, line)
             self.system_panic(line, fl_ctx)
 

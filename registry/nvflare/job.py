@@ -5,12 +5,12 @@ Neither needs NVFlare, but for the classes that it allows by itself.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...config.paths import read_object
 from ...errors import ConfigError
 from ...storage.files import write_json
 from ..common.options import LOCAL
@@ -134,7 +134,7 @@ def _runs_jobs(kit: Path) -> bool:
 
 def _allow(local: Path) -> str:
     path = local / "resources.json"
-    values = _read(path) or _read(local / "resources.json.default") or {}
+    values = read_object(path) or read_object(f"{path}.default") or {}
     listed = values.get(_LIST)
     if not isinstance(listed, list):
         listed = _nvflares_own()
@@ -146,20 +146,6 @@ def _allow(local: Path) -> str:
         raise ConfigError(f"cannot make {local}: {error.strerror}") from error
     write_json(path, {"format_version": 2, **values, _LIST: [*listed, ALLOWED]})
     return f"{path}: now allows {ALLOWED}; restart what runs there"
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected an object")
-    return values
 
 
 def _nvflares_own() -> list[str]:

@@ -5,7 +5,6 @@ The job's are in the files of the job, those of a site in its ``local/fedclip.js
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ...config.fields import Section, option
+from ...config.paths import read_object
 from ...config.schema import RunConfig
 from ...data.partition import NO_TARGET
 from ...errors import ConfigError, did_you_mean
@@ -65,16 +65,7 @@ def read_site_file(folder: Path, site: str) -> dict[str, Any]:
     Raises ConfigError for what is not JSON, and for a key that is not a site's.
     """
     path = folder / SITE_FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected an object, such as {{'root': 'DIR'}}")
+    values = read_object(path) or {}
     plain = {k: v for k, v in values.items() if not isinstance(v, dict)}
     own = values.get(site)
     found = {**plain, **(own if isinstance(own, dict) else {})}

@@ -7,7 +7,6 @@ import shlex
 import signal
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -64,12 +63,7 @@ class Silo:
             self.start(rank)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for rank in list(self.running):
             if self.running[rank].poll() is None:
                 self.kill(rank)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import RunError
 from .base import Tracker, scalars
 
 
@@ -25,13 +24,9 @@ class TensorBoardLog(Tracker):
         label: str = "",
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise RunError(
-                "TensorBoard is not installed: "
-                "run `pip install fedclip-plugin[tensorboard]`"
-            ) from error
+        self.check()
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer: Any = SummaryWriter(str(directory))
 
     def __enter__(self) -> TensorBoardLog:
