@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -94,6 +93,6 @@ def test_tensorboard_scalars(tmp_path: Path) -> None:
 
 
 def test_tensorboard_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setattr(tensorboard.TensorBoardLog, "package", "not_there_at_all")
     with pytest.raises(RunError, match=r"pip install fedclip-plugin\[tensorboard\]"):
         tensorboard.TensorBoardLog(tmp_path)

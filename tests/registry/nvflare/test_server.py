@@ -257,7 +257,8 @@ def test_a_bad_site_file_is_one_line(tmp_path: Path, text: str, said: str) -> No
 
 def test_a_site_has_its_own_table_in_a_file_for_several(tmp_path: Path) -> None:
     values = {"device": "cpu", "site-1": {"root": "a"}, "site-2": {"root": "b"}}
-    (tmp_path / "fedclip.json").write_text(json.dumps(values))
+    text = json.dumps(values)  # as an editor on Windows saves it
+    (tmp_path / "fedclip.json").write_text(text, encoding="utf-8-sig")
     assert read_site_file(tmp_path, "site-2") == {"device": "cpu", "root": "b"}
     assert read_site_file(tmp_path / "none", "site-2") == {}
 
