@@ -19,13 +19,13 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 def check_version():
     """Exit with one line if pyproject.toml excludes this interpreter."""
     with open(os.path.join(ROOT, "pyproject.toml"), encoding="utf-8") as file:
-        wanted = re.search(r'requires-python = ">=3\.(\d+),<3\.(\d+)"', file.read())
-    low, high = (int(minor) for minor in wanted.groups())
-    if not (3, low) <= sys.version_info[:2] < (3, high):
+        wanted = re.search(r'^requires-python = ">=3\.(\d+)"$', file.read(), re.M)
+    oldest = int(wanted.group(1))
+    if sys.version_info[:2] < (3, oldest):
         found = f"{sys.executable} is {sys.version.split()[0]}"
         raise SystemExit(
-            f"Python 3.{low} to 3.{high - 1} needed, {found}; "
-            f"name one, as in: make PYTHON=python3.{low + 1} ..."
+            f"Python 3.{oldest} or later needed, {found}; "
+            f"name one, as in: make PYTHON=python3.{oldest} ..."
         )
 
 

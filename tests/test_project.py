@@ -7,6 +7,7 @@ import re
 import stat
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,18 @@ def test_wheels_are_built_for_every_python_that_is_named():
     classifiers = PROJECT["project"]["classifiers"]
     told = [c for c in classifiers if re.search(r":: 3\.\d+$", c)]
     assert [c.rpartition(" ")[2] for c in told] == versions
+
+
+def test_environments_are_made_by_the_pythons_that_are_named(monkeypatch):
+    """What `make` runs first in a fresh clone, where no environment is yet."""
+    path = ROOT / "build_backend" / "make_venv.py"
+    spec = spec_from_file_location("make_venv", path)
+    make_venv = module_from_spec(spec)
+    spec.loader.exec_module(make_venv)
+    make_venv.check_version()
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18))
+    with pytest.raises(SystemExit, match=r"Python 3\.10 or later needed"):
+        make_venv.check_version()
 
 
 def test_extras_are_what_they_are_called():
