@@ -11,7 +11,8 @@ from ..data.listing import some
 from ..errors import ConfigError, WeightsError
 from ..features.choice import of_classes
 from ..features.feature_set import FeatureSet
-from ..federation.evaluation import accuracy, class_metrics, predict_scores
+from ..federation.evaluation import predict_scores
+from ..federation.metrics import accuracy, class_metrics
 from ..ops.kernels import resolve_device
 from ..stats import mean
 from ..wire.update import State, on_device

@@ -19,7 +19,8 @@ from ..stats import ci95, mean
 from ..storage.files import file_names
 from ..wire.update import State
 from .build import Federation
-from .evaluation import accuracy, predict_labels, zero_shot_labels
+from .evaluation import predict_labels, zero_shot_labels
+from .metrics import accuracy
 
 NEW_CLIENT = "target"
 EPOCHS = (1, 2, 4, 8)

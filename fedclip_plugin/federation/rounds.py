@@ -22,7 +22,12 @@ from ..wire.update import ClientUpdate, State, private_part
 from . import downlink
 from .build import Federation
 from .downlink import Broadcast
-from .evaluation import score_clients, score_rows, score_target, selection_score
+from .evaluation import (
+    score_clients,
+    score_rows,
+    score_target,
+    selection_score,
+)
 
 _log = logging.getLogger("fedclip")
 

@@ -25,7 +25,8 @@ from ..features.feature_set import FeatureSet
 from ..stats import harmonic_mean, mean
 from ..wire.update import State
 from .build import Federation
-from .evaluation import accuracy, all_scores, score_parts, score_target
+from .evaluation import all_scores, score_parts, score_target
+from .metrics import accuracy
 
 Columns = dict[str, float | None]
 

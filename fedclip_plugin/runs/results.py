@@ -18,13 +18,12 @@ from ..federation.build import Federation
 from ..federation.engine import RunState, final
 from ..federation.evaluation import (
     all_scores,
-    class_metrics,
-    confusion,
     score_zero_shot,
     selection_notes,
     selection_score,
     summary_scores,
 )
+from ..federation.metrics import class_metrics, confusion
 from ..federation.personalization import personalize
 from ..federation.rounds import score_state
 from ..federation.unseen import base_to_novel, cannot

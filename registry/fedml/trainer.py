@@ -17,7 +17,8 @@ from fedml.core import ClientTrainer
 from torch import nn
 
 from ...errors import ConfigError
-from ...federation.evaluation import accuracy, predict_labels
+from ...federation.evaluation import predict_labels
+from ...federation.metrics import accuracy
 from ...federation.rounds import as_sent
 from ...wire.update import ClientUpdate, Kept, State, on_device, remember
 from .data import ClientLoader, Params, client_of, parameters

@@ -23,7 +23,8 @@ from ...errors import ConfigError
 from ...federation.build import Federation, check_together
 from ...federation.downlink import broadcast
 from ...federation.engine import Round
-from ...federation.evaluation import accuracy, score_rows, zero_shot_labels
+from ...federation.evaluation import score_rows, zero_shot_labels
+from ...federation.metrics import accuracy
 from ...federation.rounds import as_sent, measured
 from ...report.console import print_table
 from ...runs.host_run import HostRun, Setup

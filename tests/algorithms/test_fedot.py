@@ -22,11 +22,8 @@ from fedclip_plugin.config.schema import RunConfig, TrainConfig
 from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.engine import Run, RunState, federate
-from fedclip_plugin.federation.evaluation import (
-    accuracy,
-    predict_labels,
-    zero_shot_scores,
-)
+from fedclip_plugin.federation.evaluation import predict_labels, zero_shot_scores
+from fedclip_plugin.federation.metrics import accuracy
 from fedclip_plugin.federation.rounds import train_clients
 from fedclip_plugin.storage.tensors import read_tensors
 from fedclip_plugin.wire.update import State, flatten

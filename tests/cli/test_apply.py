@@ -15,7 +15,7 @@ from fedclip_plugin import api
 from fedclip_plugin.cli.parser import main
 from fedclip_plugin.data.hub import materialise
 from fedclip_plugin.features.feature_set import load_features, save_features
-from fedclip_plugin.federation.evaluation import accuracy
+from fedclip_plugin.federation.metrics import accuracy
 from tests.federation.toy import write_toy
 
 

@@ -23,12 +23,12 @@ from fedclip_plugin.features.obtain import encode_dataset
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.engine import Run, federate, run_round
 from fedclip_plugin.federation.evaluation import (
-    accuracy,
     predict_labels,
     predict_scores,
     score_clients,
     zero_shot_scores,
 )
+from fedclip_plugin.federation.metrics import accuracy
 from tests.clip.fake_encoder import write_images
 from tests.clip.makers import tiny_clip
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from benchmarks.command import random_features
 from fedclip_plugin import api
 from fedclip_plugin.features.feature_set import save_features
-from fedclip_plugin.federation import evaluation
-from fedclip_plugin.federation.evaluation import calibration_error, class_metrics
+from fedclip_plugin.federation import metrics
+from fedclip_plugin.federation.metrics import calibration_error, class_metrics
 
 
 def test_rows_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,12 +21,12 @@ def test_rows_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = 5 * torch.randn(300, 40, generator=generator)
     truth = torch.randint(0, 40, (300,), generator=generator)
     whole = class_metrics(scores, truth)
-    monkeypatch.setattr(evaluation, "AT_ONCE", 41)
+    monkeypatch.setattr(metrics, "AT_ONCE", 41)
     assert class_metrics(scores, truth) == whole
 
 
 def test_no_wide_matrix_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "AT_ONCE", 2000)
+    monkeypatch.setattr(metrics, "AT_ONCE", 2000)
     sizes: list[int] = []
     genuine = Tensor.double
 

@@ -20,11 +20,8 @@ from fedclip_plugin.export.trained import read_trained
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.checkpoint import Checkpoint
 from fedclip_plugin.federation.engine import federate
-from fedclip_plugin.federation.evaluation import (
-    accuracy,
-    predict_labels,
-    score_clients,
-)
+from fedclip_plugin.federation.evaluation import predict_labels, score_clients
+from fedclip_plugin.federation.metrics import accuracy
 from fedclip_plugin.federation.personalization import personalize
 from fedclip_plugin.federation.rounds import as_sent
 from fedclip_plugin.wire.compression import RESIDUAL

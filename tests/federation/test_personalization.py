@@ -13,7 +13,8 @@ from fedclip_plugin.config.inputs import DataConfig
 from fedclip_plugin.config.schema import RunConfig, TrainConfig
 from fedclip_plugin.federation.build import Federation, build_federation
 from fedclip_plugin.federation.engine import federate
-from fedclip_plugin.federation.evaluation import accuracy, predict_labels
+from fedclip_plugin.federation.evaluation import predict_labels
+from fedclip_plugin.federation.metrics import accuracy
 from fedclip_plugin.federation.personalization import EPOCHS, SHARES, personalize
 from fedclip_plugin.storage.tensors import read_tensors
 from tests.federation.toy import toy_features, write_toy
