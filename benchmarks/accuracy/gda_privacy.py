@@ -30,7 +30,7 @@ from fedclip_plugin.report.wording import percent, with_half
 from fedclip_plugin.server.privacy import multiplier_for
 from fedclip_plugin.stats import ci95, mean
 
-EPSILONS = (None, 8.0, 3.0, 1.0)
+EPSILONS = (None, 30.0, 8.0, 3.0, 1.0)
 DELTA = 1e-5
 CLIP = 1.0  # a client's statistics are about as long, whatever it holds
 ALPHA = 0.1

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from sklearn.isotonic import isotonic_regression
 
 from fedclip_plugin.report.figures.svg import figure_style
 from fedclip_plugin.report.wording import human_bytes
 
+LINE = 0.03  # of the height of the axes, for a label
 NOTHING = 1e4  # where what sends no byte stands on the axis of bytes
 SHARED = re.compile(r" --augment-(per-class|scale) \S+")  # too long for a label
 OWN, OTHER, LOOKING = "#1f6f8b", "#8a8f98", "#b5543b"
@@ -20,29 +24,18 @@ OWN, OTHER, LOOKING = "#1f6f8b", "#8a8f98", "#b5543b"
 def picture_of(methods: Mapping[str, Mapping[str, Any]], data: str) -> str:
     """``methods`` are rows of a table: bytes of all clients, both ways, a whole run."""
     with figure_style():
-        figure = Figure(figsize=(9, 7), layout="constrained")
+        height = max(7.0, 0.26 * len(methods))  # inches; room for a label each
+        figure = Figure(figsize=(10, height), layout="constrained")
         axes = figure.add_subplot()
-        axes.set_ymargin(0.12)
-        taken: list[tuple[float, float]] = []
-        for label, row in sorted(methods.items(), key=lambda item: _top(item[1])):
-            x, y = max(row["bytes_a_run"], NOTHING), _top(row)
+        axes.set_ymargin(0.05)
+        for label, row in methods.items():
             half = 100 * (row["ci95"]["target"] or 0.0)
             colour = OWN if label.startswith("fedclip") else OTHER
             colour = LOOKING if row["transductive"] else colour
-            axes.errorbar(x, y, half, fmt="o", color=colour, capsize=3)
-            height = y
-            while any(abs(height - b) < 0.8 and 0.02 < x / a < 50 for a, b in taken):
-                height += 0.2
-            taken.append((x, height))
-            axes.annotate(
-                SHARED.sub("", label) + (" †" if row["transductive"] else ""),
-                (x, y),
-                xytext=(x * 1.2, height),
-                va="center",
-                fontsize=8,
-            )
+            axes.errorbar(*_point(row), half, fmt="o", color=colour, capsize=3)
+        _label(axes, methods)
         axes.set_xscale("log")
-        axes.set_xlim(NOTHING / 2, 1e11)
+        axes.set_xlim(NOTHING / 2)
         ticks = [NOTHING, *(1024.0**n for n in (2, 3)), 10 * 1024.0**2, 100 * 1024.0**2]
         shown = ["nothing", *(human_bytes(int(tick)) for tick in ticks[1:])]
         axes.set_xticks(ticks, shown)
@@ -56,5 +49,45 @@ def picture_of(methods: Mapping[str, Mapping[str, Any]], data: str) -> str:
     return out.getvalue()
 
 
-def _top(row: Mapping[str, Any]) -> float:
-    return 100 * float(row["mean"]["result"]["target"] or 0.0)
+def _label(axes: Axes, methods: Mapping[str, Mapping[str, Any]]) -> None:
+    """Names in a column at the right, each with a line to its point.
+
+    They stand as near to the heights of their points as their own height allows.
+    """
+    ranked = sorted(methods.items(), key=lambda item: _point(item[1])[1])
+    low, high = axes.get_ylim()
+    heights = [(_point(row)[1] - low) / (high - low) for _, row in ranked]
+    for (label, row), height in zip(ranked, apart(heights)):
+        axes.annotate(
+            SHARED.sub("", label) + (" †" if row["transductive"] else ""),
+            _point(row),
+            xytext=(1.03, height),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": "#c4c8cf",
+                "linewidth": 0.6,
+                "relpos": (0.0, 0.5),
+                "zorder": 1,
+            },
+        )
+
+
+def apart(heights: Sequence[float]) -> list[float]:
+    """The nearest heights to ascending ones that lie apart by what a label needs.
+
+    Both are shares of the axes; isotonic regression of what is left of ``heights``
+    without the gaps, within the axes.
+    """
+    gap = min(LINE, 1 / max(1, len(heights) - 1))
+    below = np.arange(len(heights)) * gap
+    top = 1 - below[-1] if len(heights) else 1.0
+    rest = isotonic_regression(np.asarray(heights) - below, y_min=0.0, y_max=top)
+    return [float(height) for height in rest + below]
+
+
+def _point(row: Mapping[str, Any]) -> tuple[float, float]:
+    sent = max(float(row["bytes_a_run"]), NOTHING)
+    return sent, 100 * float(row["mean"]["result"]["target"] or 0.0)

@@ -24,6 +24,7 @@ from .plugins import Registry
 
 __all__ = [
     "ALGORITHMS",
+    "ELSEWHERE",
     "Algorithm",
     "Client",
     "FedClip",
@@ -35,7 +36,21 @@ __all__ = [
     "with_values",
 ]
 
-ALGORITHMS: Registry[type[Algorithm]] = Registry("alg", "fedclip_plugin.algorithms")
+_SERVER = "an option for any --alg that trains: use --server-optimizer"
+ELSEWHERE = {
+    "feddg-ga": "weights of clients for any --alg that trains: use --weighting gap",
+    "ggeur": "augmentation for any --alg on features that trains: use --augment ggeur",
+    "hlora": "use --alg fedavg-lora --lora-mean products",
+    "fedavgm": f"{_SERVER} momentum",
+    "fedadagrad": f"{_SERVER} adagrad",
+    "fedadam": f"{_SERVER} adam",
+    "fedyogi": f"{_SERVER} yogi",
+}
+"""Methods of papers that are options here, beside whatever --alg trains."""
+
+ALGORITHMS: Registry[type[Algorithm]] = Registry(
+    "alg", "fedclip_plugin.algorithms", ELSEWHERE
+)
 
 
 def _register_own() -> None:

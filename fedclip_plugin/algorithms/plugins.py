@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Generic, TypeVar
 
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, did_you_mean, spelling_key
 
 T = TypeVar("T")
 
@@ -15,12 +15,16 @@ class Registry(Generic[T]):
     """Lower-case names -> things of one ``kind``, each name given once.
 
     A name that is not registered is looked up among the entry points of ``group``, so
-    an installed package adds its own without being imported before.
+    an installed package adds its own without being imported before.  ``elsewhere`` says
+    of names that users may expect here which options stand for them.
     """
 
-    def __init__(self, kind: str, group: str) -> None:
+    def __init__(
+        self, kind: str, group: str, elsewhere: Mapping[str, str] | None = None
+    ) -> None:
         self.kind = kind
         self.group = group
+        self.elsewhere = dict(elsewhere or {})
         self._items: dict[str, T] = {}
 
     def register(self, name: str, item: T) -> T:
@@ -48,6 +52,11 @@ class Registry(Generic[T]):
         if key in self._items:
             return self._items[key]
         names = self.names()
+        by_key = {spelling_key(other): use for other, use in self.elsewhere.items()}
+        if (use := by_key.get(spelling_key(key))) is not None:
+            raise ConfigError(
+                f"--{self.kind} {name}: no --{self.kind} of its own: {use}"
+            )
         raise ConfigError(
             f"unknown --{self.kind} {name!r}{did_you_mean(key, names)} "
             f"(known: {', '.join(names)})"

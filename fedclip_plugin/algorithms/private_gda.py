@@ -29,7 +29,7 @@ for it, ``(D / C)^(1/4)``.  The number of rows cancels.
 - ``W`` gets the eigenvalues that are best for its noisy eigenvectors (Bun, Allez,
   Bouchaud and Potters 2016, arXiv 1502.06736, sec. V): ``w_i - 2 s^2 sum_j (w_i - w_j)
   / ((w_i - w_j)^2 + s^2)`` with ``s`` the noise off the diagonal, made monotone by
-  isotonic regression and positive.
+  isotonic regression and at least ``s sqrt(D)``.
 """
 
 from __future__ import annotations
@@ -238,8 +238,10 @@ def _shrunk_means(
 def shrunk_covariance(noisy: Tensor, noise: float) -> Tensor:
     """What lies behind a ``noisy`` (D, D) covariance, where it is ``noise`` off it.
 
-    Its eigenvectors stay.  No eigenvalue is known better than ``noise``, which is the
-    least of them, unless their mean is less.
+    Its eigenvectors stay.  The least eigenvalue is the root mean square of those of the
+    noise alone, ``noise sqrt(D)``, unless their mean is less: what is best on average
+    over directions that noise has mixed is far too small for the wider ones of them,
+    and a rule that trusts it falls apart on rows of a domain that it has not seen.
     """
     if noise <= 0:
         return noisy.clone()
@@ -248,7 +250,8 @@ def shrunk_covariance(noisy: Tensor, noise: float) -> Tensor:
     pull = (apart / (apart.square() + noise**2)).sum(dim=1)
     values = isotonic(values - 2 * noise**2 * pull)
     mean = float(values.mean())
-    values = values.clamp_min(min(noise, mean) if mean > 0 else noise)
+    floor = noise * math.sqrt(len(values))
+    values = values.clamp_min(min(floor, mean) if mean > 0 else floor)
     nearer: Tensor = (vectors * values) @ vectors.t()
     return nearer
 

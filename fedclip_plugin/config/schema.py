@@ -98,8 +98,8 @@ class ServerConfig(Section):
     """Who takes part in a round, and what the server makes of their updates."""
 
     weighting: str = option(
-        "uniform", "of the clients in the mean; uniform is as published, gap is "
-        "FedDG-GA (docs/server.md)",
+        "uniform", "of the clients in the mean; uniform is as published for fedclip, "
+        "gda, tofa and most others set examples, gap is FedDG-GA (docs/server.md)",
         choices=("uniform", "examples", "gap"))  # fmt: skip
     gap_step: float = option(
         0.2, "of a client's weight in the first round, by --weighting gap; it falls to "

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedclip_plugin.algorithms import ALGORITHMS, FedClip, get_algorithm, with_values
+from fedclip_plugin.algorithms import (
+    ALGORITHMS,
+    ELSEWHERE,
+    FedClip,
+    get_algorithm,
+    with_values,
+)
 from fedclip_plugin.algorithms.adapter import ADAPTERS, AttentionAdapter, initial_state
 from fedclip_plugin.algorithms.plugins import Registry
 from fedclip_plugin.config.inputs import DataConfig
@@ -16,6 +22,7 @@ from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.federation.build import build_federation
 from fedclip_plugin.federation.engine import federate
+from fedclip_plugin.settings.sources import configure
 from tests.algorithms.installed import install, write_plugin
 from tests.federation.toy import toy_features
 
@@ -68,6 +75,31 @@ def test_names_are_lower_case_and_given_once():
     assert registry.get("ONE") == "first"
     with pytest.raises(ConfigError, match="unknown --alg 'onne'; did you mean one"):
         registry.get("onne")
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("feddg-ga", "use --weighting gap"),
+        ("FedDG_GA", "use --weighting gap"),
+        ("fedyogi", "use --server-optimizer yogi"),
+        ("ggeur", "use --augment ggeur"),
+        ("hlora", "use --alg fedavg-lora --lora-mean products"),
+    ],
+)
+def test_a_method_that_is_an_option_is_told_as_one(name: str, use: str) -> None:
+    with pytest.raises(ConfigError, match=use):
+        get_algorithm(name)
+
+
+def test_what_is_told_of_methods_that_are_options_can_be_typed() -> None:
+    for use in ELSEWHERE.values():
+        flags, values = words_of(use)[::2], words_of(use)[1::2]
+        configure({flag[2:].replace("-", "_"): v for flag, v in zip(flags, values)})
+
+
+def words_of(use: str) -> list[str]:
+    return use.partition("use ")[2].split()
 
 
 class Bias(nn.Module):

@@ -124,6 +124,18 @@ def test_a_covariance_comes_nearer_and_is_definite():
     assert float(torch.linalg.eigvalsh(found)[0]) > 0
 
 
+def test_directions_that_noise_has_mixed_are_not_trusted():
+    dim, noise = 40, 0.01  # most spread lies in few directions
+    true = torch.diag(torch.logspace(1, -6, dim, dtype=torch.float64))
+    draw = rows(dim, dim, 1)
+    noisy = true + noise * (draw + draw.t()) / math.sqrt(2)
+    values = torch.linalg.eigvalsh(private.shrunk_covariance(noisy, noise))
+    assert float(values[0]) == pytest.approx(noise * math.sqrt(dim))
+    assert float(values[-1]) == pytest.approx(10, rel=0.05)
+    mild = private.shrunk_covariance(1e-4 * noisy, noise)  # all of it is within noise
+    assert float(torch.linalg.eigvalsh(mild)[0]) <= float(mild.trace()) / dim + 1e-12
+
+
 def test_without_noise_nothing_changes():
     x, y = rows(90, 8), torch.arange(90) % 3
     exact = Statistics.of(x, y, 3)

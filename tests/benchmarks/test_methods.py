@@ -1,9 +1,11 @@
 """The comparison of methods: what is compared, what is kept, what the page says."""
 
 import json
+from itertools import pairwise
 
 import pytest
 
+from benchmarks.accuracy.method_picture import LINE, apart
 from benchmarks.accuracy.method_tables import TABLES, label_of, methods_of, rounds_of
 from benchmarks.accuracy.methods import MethodsStudy, main
 from benchmarks.command import random_features
@@ -56,6 +58,15 @@ def test_a_method_may_have_rounds_of_its_own():
 def test_whatever_costs_most_is_a_row_of_its_table():
     for table in TABLES.values():
         assert set(table.fewer) <= set(methods_of(table))
+
+
+@pytest.mark.parametrize("count", [1, 5, 20, 60])
+def test_labels_of_a_picture_do_not_overlap(count):
+    crowded = apart([0.5] * count)
+    assert all(b - a >= min(LINE, 1 / count) - 1e-9 for a, b in pairwise(crowded))
+    assert all(-1e-9 <= height <= 1 + 1e-9 for height in crowded)
+    assert sum(crowded) / count == pytest.approx(0.5)
+    assert apart([0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9])
 
 
 def test_a_label_is_what_is_typed():
