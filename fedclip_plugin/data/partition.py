@@ -70,6 +70,12 @@ def _shuffled(n: int, seed: int) -> Rows:
     return order
 
 
+def resolve_target(domains: Sequence[str], target: str) -> str | None:
+    """The held-out domain of a server that may have no other; see resolve_targets."""
+    check_names(domains)
+    return _resolve(domains, target)
+
+
 def resolve_targets(
     domains: Sequence[str], targets: Sequence[str]
 ) -> tuple[str | None, ...]:

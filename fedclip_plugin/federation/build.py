@@ -83,7 +83,7 @@ def build_federation(
     text = features.class_text.to(device)
     params, scale = algorithm.Params(), features.logit_scale
     task = Task.of(config, params, text, scale, seed, clip)
-    held_out = _target(features, target, device)
+    held_out = target_samples(features, target, device)
     if algorithm.transductive:
         clients = with_unlabelled(clients, held_out, config.algorithm)
     return Federation(algorithm, task, clients, held_out)
@@ -149,7 +149,7 @@ def _share_out(
     return [Samples(*tensors) for tensors in zip(*slices)]
 
 
-def _target(
+def target_samples(
     features: FeatureSet, target: str | None, device: torch.device
 ) -> Samples | None:
     """All rows of the held-out domain."""

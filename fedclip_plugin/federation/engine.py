@@ -202,6 +202,8 @@ class Run:
             scores = {}
         elif scores is None:
             scores, target = score_state(self.fed.with_kept(own), seen)
+        elif scores and not self.fed.clients:  # the held-out domain is the server's own
+            _, target = score_state(self.fed, seen)
         evaluated = time.perf_counter() - trained
         seconds = {"train": trained - opened.started, "evaluate": evaluated}
         result = round_result(

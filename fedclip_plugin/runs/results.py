@@ -57,7 +57,10 @@ def results(
     fed = setup.fed.with_kept(now.best_kept)
     if not fed.clients:
         tests = {name: score["test"] for name, score in now.best_scores.items()}
-        scores = {"zero_shot": zero_shot, "result": summary_scores(None, tests)}
+        scores = {
+            "zero_shot": _beside(fed, zero_shot),
+            "result": summary_scores(score_state(fed, now.best)[1], tests),
+        }
         return Results(summarise(setup, now, scores, feature_seconds), {})
     evaluation = evaluate(fed, setup.features.classes, now.best)
     summary = summarise(setup, now, final_scores(fed, now.best), feature_seconds)
@@ -74,6 +77,14 @@ def results(
     if method != "none":
         summary["personalization"] = personalize(fed, now.best, method, keep)
     return Results(summary, evaluation)
+
+
+def _beside(fed: Federation, clients: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What clients measured of zero-shot, with the server's held-out domain."""
+    if clients is None or fed.target is None:
+        return clients
+    target: Any = score_zero_shot((), fed.target, fed.task)["target"]
+    return summary_scores(target, clients["clients"])
 
 
 def evaluate(fed: Federation, classes: tuple[str, ...], state: State) -> dict[str, Any]:

@@ -32,6 +32,7 @@ LOCAL = (
     "device",
     "precision",
     "on-bad-image",
+    "class-names",
 )
 OF_THE_NODE = ("client-name", "partition-id", "num-partitions")
 
@@ -116,6 +117,7 @@ def client_settings(
         root=own.data.root,
         features=own.data.features,
         on_bad_image=own.data.on_bad_image,
+        class_names=own.data.class_names,
         targets=(NO_TARGET,) if has_own_data(node) else config.data.targets,
     )
     model = replace(
@@ -132,7 +134,7 @@ def client_settings(
 
 def shared_text(config: RunConfig) -> str:
     """What all clients must share of ``config``, as JSON; paths and devices are not."""
-    data = replace(config.data, root=None, features=None)
+    data = replace(config.data, root=None, features=None, class_names=None)
     model = replace(config.model, config_dir=None, device="auto")
     return json.dumps(to_dict(replace(config, data=data, model=model)))
 
@@ -165,6 +167,8 @@ def find_client(setup: Setup, node: Values, own_data: bool, remedy: str) -> Clie
     if own_data and len(clients) == 1:
         alone = clients[0]
         return replace(alone, index=int(str(place)), name=str(name or alone.name))
+    if own_data and place is not None and name is not None:
+        return replace(setup.client(str(name)), index=int(str(place)))
     return setup.client(str(name) if name is not None else int(str(place)))
 
 
@@ -207,3 +211,13 @@ def _check_node(node_config: Values, words: Words) -> None:
             )
         if near := did_you_mean(key, allowed, cutoff=0.75):
             raise ConfigError(f"{words.node}: unknown key {key!r}{near}")
+
+
+def in_order(sites: list[str]) -> list[str]:
+    """The names of sites in the order of their numbers: site-2 before site-10."""
+
+    def key(name: str) -> tuple[str, int, str]:
+        front = name.rstrip("0123456789")
+        return front, int(name[len(front) :] or 0), name
+
+    return sorted(sites, key=key)

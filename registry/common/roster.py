@@ -19,11 +19,19 @@ from torch import Tensor
 
 from ...algorithms import Client, Task, make_algorithm
 from ...config.schema import RunConfig
+from ...data.partition import resolve_target
 from ...errors import UpdateError
 from ...features.feature_set import FeatureSet
-from ...federation.build import Federation, check_together, participants
+from ...features.obtain import obtain_features
+from ...federation.build import (
+    Federation,
+    check_together,
+    participants,
+    target_samples,
+)
 from ...federation.evaluation import score_zero_shot
-from ...runs.host_run import Setup
+from ...ops.kernels import resolve_device
+from ...runs.host_run import Setup, one_run, open_setup
 from ...server.privacy import drawing_seed
 from ...storage import shapes
 
@@ -196,6 +204,39 @@ def setup_without_data(config: RunConfig, cards: Sequence[Card]) -> Setup:
     return Setup(config, features, fed, None)
 
 
+def setup_of_server(config: RunConfig, alone: bool = False) -> Setup:
+    """The run of a server that has the held-out domain: it scores that itself.
+
+    Other domains beside it are the clients', whom it scores too, unless ``alone`` says
+    that clients have data that nobody else has; nor are there any where it has no other
+    domain.
+    """
+    config = one_run(config)
+    features, _ = obtain_features(config)
+    (asked,) = config.data.targets
+    target = resolve_target(features.domains, asked)
+    if not alone and len(features.domains) > 1:
+        return open_setup(config)
+    algorithm, device = make_algorithm(config), resolve_device(config.model.device)
+    check_together(config, algorithm)
+    text, scale = features.class_text.to(device), features.logit_scale
+    task = Task.of(config, algorithm.Params(), text, scale, config.seeds[0])
+    held_out = target_samples(features, target, device)
+    return Setup(config, features, Federation(algorithm, task, (), held_out), target)
+
+
+def card_of_target(setup: Setup) -> Card:
+    """What clients must match beside a server with the held-out domain."""
+    return Card(
+        name=setup.target or "",
+        index=0,
+        federation=max(1, len(setup.fed.clients)),
+        rows=[0, 0, 0],
+        zero_shot=-1.0,
+        **_model(setup.features),
+    )
+
+
 def _hash(keys: Sequence[str]) -> str:
     return hashlib.sha256("|".join(keys).encode()).hexdigest()
 
@@ -221,9 +262,18 @@ class Roster(Generic[Node]):
         card, called = self.cards.get(node), f"{self._word} {node}"
         return f"client {card.name} ({called})" if card else called
 
+    @property
+    def refused(self) -> dict[Node, str]:
+        """Why nodes are left out."""
+        return dict(self._refused)
+
     def add(self, node: Node, card: Card) -> None:
         """Take a node in that has answered."""
         self.cards[node] = card
+
+    def pardon(self, node: Node) -> None:
+        """Ask a node anew what it is: its process is another one."""
+        self._refused.pop(node, None)
 
     def refuse(self, node: Node, reason: str) -> None:
         """Leave a node out; said once."""

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ...algorithms import Client, Samples
 from ...errors import ConfigError
+from .private import is_private
 from .settings import Binding, bind
 
 Params = OrderedDict[str, Tensor]
@@ -34,8 +35,12 @@ class ClientLoader(DataLoader[tuple[Tensor, ...]]):
 def load(args: Any) -> tuple[list[Any], int]:
     """FedML's data set of eight parts, and the number of classes.
 
-    Features are encoded once (cached) and opened once a process.  Raises FedClipError.
+    Features are encoded once (cached) and opened once a process; where the clients'
+    data are their own, they are opened later, and the parts are empty.  Raises
+    FedClipError.
     """
+    if is_private(args):
+        return [0, 0, None, None, {}, {}, {}, 0], 0
     binding = bind(args)
     fed, batch = binding.setup.fed, binding.setup.config.train.batch_size
     clients = dict(enumerate(fed.clients))
@@ -61,6 +66,8 @@ def _joined(parts: Sequence[Samples]) -> Samples:
 
 def create_model(args: Any) -> nn.Module:
     """What travels alone, an adapter for fedclip, as the first round sends it out."""
+    if is_private(args):
+        return nn.Identity()  # the server makes it of what the clients say they are
     fed = bind(args).setup.fed
     if not fed.algorithm.communicates:
         raise ConfigError(

@@ -9,6 +9,7 @@ import logging
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -21,6 +22,8 @@ from .settings import FILE, PICKLE, TLS, value
 
 _log = logging.getLogger("fedclip")
 _IP_HEAD = "eid,rank,grpc_server_ip,grpc_server_port"
+SERVER_SECONDS = 120.0  # for which a client waits for its server
+_RETRY = 0.5  # seconds
 KNOWN_WITHIN = 20.0  # seconds, for the names of hosts that start together
 
 
@@ -51,6 +54,31 @@ def refusal(error: Any) -> str | None:
     code = getattr(error, "code", lambda: None)()
     refused = getattr(code, "name", None) == "INVALID_ARGUMENT"
     return str(error.details()) if refused else None
+
+
+def deliver(send: Callable[[Any], None], message: Any, args: Any) -> None:
+    """Send to a server, which may not be up yet; raises ConfigError."""
+    until = time.monotonic() + SERVER_SECONDS
+    while True:
+        try:
+            send(message)
+            return
+        except Exception as error:
+            if not undelivered(error):
+                raise
+            if reason := refusal(error):
+                raise ConfigError(f"the server refused a message: {reason}") from error
+            if time.monotonic() > until:
+                raise ConfigError(
+                    f"the server (rank 0 of {args.grpc_ipconfig_path}) could not "
+                    f"be reached for {SERVER_SECONDS:.0f} s: is it running?"
+                ) from error
+        time.sleep(_RETRY)
+
+
+def count_processes(args: Any) -> int:
+    """Lines of the CSV with the addresses: the server's and each client's."""
+    return len(_rows(args)[1])
 
 
 def check_silo(args: Any) -> None:

@@ -24,6 +24,7 @@ from .checks import check_file, check_mode, check_offline
 from .data import create_model, load
 from .grpc import check_silo
 from .log import forward
+from .private import is_private
 from .settings import FILE, OPTIMIZER, bind, selected
 
 __all__ = ["create_model", "go_offline", "load", "register", "run"]
@@ -211,7 +212,8 @@ def run(
     mode = check_mode(args, rank, role)
     if args.training_type == "cross_silo":
         check_silo(args)
-    _bind_quietly(args)
+    if not is_private(args):
+        _bind_quietly(args)
     with _all_or_none(args) if mode == "MPI" else nullcontext():
         args = fedml.init(args, check_env=not offline)
         device = fedml.device.get_device(args)

@@ -26,6 +26,10 @@ FILE = "fedml_config.yaml"
 TIMEOUT = "fedclip_round_timeout"  # seconds; of cross-silo alone
 TLS = ("fedclip_tls_ca", "fedclip_tls_cert", "fedclip_tls_key")  # PEM files; likewise
 PICKLE = "fedclip_allow_pickle"  # cross-silo over anything but gRPC
+PRIVATE = "fedclip_private_data"  # cross-silo over gRPC: clients' data are their own
+NAME = "fedclip_client_name"  # of a client with data of its own
+START = "fedclip_start_timeout"  # seconds; until such clients said what they are
+_OF_SILO = (TIMEOUT, PICKLE, PRIVATE, NAME, START, *TLS)
 _FILE_KEY = "fedclip_config"  # of a fedclip.toml elsewhere
 _PER_ROUND = "client_num_per_round"
 _PARTITIONS = {"homo": "iid", "hetero": "dirichlet"}  # FedML's words for them
@@ -127,15 +131,14 @@ def _own_keys(args: Any, table: Table) -> tuple[dict[str, Given], str | None]:
         given = _given(args, name)
         if not name.startswith(PREFIX.lower()) or given is None:
             continue
-        if name in (TIMEOUT, PICKLE, *TLS):
+        if name in _OF_SILO:
             continue
         if name == _FILE_KEY:
             path = parse(PATH, *given)
             continue
         if name not in options:
-            raise ConfigError(
-                f"{FILE}: unknown key {name}{did_you_mean(name, options)}"
-            )
+            near = did_you_mean(name, [*options, *_OF_SILO])
+            raise ConfigError(f"{FILE}: unknown key {name}{near}")
         option = options[name]
         if option.name in theirs:
             raise ConfigError(
@@ -165,15 +168,24 @@ def _with_root(args: Any, config: RunConfig) -> RunConfig:
     return config
 
 
+class OtherClientsError(ConfigError):
+    """The data make another number of clients, ``count``, than the file says."""
+
+    def __init__(self, line: str, count: int) -> None:
+        super().__init__(line)
+        self.count = count
+
+
 def _settle_clients(args: Any, names: list[str], share: float) -> None:
     total = value(args, "client_num_in_total") or len(names)
     chosen = value(args, _PER_ROUND) or max(1, round(share * total))
     if total != len(names):
         shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-        raise ConfigError(
+        raise OtherClientsError(
             f"{FILE}: client_num_in_total: {total}, but this run has {len(names)} "
             f"clients ({shown}); set it to {len(names)}, or make {total} clients with "
-            "fedclip_partition: iid or dirichlet"
+            "fedclip_partition: iid or dirichlet",
+            len(names),
         )
     if not 1 <= chosen <= total:
         raise ConfigError(

@@ -21,8 +21,10 @@ from torch import nn
 
 from ...errors import ConfigError
 from ...wire.message import is_count
+from . import own_data
 from .data import Params, asked
-from .grpc import check_silo, refusal, undelivered
+from .grpc import check_silo, deliver, undelivered
+from .private import is_private
 from .server import Wire, aggregator_of, unpacked
 from .settings import FILE, SECONDS, TIMEOUT, bind, value
 from .trainer import PROCESS, ROUND, trainer_of
@@ -196,6 +198,9 @@ def serve(
     server_aggregator: Any = None,
 ) -> None:
     """Serve until the last round; ``dataset`` is FedML's eight."""
+    if is_private(args):
+        own_data.serve(args, server_aggregator)
+        return
     (count, _, train_all, test_all, counts, trains, tests, _) = dataset
     workers = args.worker_num
     if workers != args.client_num_per_round:
@@ -211,12 +216,6 @@ def serve(
         *(workers, device, args, aggregator),
     )
     _Server(args, inner, args.comm, args.rank, workers, args.backend).run()
-
-
-SERVER_SECONDS = 120.0  # for which a client waits for its server
-
-
-_RETRY = 0.5  # seconds
 
 
 _PLACE = MyMessage.MSG_ARG_KEY_CLIENT_INDEX
@@ -247,25 +246,7 @@ class _Client(OverGrpc, ClientMasterManager):  # type: ignore[misc]
             message.add_params(ROUND, self.round_idx)
         else:
             message.add_params(PROCESS, self._process)
-        until = time.monotonic() + SERVER_SECONDS
-        while not self._sent(message):
-            if time.monotonic() > until:
-                raise ConfigError(
-                    f"the server (rank 0 of {self.args.grpc_ipconfig_path}) could not "
-                    f"be reached for {SERVER_SECONDS:.0f} s: is it running?"
-                )
-            time.sleep(_RETRY)
-
-    def _sent(self, message: Message) -> bool:
-        try:
-            super().send_message(message)
-        except Exception as error:
-            if not undelivered(error):
-                raise
-            if reason := refusal(error):
-                raise ConfigError(f"the server refused a message: {reason}") from error
-            return False
-        return True
+        deliver(super().send_message, message, self.args)
 
     def _asks(self, message: Message) -> bool:
         """Whether it asks for work that there is; the log names what does not."""
@@ -303,6 +284,9 @@ def join(
     model_trainer: Any = None,
 ) -> None:
     """Train for the server until it is done; ``dataset`` is FedML's eight."""
+    if is_private(args):
+        own_data.join(args, model_trainer)
+        return
     (count, _, _, _, counts, trains, tests, _) = dataset
     check_silo(args)
     trainer = trainer_of(model_trainer, model, args)

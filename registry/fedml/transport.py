@@ -44,18 +44,18 @@ class Transport(BaseCommunicationManager):  # type: ignore[misc]
     """Receives for this rank and sends to the others, by ``grpc_ipconfig_path``.
 
     ``idle`` is called whenever no message came for a while.  ``received`` and ``sent``
-    are the bytes of the last message.  What cannot be read is refused with a line in
-    the log, and to its sender as INVALID_ARGUMENT.
+    are the bytes of the last message, ``limit`` the most of one.  What cannot be read
+    is refused with a line in the log, and to its sender as INVALID_ARGUMENT.
     """
 
-    def __init__(self, args: Any, rank: int, clients: int) -> None:
+    def __init__(self, args: Any, rank: int, clients: int, limit: int) -> None:
         self.rank = rank
         self.idle: Callable[[], None] = lambda: None
         self.received = self.sent = 0
         self._senders = set(json.loads(args.client_id_list)) if rank == 0 else {0}
         self._addresses = read_addresses(args)
         self._tls = read_tls(args)
-        self._limit = size_limit(bind(args).setup.fed.first)
+        self._limit = limit
         self._options = [
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", self._limit + MARGIN),
@@ -183,7 +183,8 @@ class OverGrpc:
 
     def _init_manager(self) -> None:
         if self.backend == "GRPC":
-            self.com_manager = Transport(self.args, self.rank, self.size)
+            limit = size_limit(bind(self.args).setup.fed.first)
+            self.com_manager = Transport(self.args, self.rank, self.size, limit)
             self.com_manager.add_observer(self)
         else:
             super()._init_manager()  # type: ignore[misc]

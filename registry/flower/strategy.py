@@ -29,11 +29,11 @@ from ...federation import downlink
 from ...federation.engine import Round
 from ...federation.evaluation import summary_scores
 from ...federation.rounds import scored
-from ...runs.host_run import HostRun, one_run, open_setup
+from ...runs.host_run import HostRun, one_run
 from ...stats import mean
 from ...wire.update import ClientUpdate, State
 from ..common.log import conclude, greet, tell
-from ..common.roster import make_card, setup_without_data
+from ..common.roster import card_of_target, setup_of_server, setup_without_data
 from . import records
 from .nodes import Nodes, Phase
 from .options import server_settings
@@ -111,9 +111,8 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         if self.host_run is None:
             setup = None
             if self.config.data.targets != (NO_TARGET,):
-                setup = open_setup(self.config)  # who else has the held-out domain?
-                own = make_card(setup, setup.fed.clients[0], False)
-                self.nodes.roster.model = own
+                setup = setup_of_server(self.config)
+                self.nodes.roster.model = card_of_target(setup)
             else:
                 for note in self.config.notes:
                     _log.warning("fedclip: note: %s", note)

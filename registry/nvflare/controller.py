@@ -1,4 +1,4 @@
-"""NVFlare's role of the server: a controller whose rounds are ``server.py``'s."""
+"""NVFlare's role of the server: the rounds of ``registry/common/server.py``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
 from ...errors import FedClipError, whole_line
-from . import messages
+from ..common import messages
 from .server import Server
 from .worker import Aborted
 
@@ -76,9 +76,9 @@ class _Sites:
         return [client.name for client in engine.get_clients()]
 
     def ask(
-        self, task: str, data: bytes, sites: Sequence[str], seconds: int
+        self, task: str, data: bytes, sites: Sequence[str], seconds: float
     ) -> dict[str, bytes]:
-        posted = Task(task, _shareable(data), timeout=seconds)
+        posted = Task(task, _shareable(data), timeout=int(seconds))
         self._host.broadcast_and_wait(
             task=posted,
             fl_ctx=self._context,
@@ -113,6 +113,12 @@ class _Sites:
     def pause(self, seconds: float) -> None:
         time.sleep(seconds)
         self._check()
+
+    def anew(self) -> list[str]:
+        return []  # NVFlare does not tell
+
+    def refuse(self, site: str, reason: str) -> None:
+        """NVFlare has no word for it: the server's log has the line."""
 
     def log(self, level: int, line: str) -> None:
         """A line in the server's log."""

@@ -14,7 +14,7 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
 from ...errors import FedClipError
-from . import messages
+from ..common import messages
 from .options import read_site_file
 from .worker import Aborted, Worker
 

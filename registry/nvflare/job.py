@@ -13,8 +13,8 @@ from typing import Any
 from ...config.paths import read_object
 from ...errors import ConfigError
 from ...storage.files import write_json
+from ..common import messages
 from ..common.options import LOCAL
-from . import messages
 from .options import server_settings
 
 _HOME = __name__.rpartition(".")[0]

@@ -97,13 +97,3 @@ def _by_variable(config: RunConfig) -> bool:
     named = outside()
     own = any(key in named for key in OWN_DATA)
     return own and set(config.data.targets) <= {NO_TARGET}
-
-
-def in_order(sites: list[str]) -> list[str]:
-    """The names of sites in the order of their numbers: site-2 before site-10."""
-
-    def key(name: str) -> tuple[str, int, str]:
-        front = name.rstrip("0123456789")
-        return front, int(name[len(front) :] or 0), name
-
-    return sorted(sites, key=key)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
-from . import messages
+from ..common import messages
 
 _PAUSE = 0.2  # seconds between two looks whether a task is to end
 _PATIENCE = 5.0  # seconds for an idle process to end by itself

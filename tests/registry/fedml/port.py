@@ -24,7 +24,9 @@ from fedml.core.distributed.communication.grpc.grpc_comm_manager_pb2_grpc import
 from fedml.core.distributed.communication.message import Message
 
 from fedclip_plugin.registry.fedml.grpc import read_addresses
+from fedclip_plugin.registry.fedml.settings import bind
 from fedclip_plugin.registry.fedml.transport import Transport
+from fedclip_plugin.wire.message import size_limit
 from tests.registry.fedml.runs import namespace, write_addresses
 
 
@@ -59,7 +61,8 @@ def listening(features: Path, folder: Path, rank: int, **more: Any) -> Iterator[
     args.rank = rank
     args.client_id_list = "[1, 2]" if rank == 0 else f"[{rank}]"
     address = read_addresses(args)[rank].reach  # the port is free: it is tried
-    transport, observer = Transport(args, rank, 2), Observer()
+    limit = size_limit(bind(args).setup.fed.first)
+    transport, observer = Transport(args, rank, 2, limit), Observer()
     transport.add_observer(observer)
     loop = threading.Thread(target=transport.handle_receive_message)
     loop.start()

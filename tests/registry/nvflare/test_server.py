@@ -15,14 +15,10 @@ import torch
 from fedclip_plugin.algorithms import get_algorithm
 from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.registry import nvflare_host
-from fedclip_plugin.registry.common.options import shared_text
-from fedclip_plugin.registry.nvflare import messages
+from fedclip_plugin.registry.common import messages
+from fedclip_plugin.registry.common.options import in_order, shared_text
 from fedclip_plugin.registry.nvflare.job import ALLOWED
-from fedclip_plugin.registry.nvflare.options import (
-    in_order,
-    read_site_file,
-    server_settings,
-)
+from fedclip_plugin.registry.nvflare.options import read_site_file, server_settings
 from fedclip_plugin.registry.nvflare.server import Server
 from fedclip_plugin.registry.nvflare.site import Site
 from fedclip_plugin.registry.nvflare.worker import Aborted, Worker

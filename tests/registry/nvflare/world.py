@@ -13,7 +13,7 @@ import pytest
 from fedclip_plugin.errors import FedClipError
 from fedclip_plugin.features.feature_set import load_features
 from fedclip_plugin.federation.build import Federation, build_federation
-from fedclip_plugin.registry.nvflare import messages
+from fedclip_plugin.registry.common import messages
 from fedclip_plugin.registry.nvflare.options import server_settings
 from fedclip_plugin.registry.nvflare.server import Server
 from fedclip_plugin.registry.nvflare.site import Site
@@ -41,7 +41,7 @@ class Local:
         return list(reversed(self.sites))
 
     def ask(
-        self, task: str, data: bytes, sites: Sequence[str], seconds: int
+        self, task: str, data: bytes, sites: Sequence[str], seconds: float
     ) -> dict[str, bytes]:
         self.asked.append((task, list(sites)))
         found = {site: self._answer(site, task, data) for site in reversed(sites)}
@@ -58,6 +58,12 @@ class Local:
 
     def pause(self, seconds: float) -> None:
         self.slept += 1
+
+    def anew(self) -> list[str]:
+        return []
+
+    def refuse(self, site: str, reason: str) -> None:
+        """Sites are not told."""
 
     def _answer(self, site: str, task: str, data: bytes) -> bytes | None:
         answer, self.kept[site] = self.sites[site].answer(task, data, self.kept[site])

@@ -1,4 +1,4 @@
-"""What travels: bytes of safetensors with a checksum, in one field of a Shareable.
+"""What travels: bytes of safetensors with a checksum, whatever carries them.
 
 A request goes to all sites of a round alike; a site answers it, or says in one line why
 it cannot.
@@ -18,7 +18,7 @@ from ...errors import UpdateError
 from ...federation.rounds import Scores
 from ...wire.message import decode_update, encode_update, pack, size_limit, unpack
 from ...wire.update import ClientUpdate, State
-from ..common.roster import Card, read_card
+from .roster import Card, read_card
 
 INTRODUCE, TRAIN, VALIDATE = TASKS = ("fedclip_introduce", "train", "validate")
 BYTES = "fedclip"  # the field of a Shareable

@@ -1,0 +1,236 @@
+"""Cross-silo where each client has data that only it has, and the server none.
+
+The oracle is the embedded engine over all of it in one feature directory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fedml", reason="needs FedML: pip install 'fedclip-plugin[fedml]'")
+
+from fedclip_plugin.errors import ConfigError
+from fedclip_plugin.features.feature_set import load_features, save_features
+from fedclip_plugin.federation.engine import RunState
+from fedclip_plugin.registry.common.roster import setup_of_server
+from fedclip_plugin.registry.fedml import private
+from fedclip_plugin.storage.tensors import read_tensors
+from tests.federation.toy import DOMAINS, own_directories, write_toy
+from tests.registry.contract import check_directory, distance, lines_of
+from tests.registry.fedml.forked import Process, kill, launch
+from tests.registry.fedml.runs import (
+    SECONDS,
+    embedded,
+    environment,
+    options,
+    silo_commands,
+    write_addresses,
+    write_yaml,
+)
+
+SHARED = {
+    "training_type": "cross_silo",
+    "backend": "GRPC",
+    "grpc_ipconfig_path": "grpc_ipconfig.csv",
+    "fedclip_out": "out",
+    "scenario": "horizontal",
+}
+
+
+class Silos:
+    """A server and three clients, each a process with a folder of its own."""
+
+    def __init__(self, folder: Path, **more: Any) -> None:
+        self.folder = folder
+        own = own_directories(folder / "sites")
+        self.values = options(Path(), **SHARED, **more)
+        del self.values["fedclip_features"]
+        addresses = write_addresses(folder / "grpc_ipconfig.csv", 4)
+        self.data: list[Path | None] = [None]
+        self.keys: list[dict[str, Any]] = [{}]
+        for rank, path in enumerate(own, 1):  # nobody else sees it there
+            place = folder / f"client-{rank}"
+            place.mkdir()
+            shutil.move(path, place / "data")
+            self.data.append(place / "data")
+            self.keys.append({})
+        self.places = [folder / "server", *(folder / f"client-{n}" for n in (1, 2, 3))]
+        self.places[0].mkdir()
+        for place in self.places:
+            shutil.copy(addresses, place / "grpc_ipconfig.csv")
+        self.started: list[Process] = []
+
+    @property
+    def out(self) -> Path:
+        return self.places[0] / "out"
+
+    def start(self, rank: int, *words: str, log: str = "log.txt") -> Process:
+        """Start the process ``rank``; a client's data are in its variables."""
+        place, data = self.places[rank], self.data[rank]
+        cf = write_yaml(place / "fedml_config.yaml", {**self.values, **self.keys[rank]})
+        env = environment(place)
+        env.pop("FEDCLIP_FEATURES", None)
+        if data is not None:
+            env["FEDCLIP_FEATURES"] = str(data)
+        command = [*silo_commands(cf, 4)[rank], *words]
+        process = launch(command, place, env, place / log)
+        self.started.append(process)
+        return process
+
+    def log(self, rank: int, name: str = "log.txt") -> str:
+        path = self.places[rank] / name
+        return path.read_text() if path.is_file() else ""
+
+    def rounds(self, count: int, clients: int = 1) -> None:
+        """Wait until so many rounds are written in which so many took part."""
+        end, file = time.monotonic() + SECONDS, self.out / "metrics.jsonl"
+        while True:
+            lines = file.read_text().splitlines() if file.is_file() else []
+            parts = [len(json.loads(line)["participants"]) for line in lines]
+            if sum(part >= clients for part in parts) >= count:
+                return
+            assert time.monotonic() < end, self.log(0)
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        for process in self.started:
+            if process.poll() is None:
+                kill(process)
+
+    def pooled(self) -> RunState:
+        """The embedded engine over the data of all."""
+        toy = write_toy(self.folder / "toy")
+        return embedded({**options(toy), **self.values, "fedclip_features": str(toy)})
+
+
+@pytest.fixture
+def silos(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
+    found = Silos(tmp_path, **getattr(request, "param", {}))
+    yield found
+    found.stop()
+
+
+def codes(processes: Sequence[Process]) -> list[int]:
+    return [process.wait(SECONDS) for process in processes]
+
+
+@pytest.mark.slow
+def test_the_adapter_is_that_of_the_pooled_folder(silos: Silos) -> None:
+    started = [silos.start(rank) for rank in range(4)]
+    assert codes(started) == [0, 0, 0, 0], [silos.log(rank) for rank in range(4)]
+    last = silos.pooled()
+    check_directory(silos.out, last)
+    adapter, _ = read_tensors(silos.out / "adapter.safetensors")
+    assert distance(adapter, last.best) == 0
+    summary = json.loads((silos.out / "summary.json").read_text())
+    assert set(summary["zero_shot"]["clients"]) == set(DOMAINS)
+    assert "accuracy in %" in silos.log(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "silos",
+    [{"fedclip_round_timeout": 60, "comm_round": 5000, "epochs": 1}],
+    indirect=True,
+)
+def test_a_stranger_is_refused_a_late_one_joins_and_a_killed_server_goes_on(
+    silos: Silos,
+) -> None:
+    stranger = load_features(silos.data[3] or Path())  # other classes
+    own = silos.data[3] or Path()
+    shutil.move(own, own.parent / "aside")
+    classes = tuple(f"other {name}" for name in stranger.classes)
+    save_features(replace(stranger, classes=classes), own)
+    server = silos.start(0)
+    one, two, other = (silos.start(rank) for rank in (1, 2, 3))
+    assert other.wait(SECONDS) == 2
+    refused = silos.log(3).partition("fedclip: error: ")[2].splitlines()[0]
+    assert "the server refuses this client: its classes are other" in refused
+    assert "refused: its classes are other" in silos.log(0)
+    silos.rounds(2)
+    shutil.rmtree(own)
+    shutil.move(own.parent / "aside", own)
+    late = silos.start(3, log="late.txt")
+    silos.rounds(2, clients=3)
+    kill(server)
+    done = len(lines_of(silos.out / "metrics.jsonl"))
+    silos.values["comm_round"] = done + 3
+    again = silos.start(0, "--resume", log="again.txt")
+    assert codes([again, one, two, late]) == [0, 0, 0, 0], silos.log(0, "again.txt")
+    lines = lines_of(silos.out / "metrics.jsonl")
+    assert [line["round"] for line in lines] == list(range(1, done + 4))
+    assert len(lines[0]["participants"]) == 2
+    assert set(lines[-1]["participants"]) == set(DOMAINS)
+
+
+def arguments(features: Path | None, rank: int, folder: Path, **more: Any) -> Any:
+    """FedML's ``args`` of one process."""
+    values = options(features or Path(), **{**SHARED, **more})
+    values["grpc_ipconfig_path"] = str(write_addresses(folder / "ip.csv", 4))
+    if features is None:
+        del values["fedclip_features"]
+    return SimpleNamespace(rank=rank, **values)
+
+
+def test_whose_the_data_are_is_seen(tmp_path: Path, features: Path) -> None:
+    alone = own_directories(tmp_path / "own")[0]
+    assert private.is_private(arguments(None, 0, tmp_path))
+    assert private.is_private(arguments(alone, 1, tmp_path))
+    assert not private.is_private(arguments(features, 0, tmp_path))
+    assert not private.is_private(arguments(features, 1, tmp_path))
+    said = {"fedclip_private_data": True}
+    assert private.is_private(arguments(features, 0, tmp_path, **said))
+    named = arguments(features, 1, tmp_path, fedclip_client_name="art")
+    assert private.is_private(named)
+
+
+def read(args: Any) -> Any:
+    """What a process reads of its file."""
+    assert private.is_private(args)
+    return (private.site_options if args.rank else private.server_settings)(args)
+
+
+@pytest.mark.parametrize(
+    ("rank", "more", "told"),
+    [
+        (0, {"enable_defense": True}, "enable_defense"),
+        (0, {"client_num_in_total": 5}, "has lines for 3 clients"),
+        (0, {"fedclip_partition": "iid"}, "leave it out"),
+        (0, {"backend": "MPI"}, "works in cross_silo, over GRPC"),
+        (1, {}, "rank 1 names no data of its own"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_one_line(
+    rank: int, more: Mapping[str, Any], told: str, tmp_path: Path
+) -> None:
+    args = arguments(None, rank, tmp_path, fedclip_private_data=True, **more)
+    with pytest.raises(ConfigError, match=told) as caught:
+        read(args)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif("FEDCLIP_FEATURES" in os.environ, reason="would be found")
+def test_the_servers_own_domain_is_held_out(tmp_path: Path) -> None:
+    """It is scored at the server, and clients know nothing of it."""
+    alone = own_directories(tmp_path / "own")[0]
+    args = arguments(
+        alone, 0, tmp_path, fedclip_private_data=True, fedclip_target=DOMAINS[0]
+    )
+    assert private.is_private(args)
+    config, *_ = private.server_settings(args)
+    setup = setup_of_server(config, alone=True)
+    assert setup.target == DOMAINS[0]
+    assert setup.fed.clients == ()
+    assert setup.fed.target is not None
+    assert len(setup.fed.target) > 0
