@@ -97,6 +97,7 @@ BENCHMARKS = {
     "ops": Benchmark("ops.operators", without_kernels),
     "payload": Benchmark("ops.payload"),
     "scale": Benchmark("scale.embedded"),
+    "participants": Benchmark("scale.participants"),
     "sweep": Benchmark("scale.sweep"),
     "scale-hosts": Benchmark("scale.hosts"),
     "fedml-round": Benchmark("scale.fedml_round", without("fedml")),

@@ -18,6 +18,7 @@ from ..stats import mean
 from ..wire import compression
 from ..wire.codec import is_finite
 from ..wire.message import state_bytes, update_bytes
+from ..wire.spool import AT_ONCE, in_turn, spool_for
 from ..wire.update import ClientUpdate, State, private_part
 from . import downlink
 from .build import Federation
@@ -97,8 +98,25 @@ def train_clients(
 ) -> list[ClientUpdate]:
     """What each of ``clients`` sends back to a server whose state they ``seen``.
 
-    What they keep now is in the updates' ``kept``.
+    What they keep now is in the updates' ``kept``.  Updates that are too many for the
+    memory wait on the disk (``wire/spool.py``).
     """
+    spool = None
+    if fed.task.text.device.type == "cpu" and fed.algorithm.communicates:
+        like = fed.algorithm.answer_like(seen, fed.task)
+        spool = spool_for(len(clients), sum(v.nbytes for v in like.values()))
+    if spool is None:
+        return _trained(fed, seen, clients, round_number)
+    updates: list[ClientUpdate] = []
+    for start in range(0, len(clients), AT_ONCE):
+        part = clients[start : start + AT_ONCE]
+        updates += spool.keep(_trained(fed, seen, part, round_number))
+    return updates
+
+
+def _trained(
+    fed: Federation, seen: State, clients: Sequence[Client], round_number: int
+) -> list[ClientUpdate]:
     updates = fed.algorithm.local_round(seen, clients, fed.task, round_number)
     updates = measured(fed, seen, clients, updates)
     return as_sent(fed, seen, updates, {c.name: c.kept for c in clients})
@@ -196,7 +214,7 @@ def _without_doubt(
 ) -> tuple[list[ClientUpdate], list[Quarantined]]:
     """Updates that an honest client can have sent, and those that none can."""
     sound, bad = [], []
-    for update in updates:
+    for update in in_turn(updates):
         (plain,) = compression.decoded([update], seen)
         reason = algorithm.doubt(replace(plain, codec=update.codec), seen)
         if reason is None:

@@ -16,6 +16,9 @@ from .fresh import FreshClient, fresh_round, fresh_round_reference
 from .kernels import load_kernels
 from .library import SCHEMAS
 from .means import (
+    GROUP,
+    group_sum,
+    shares_of,
     weighted_mean,
     weighted_mean_int8,
     weighted_mean_int8_reference,
@@ -32,6 +35,7 @@ from .training import (
 )
 
 __all__ = [
+    "GROUP",
     "PRECISIONS",
     "SCHEMAS",
     "FreshClient",
@@ -42,10 +46,12 @@ __all__ = [
     "adapter_reference",
     "fresh_round",
     "fresh_round_reference",
+    "group_sum",
     "local_epoch",
     "local_epoch_reference",
     "local_round",
     "local_round_reference",
+    "shares_of",
     "squared_distances",
     "squared_distances_reference",
     "squared_norms_int8",

@@ -32,7 +32,7 @@ def weighted_mean_reference(xs: Sequence[Tensor], weights: Tensor) -> Tensor:
     Groups of 8 are summed in the inputs' dtype and accumulated in float64: as fast
     as an fp32 sum and an order of magnitude more exact over many clients.
     """
-    shares = (weights.double() / weights.double().sum()).tolist()
+    shares = shares_of(weights).tolist()
     total = torch.zeros_like(xs[0], dtype=torch.float64)
     for start in range(0, len(xs), GROUP):
         group = torch.zeros_like(xs[0])
@@ -40,6 +40,24 @@ def weighted_mean_reference(xs: Sequence[Tensor], weights: Tensor) -> Tensor:
             group.add_(x, alpha=share)
         total += group
     return total.to(xs[0].dtype)
+
+
+def shares_of(weights: Tensor) -> Tensor:
+    """``weights`` (K,) over their sum in list order, (K,) float64: as the kernels."""
+    values = weights.double()
+    return values / values.cumsum(0)[-1]
+
+
+def group_sum(xs: Sequence[Tensor], shares: Tensor) -> Tensor:
+    """``sum_i s_i x_i`` of the next :data:`GROUP` of more tensors, in their dtype.
+
+    Its float64 sums, group after group, are :func:`weighted_mean` of all to the bit,
+    without all in memory.  ``shares`` are those of :func:`shares_of`; what they leave
+    of 1 goes to zeros, of the sign that changes no sum.
+    """
+    rest = (1 - shares.cumsum(0)[-1:]).clamp_min(0)
+    nothing = torch.full_like(xs[0], -0.0)
+    return weighted_mean([*xs, nothing], torch.cat([shares, rest]))
 
 
 def weighted_mean_int8(

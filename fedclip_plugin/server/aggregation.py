@@ -16,11 +16,13 @@ breakdown point, a share of attackers, no attacker can move the result without b
 =================  ==============================================================
 
 All but the first two need only the Gram matrix of the updates, and end in one weighted
-mean.
+mean.  Updates that lie on the disk (``wire/spool.py``) are read in client order, a few
+at a time, or some coordinates of all; only the Gram matrix grows with all pairs.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -31,6 +33,7 @@ from .. import ops
 from ..config.schema import ServerConfig
 from ..wire.compression import PLAIN, decoded
 from ..wire.compression import mean as coded_mean
+from ..wire.spool import PART_BYTES, gathered, let_go, on_disk, portions
 from ..wire.update import ClientUpdate, State
 
 
@@ -72,6 +75,7 @@ def vote_weights(voters: Sequence[ClientUpdate], server: ServerConfig) -> Tensor
     )
 
 
+_log = logging.getLogger("fedclip")
 COLUMNS = 1 << 16  # coordinates at a time: bounds memory
 ITERATIONS = 100
 TOLERANCE = 1e-10
@@ -95,10 +99,27 @@ def combine(
 
 
 def mean(states: Sequence[State], weights: Tensor) -> State:
-    """Weighted mean, one call of the kernel a tensor."""
+    """Weighted mean, one call of the kernel a tensor; of spooled ones, group by group.
+
+    The same bits.
+    """
+    if on_disk() and len(states) > ops.GROUP:
+        return _mean_in_groups(states, weights)
     return {
         key: ops.weighted_mean([s[key] for s in states], weights) for key in states[0]
     }
+
+
+def _mean_in_groups(states: Sequence[State], weights: Tensor) -> State:
+    shares = ops.shares_of(weights.cpu())
+    totals: State = {}
+    for first in range(0, len(states), ops.GROUP):
+        part = slice(first, first + ops.GROUP)
+        for key in states[0]:
+            group = ops.group_sum([s[key] for s in states[part]], shares[part]).double()
+            totals[key] = totals[key].add_(group) if first else group
+        let_go()
+    return {key: totals[key].to(value.dtype) for key, value in states[0].items()}
 
 
 def median(
@@ -128,13 +149,19 @@ def _sorted_mean(states: Sequence[State], low: int, high: int) -> State:
     def one(parts: Sequence[Tensor]) -> Tensor:
         flat = [p.reshape(-1) for p in parts]
         chunks = []
-        for start in range(0, max(1, len(flat[0])), COLUMNS):
-            rows = torch.stack([f[start : start + COLUMNS] for f in flat])  # (K, c)
+        step = _columns(len(flat))
+        for start in range(0, max(1, len(flat[0])), step):
+            rows = gathered([f[start : start + step] for f in flat])  # (K, c)
             middle = _sorted(rows)[low:high]
             chunks.append(middle.double().mean(dim=0).to(rows.dtype))
         return torch.cat(chunks).reshape(parts[0].shape)
 
     return {key: one([s[key] for s in states]) for key in states[0]}
+
+
+def _columns(count: int) -> int:
+    """Coordinates of ``count`` updates to take at a time."""
+    return max(1, min(COLUMNS, PART_BYTES // (4 * count))) if on_disk() else COLUMNS
 
 
 def _sorted(rows: Tensor) -> Tensor:
@@ -147,11 +174,17 @@ def _sorted(rows: Tensor) -> Tensor:
 def gram(states: Sequence[State], sent: State) -> Tensor:
     """(K, K) float64 inner products of the updates ``state - sent``, on the CPU."""
     total = torch.zeros(len(states), len(states), dtype=torch.float64)
+    if on_disk():
+        _log.warning(
+            "the rule compares all pairs of %d updates: %.1f GB of memory",
+            len(states), 3 * total.nbytes / 1e9,
+        )  # fmt: skip
+    step = _columns(len(states))
     for key, start in sent.items():
         origin = start.reshape(-1)
-        for i in range(0, len(origin), COLUMNS):
-            part = slice(i, i + COLUMNS)
-            rows = torch.stack([s[key].reshape(-1)[part] for s in states])
+        for i in range(0, len(origin), step):
+            part = slice(i, i + step)
+            rows = gathered([s[key].reshape(-1)[part] for s in states])
             rows = (rows - origin[part]).double()  # (K, c)
             total += (rows @ rows.t()).cpu()
     return total
@@ -208,7 +241,7 @@ def clipped_mean(
     states: Sequence[State], weights: Tensor, sent: State, byzantine: float
 ) -> State:
     """Mean of the updates, none longer than the median one."""
-    norms = torch.stack([_norm(s, sent) for s in states])
+    norms = torch.stack([_norm(s, sent) for part in portions(states) for s in part])
     limit = norms.median()  # of an even number the lower
     scale = (limit / norms.clamp_min(1e-300)).clamp_max(1)
     share = scale * weights.cpu() / weights.sum().cpu()

@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import ops
 from ..wire.compression import PLAIN, fault, payload_squares
 from ..wire.message import MAX_EXAMPLES
+from ..wire.spool import in_turn, portions
 from ..wire.update import ClientUpdate, State
 
 _log = logging.getLogger("fedclip")
@@ -40,7 +41,7 @@ def screen(
     """
     finite: list[tuple[ClientUpdate, float]] = []
     bad, fitting = [], []
-    for update in updates:
+    for update in in_turn(updates):
         reason = _fault(update, expected)
         if reason is None:
             fitting.append(update)
@@ -85,7 +86,8 @@ def distances(updates: Sequence[ClientUpdate], expected: State) -> list[float]:
     for codec in sorted({u.codec for u in updates}):
         places = [i for i, u in enumerate(updates) if u.codec == codec]
         squares = _plain_squares if codec == PLAIN else payload_squares
-        total = squares([updates[i] for i in places], expected)
+        coded = [updates[i] for i in places]
+        total = torch.cat([squares(part, expected) for part in portions(coded)])
         by_place.update(zip(places, total.sqrt().tolist()))
     return [by_place[i] for i in range(len(updates))]
 

@@ -9,6 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .spool import in_turn
+
 Parts = tuple[Tensor, ...]
 
 LARGEST_SCALE = 1e17  # larger values would overflow when squared
@@ -66,7 +68,7 @@ class Codec(abc.ABC):
         """
         shares = (weights.double() / weights.double().sum()).tolist()
         total = torch.zeros(shape, dtype=torch.float64, device=packed[0][0].device)
-        for parts, share in zip(packed, shares):
+        for parts, share in zip(in_turn(packed), shares):
             total.add_(self.unpack(parts, shape), alpha=share)
         return total.float()
 

@@ -32,7 +32,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from . import spool
 from .codec import Codec, Parts, describe, is_finite, misfit, row_count, scale_fault
+
+_VECTORS = 64  # values; a multiple of what a kernel takes at once
 
 
 class Fp16(Codec):
@@ -109,9 +112,27 @@ class Int8(Codec):
     def mean(
         self, packed: Sequence[Parts], weights: Tensor, shape: torch.Size
     ) -> Tensor:
-        """On the int8 values themselves, in one call of the kernel."""
+        """On the int8 values themselves, in one call of the kernel.
+
+        Of spooled ones a call for some rows, or some columns of one row, of all: the
+        same bits.
+        """
         steps, scales = zip(*packed)
-        return ops.weighted_mean_int8(steps, scales, weights)
+        if not (spool.on_disk() and shape.numel()):
+            return ops.weighted_mean_int8(steps, scales, weights)
+        tables = [q.reshape(len(scale), -1) for q, scale in zip(steps, scales)]
+        rows, columns = tables[0].shape
+        room = max(1, spool.PART_BYTES // len(tables))
+        height = max(1, room // max(1, columns)) if rows > 1 else 1
+        width = columns if rows > 1 else max(_VECTORS, room // _VECTORS * _VECTORS)
+        mean = torch.empty(rows, columns)
+        for r in range(0, rows, height):
+            some = [scale[r : r + height] for scale in scales]
+            for c in range(0, columns, max(1, width)):
+                at = slice(r, r + height), slice(c, c + width)
+                part = spool.gathered([table[at] for table in tables])
+                mean[at] = ops.weighted_mean_int8(part.unbind(), some, weights)
+        return mean.reshape(shape)
 
 
 class Int4(Int8):
@@ -141,7 +162,12 @@ class Int4(Int8):
         self, packed: Sequence[Parts], weights: Tensor, shape: torch.Size
     ) -> Tensor:
         """On the steps, in one call of the kernel."""
-        unpacked = [(self.steps(parts, shape), parts[1]) for parts in packed]
+        own = spool.Spool() if spool.on_disk() else None
+        unpacked: list[Parts] = []
+        for some in spool.portions(packed):
+            part = {str(i): self.steps(parts, shape) for i, parts in enumerate(some)}
+            steps = own.place(part) if own else part
+            unpacked += [(q, parts[1]) for q, parts in zip(steps.values(), some)]
         return super().mean(unpacked, weights, shape)
 
     def fault(self, parts: Parts, shape: torch.Size) -> str | None:

@@ -16,6 +16,7 @@ from .. import ops
 from ..config.schema import WireConfig
 from .codec import Codec, Parts, is_finite, misfit
 from .codecs import CODECS, TopK
+from .spool import Spool, on_disk, portions
 from .update import ClientUpdate, State
 
 PLAIN = "none"
@@ -145,13 +146,25 @@ def _alike(state: State, sent: State) -> bool:
 
 
 def decoded(updates: Sequence[ClientUpdate], sent: State) -> list[ClientUpdate]:
-    """The updates with the states that they stand for; ``sent`` is what they answer."""
-    return [
-        u
-        if u.codec == PLAIN
-        else replace(u, state=decode(CODECS[u.codec], u.state, sent), codec=PLAIN)
-        for u in updates
-    ]
+    """The updates with the states that they stand for; ``sent`` is what they answer.
+
+    On the disk, where the updates are.
+    """
+    if all(u.codec == PLAIN for u in updates):
+        return list(updates)
+    spool = Spool() if on_disk() and len(updates) > 1 else None
+    plain: list[ClientUpdate] = []
+    for part in portions(updates):
+        states = [_decoded(u, sent) for u in part]
+        plain += spool.keep(states) if spool else states
+    return plain
+
+
+def _decoded(update: ClientUpdate, sent: State) -> ClientUpdate:
+    if update.codec == PLAIN:
+        return update
+    state = decode(CODECS[update.codec], update.state, sent)
+    return replace(update, state=state, codec=PLAIN)
 
 
 def mean(updates: Sequence[ClientUpdate], weights: Tensor, sent: State) -> State:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
@@ -14,6 +15,8 @@ from flwr.serverapp import Grid
 
 from ...config.schema import RunConfig
 from ...errors import RunError, UpdateError
+from ...wire.spool import Spool
+from ...wire.update import ClientUpdate
 from ..common.options import shared_text
 from ..common.roster import Card, Roster, draw, read_card
 from . import records
@@ -33,11 +36,32 @@ class Phase:
     sent: list[tuple[Message, str]] = field(default_factory=list)
     bytes_down: int = 0
     bytes_up: int = 0
+    updates: dict[str, ClientUpdate] = field(default_factory=dict)  # put on the disk
 
     @property
     def clients(self) -> list[str]:
         """Names of the clients that were asked."""
         return [name for _, name in self.sent]
+
+    def put_away(
+        self,
+        reply: Message,
+        read: Callable[[str, RecordDict], ClientUpdate],
+        spool: Spool,
+    ) -> None:
+        """Keep the update of a reply in ``spool``, and leave the reply without it."""
+        name = self._names.get(reply.metadata.reply_to_message_id)
+        if name is None or reply.has_error():
+            return
+        self.bytes_up += records.count_bytes([reply])
+        (self.updates[name],) = spool.keep([read(name, reply.content)])
+        for key in list(reply.content.array_records):
+            del reply.content[key]
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """Message -> client; once the messages are sent, and so have ids."""
+        return {m.metadata.message_id: name for m, name in self.sent}
 
     def sound(
         self, replies: Iterable[Message], timeout: float
@@ -51,7 +75,8 @@ class Phase:
             elif reply.has_error():
                 reason = one_line(reply)
             else:
-                self.bytes_up += records.count_bytes([reply])
+                if name not in self.updates:
+                    self.bytes_up += records.count_bytes([reply])
                 yield name, reply.content
                 continue
             _log.error("client %s left out of %s: %s", name, self.name, reason)

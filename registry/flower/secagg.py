@@ -96,6 +96,7 @@ class SecureFedClip(FedClip):
                 "differential privacy on the server"
             )
         messages = list(super().configure_train(server_round, arrays, config, grid))
+        self._spool = None  # the server gets a sum
         rows = [card.rows[0] for card in self.nodes.roster.cards.values()]
         uniform = server.weighting == "uniform"
         talk = _Talk(self._opened.sent.seen, messages, server.weighting)

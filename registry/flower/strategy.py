@@ -18,6 +18,7 @@ from flwr.app import (
     Message,
     MessageType,
     MetricRecord,
+    RecordDict,
 )
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result, Strategy
@@ -31,10 +32,12 @@ from ...federation.evaluation import summary_scores
 from ...federation.rounds import scored
 from ...runs.host_run import HostRun, one_run
 from ...stats import mean
+from ...wire.spool import Spool, spool_for
 from ...wire.update import ClientUpdate, State
 from ..common.log import conclude, greet, tell
 from ..common.roster import card_of_target, setup_of_server, setup_without_data
 from . import records
+from .arrivals import Arrivals, Take
 from .nodes import Nodes, Phase
 from .options import server_settings
 
@@ -63,6 +66,7 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         self.host_run: HostRun | None = None
         self._phase = Phase()
         self._round: Round | None = None  # from its opening to its close
+        self._spool: Spool | None = None  # of updates that are too many for the memory
 
     def start(
         self,
@@ -90,7 +94,7 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         if initial_arrays is not None and not done:
             first = initial_arrays
         result = super().start(
-            grid,
+            Arrivals(grid, self._taker),
             first,
             max(0, self.config.train.rounds - done),
             self.nodes.timeout,
@@ -149,6 +153,8 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         share, least = self.config.server.participation, self.sampling.min_train_nodes
         chosen = self.nodes.draw(grid, share, opened.number, least)
         self._run.drawn_from = self.nodes.drawn_from
+        size = sum(value.nbytes for value in opened.sent.answer.values())
+        self._spool = spool_for(len(chosen), size)
         return self._send(
             MessageType.TRAIN, opened.sent.payload, config, opened.number, chosen
         )
@@ -157,9 +163,9 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The average of the sound adapters; the former one where there is none."""
-        phase, sent = self._phase, self._opened.sent
+        phase, self._spool = self._phase, None
         updates = [
-            records.to_update(name, content, sent.answer, self.config.wire.compress)
+            phase.updates.get(name) or self._read(name, content)
             for name, content in phase.sound(replies, self.nodes.timeout)
         ]
         arrays, sound = self._aggregate(updates)
@@ -171,6 +177,17 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
             "loss": mean([u.metrics.get("loss") for u in sound]),
         }
         return arrays, records.to_metrics(metrics)
+
+    def _read(self, name: str, content: RecordDict) -> ClientUpdate:
+        like, codec = self._opened.sent.answer, self.config.wire.compress
+        return records.to_update(name, content, like, codec)
+
+    def _taker(self) -> Take | None:
+        """Who takes the replies of this phase as they come, if anybody."""
+        spool, phase = self._spool, self._phase
+        if spool is None:
+            return None
+        return lambda reply: phase.put_away(reply, self._read, spool)
 
     def _aggregate(
         self, updates: list[ClientUpdate]

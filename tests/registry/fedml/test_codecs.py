@@ -47,6 +47,19 @@ def test_a_derived_trainer_sends_the_same(features, change):
     assert sizes[0] <= sizes[1]  # FedML's loop hands over no metrics
 
 
+@pytest.mark.parametrize("change", [{}, VARIANTS[1], {"fedclip_alg": "gda"}])
+def test_a_round_that_waits_on_the_disk_ends_in_the_same_bits(
+    features, change, tmp_path, monkeypatch
+):
+    values = options(features, **change)
+    one = simulate(namespace(features, **values))
+    monkeypatch.setenv("FEDCLIP_CACHE", str(tmp_path))
+    monkeypatch.setenv("FEDCLIP_UPDATE_MEMORY", "0")
+    two = simulate(namespace(features, **values))
+    assert (tmp_path / "spool").is_dir()
+    assert distance(state_of(one), state_of(two)) == 0
+
+
 def test_a_trainer_that_does_not_compress_is_refused(features):
     from fedml.core import ClientTrainer
 

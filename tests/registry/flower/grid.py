@@ -47,6 +47,8 @@ class LocalGrid(Grid):
     traffic: list[tuple[str, int, int]] = field(default_factory=list)
     states: dict[int, RecordDict] = field(default_factory=dict)
     reverse: bool = False
+    waiting: dict[str, Message] = field(default_factory=dict)
+    pulled: int = 0
 
     def __post_init__(self) -> None:
         self._ids = itertools.count(1)
@@ -93,11 +95,18 @@ class LocalGrid(Grid):
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
         raise NotImplementedError
 
+    # Only where the replies are too many for the memory.
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise NotImplementedError
+        sent = list(messages)
+        replies = self.send_and_receive(sent)
+        for reply in replies:
+            self.waiting[reply.metadata.reply_to_message_id] = reply
+        return [message.metadata.message_id for message in sent]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise NotImplementedError
+        found = [m for i in message_ids if (m := self.waiting.pop(i, None))]
+        self.pulled += len(found)
+        return found
 
 
 def in_training(

@@ -28,6 +28,8 @@ from tests.registry.flower.grid import (
     embedded,
     equal,
     grid_of,
+    in_training,
+    no_answer,
     options,
     partitions,
 )
@@ -217,3 +219,32 @@ def test_every_site_scores_a_given_state_and_trains_nothing(
     found = json.loads((tmp_path / "job" / "summary.json").read_text())
     for which in ("zero_shot", "result"):
         assert found[which]["clients"] == trained[which]["clients"]
+
+
+# ------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("more", [{}, {"alg": "gda"}, {"compress": "int8"}])
+def test_replies_that_memory_does_not_hold_are_put_away_as_they_come(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    run_config = options(toy, **more)
+
+    def played() -> tuple[Any, Any, LocalGrid]:
+        grid = grid_of(run_config)
+        grid.faults[98] = in_training(no_answer, 1)
+        strategy = flower_host.FedClip({**run_config, "round-timeout": 3})
+        return strategy, strategy.start(grid), grid
+
+    strategy, expected, grid = played()
+    assert not grid.pulled
+    monkeypatch.setenv("FEDCLIP_CACHE", str(tmp_path))
+    monkeypatch.setenv("FEDCLIP_UPDATE_MEMORY", "0")
+    disk, result, grid = played()
+    assert grid.pulled == 5  # of three nodes in two rounds, one of which was away
+    assert equal(to_state(result.arrays), to_state(expected.arrays))
+    for number, metrics in expected.train_metrics_clientapp.items():
+        assert result.train_metrics_clientapp[number] == metrics
+    assert (
+        disk.host_run.now.progress.bytes_up == strategy.host_run.now.progress.bytes_up
+    )
