@@ -40,7 +40,7 @@ PATHS = f"-ffile-prefix-map={os.getcwd()}/="
 # depend on how the compiler split the loop around it.
 CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-ffp-contract=off"]
 CXX_FLAGS += [PATHS, *STABLE_ABI, *os.environ.get("FEDCLIP_CXX_FLAGS", "").split()]
-CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+CUDA_ARCHITECTURES = "7.5;8.0;9.0+PTX"  # older ones run the references
 # Files named *_<isa>.cpp are compiled for that instruction set, and left out (but the
 # generic ones) where the processor is no x86-64; csrc/cpu/isa.cpp decides at run time
 # whether they may be called.
@@ -144,15 +144,19 @@ def cuda_extensions() -> list[Any]:
             )
         return []
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
-    flags = [*STABLE_ABI, "-DUSE_CUDA"]
+    flags = [*STABLE_ABI, "-DUSE_CUDA", "-DFEDCLIP_GPU"]
     host = ["-fvisibility=hidden", "-Wall", PATHS]
     extension = make_extension(
         CUDAExtension,
         "_C_cuda",
         sources,
-        cxx=[*CXX_FLAGS, "-DUSE_CUDA"],
+        cxx=[*CXX_FLAGS, "-DUSE_CUDA", "-DFEDCLIP_GPU"],
         nvcc=["-O3", *flags, f"-Xcompiler={','.join(host)}"],
     )
+    # Its own runtime, unseen by others: the module loads under torch of any CUDA.
+    extension.libraries.remove("cudart")
+    extension.libraries += ["cudart_static", "rt", "dl", "pthread"]
+    extension.extra_link_args.append("-Wl,--exclude-libs,libcudart_static.a")
     extension.optional = mode == "auto"
     return [extension]
 

@@ -11,11 +11,9 @@ STABLE_TORCH_LIBRARY_IMPL(fedclip, CPU, m) {
     // they are registered only where FEDCLIP_ISA asks for them, as tests do.
     if (fedclip::isa() != fedclip::Isa::generic || fedclip::isa_requested()) {
         FEDCLIP_IMPL_PRODUCTS(m);
-        FEDCLIP_IMPL_BOXED(m, fresh_round, fedclip::boxed_fresh_round, true);
+        FEDCLIP_IMPL_BOXED(m, fresh_round, fedclip::boxed_fresh_round, true, true);
     }
-    FEDCLIP_IMPL_MEANS(m);
-    FEDCLIP_IMPL(m, squared_distances, true);
-    m.impl("squared_norms_int8", TORCH_BOX(&fedclip::squared_norms_int8));
+    FEDCLIP_IMPL_LISTS(m);
 }
 
 PYBIND11_MODULE(_C, m) {

@@ -52,8 +52,8 @@ Tensor weighted_mean(Tensors& xs, const Tensor& weights);
 
 Tensor weighted_mean_int8(Tensors& qs, Tensors& scales, const Tensor& weights);
 
-// On the CPU alone: how far each client's tensor is from one origin, as it is or as an
-// int8 difference; (K,) float64.
+// How far each client's tensor is from one origin, as it is or as an int8 difference;
+// (K,) float64.
 Tensor squared_distances(Tensors& xs, const Tensor& origin);
 
 Tensor squared_norms_int8(Tensors& qs, Tensors& scales);

@@ -1,6 +1,7 @@
 // Registers the kernels of one device with the dispatcher.  They compute in float32; a
-// call whose first argument is of another type goes to the PyTorch reference, which
-// fedclip_plugin/ops/ registers under the same name in the library `fedclip_reference`.
+// call whose first argument is of another type, or on a GPU without code in this build,
+// goes to the PyTorch reference, which fedclip_plugin/ops/ registers under the same
+// name in the library `fedclip_reference`.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -12,35 +13,51 @@
 #include "ops.h"
 #include "tensors.h"
 #include "torch_calls.h"
+#ifdef FEDCLIP_GPU
+#include "cuda/support.h"
+#endif
 
 namespace fedclip {
 
 using Boxed = void (*)(StableIValue* stack, std::uint64_t inputs,
                        std::uint64_t outputs);
 
-inline bool is_float32(AtenTensorHandle tensor) {
-    std::int32_t dtype = 0;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
-    return dtype == aoti_torch_dtype_float32();
-}
+// What decides who computes a call: its first argument.
+struct Lead {
+    std::int32_t dtype, device;
+
+    explicit Lead(AtenTensorHandle tensor) {
+        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
+        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor, &device));
+    }
+    bool served(bool float32) const {
+        if (float32 && dtype != aoti_torch_dtype_float32()) return false;
+#ifdef FEDCLIP_GPU
+        return refusal(device).empty();
+#else
+        return true;
+#endif
+    }
+};
 
 // Looks at the first argument, a tensor or a list of them, and leaves it on the stack.
-inline bool first_is_float32(StableIValue first, bool is_list) {
+inline bool is_served(StableIValue first, bool is_list, bool float32) {
     using torch::stable::detail::to;
-    if (!is_list) return is_float32(to<AtenTensorHandle>(first));
+    if (!is_list) return Lead(to<AtenTensorHandle>(first)).served(float32);
     const auto list = to<StableListHandle>(first);
     std::size_t size = 0;
     STABLE_TORCH_ERROR_CODE_CHECK(torch_list_size(list, &size));
     if (size == 0) return true;  // the kernel answers, or says that it is empty
     StableIValue item = 0;
     STABLE_TORCH_ERROR_CODE_CHECK(torch_list_get_item(list, 0, &item));
-    return is_float32(to<AtenTensorHandle>(item));  // borrowed: the list owns it
+    // borrowed: the list owns it
+    return Lead(to<AtenTensorHandle>(item)).served(float32);
 }
 
-inline void float32_or_reference(StableIValue* stack, std::uint64_t inputs,
-                                 std::uint64_t outputs, Boxed kernel,
-                                 const char* reference, bool is_list) {
-    if (first_is_float32(stack[0], is_list)) return kernel(stack, inputs, outputs);
+inline void kernel_or_reference(StableIValue* stack, std::uint64_t inputs,
+                                std::uint64_t outputs, Boxed kernel,
+                                const char* reference, bool is_list, bool float32) {
+    if (is_served(stack[0], is_list, float32)) return kernel(stack, inputs, outputs);
     STABLE_TORCH_ERROR_CODE_CHECK(
         torch_call_dispatcher(reference, "", stack, TORCH_ABI_VERSION));
 }
@@ -103,20 +120,25 @@ inline void boxed_fresh_round(StableIValue* stack, std::uint64_t inputs,
 
 }  // namespace fedclip
 
-#define FEDCLIP_IMPL_BOXED(m, op, boxed, is_list)                                      \
+// `is_list`: the first argument is one; `float32`: of other types the reference
+// computes.
+#define FEDCLIP_IMPL_BOXED(m, op, boxed, is_list, float32)                             \
     m.impl(#op, [](StableIValue* stack, std::uint64_t inputs, std::uint64_t outputs) { \
-        fedclip::float32_or_reference(stack, inputs, outputs, boxed,                   \
-                                      "fedclip_reference::" #op, is_list);             \
+        fedclip::kernel_or_reference(stack, inputs, outputs, boxed,                    \
+                                     "fedclip_reference::" #op, is_list, float32);     \
     })
-#define FEDCLIP_IMPL(m, op, is_list) \
-    FEDCLIP_IMPL_BOXED(m, op, TORCH_BOX(&fedclip::op), is_list)
+#define FEDCLIP_IMPL(m, op, is_list, float32) \
+    FEDCLIP_IMPL_BOXED(m, op, TORCH_BOX(&fedclip::op), is_list, float32)
 
-// The operators of both devices: those of matrix products, and the means.
-#define FEDCLIP_IMPL_PRODUCTS(m)                                           \
-    FEDCLIP_IMPL(m, adapter, false);                                       \
-    FEDCLIP_IMPL(m, adapter_backward, false);                              \
-    FEDCLIP_IMPL_BOXED(m, local_epoch, fedclip::boxed_local_epoch, false); \
-    FEDCLIP_IMPL_BOXED(m, local_round, fedclip::boxed_local_round, true)
-#define FEDCLIP_IMPL_MEANS(m)             \
-    FEDCLIP_IMPL(m, weighted_mean, true); \
-    m.impl("weighted_mean_int8", TORCH_BOX(&fedclip::weighted_mean_int8))
+// The operators of both devices: those of matrix products, and those of the clients'
+// tensors.
+#define FEDCLIP_IMPL_PRODUCTS(m)                                                 \
+    FEDCLIP_IMPL(m, adapter, false, true);                                       \
+    FEDCLIP_IMPL(m, adapter_backward, false, true);                              \
+    FEDCLIP_IMPL_BOXED(m, local_epoch, fedclip::boxed_local_epoch, false, true); \
+    FEDCLIP_IMPL_BOXED(m, local_round, fedclip::boxed_local_round, true, true)
+#define FEDCLIP_IMPL_LISTS(m)                         \
+    FEDCLIP_IMPL(m, weighted_mean, true, true);       \
+    FEDCLIP_IMPL(m, weighted_mean_int8, true, false); \
+    FEDCLIP_IMPL(m, squared_distances, true, true);   \
+    FEDCLIP_IMPL(m, squared_norms_int8, true, false)

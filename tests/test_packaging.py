@@ -188,6 +188,43 @@ def test_why_there_are_no_cuda_kernels_is_kept(
 
 
 @needs_kernels
+def test_the_cuda_kernels_can_be_left_alone_when_running() -> None:
+    found = capabilities_with(FEDCLIP_CUDA="0")
+    assert found["compiled"] is True
+    assert found["cuda_compiled"] is False
+    assert not any(found["cuda_ops"].values())  # type: ignore[attr-defined]
+    assert "FEDCLIP_CUDA=0" in str(found["cuda_note"])
+
+
+@pytest.mark.skipif(
+    load_kernels().cuda is None, reason="the CUDA kernels are not in use"
+)
+def test_the_cuda_module_needs_no_cuda_runtime_of_its_environment() -> None:
+    module = load_kernels().cuda
+    assert module is not None
+    assert module.__file__ is not None
+    assert b"libcudart.so" not in Path(module.__file__).read_bytes()
+    assert "-> str" in module.refusal.__doc__
+
+
+def test_a_gpu_that_the_kernels_refuse_is_checked_and_named_by_python(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Module:
+        @staticmethod
+        def refusal(index: int) -> str:
+            return "no kernel image is available" if index else ""
+
+    kernels = load_kernels()._replace(cuda=Module())  # type: ignore[arg-type]
+    monkeypatch.setattr(MODULE, "load_kernels", lambda: kernels)
+    MODULE.cuda_refusal.cache_clear()
+    first, second = (torch.device("cuda", index) for index in (0, 1))
+    assert (MODULE.serves(first), MODULE.serves(second)) == (True, False)
+    assert MODULE.cuda_refusal(1) == "no kernel image is available"
+    MODULE.cuda_refusal.cache_clear()
+
+
+@needs_kernels
 def test_the_module_tells_what_it_computes_with() -> None:
     module = load_kernels().cpu
     assert module is not None

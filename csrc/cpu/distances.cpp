@@ -1,5 +1,4 @@
-// The operators `squared_distances` and `squared_norms_int8`.  On GPUs the PyTorch
-// references serve.
+// The operators `squared_distances` and `squared_norms_int8`.
 #include "cpu/kernels.h"
 #include "ops.h"
 #include "tensors.h"

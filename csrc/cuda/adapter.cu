@@ -32,9 +32,7 @@ void run_rows(const Launch& launch, Kernel kernel, const Tensor& matrix,
               Arguments... arguments) {
     const std::int64_t rows = matrix.size(0), dim = matrix.size(1);
     if (rows == 0 || dim == 0) return;
-    kernel<<<blocks_for(rows, kWarps), kThreads, 0, launch.stream()>>>(arguments...,
-                                                                       rows, dim);
-    launch.launched();
+    launch.run(kernel, blocks_for(rows, kWarps), 0, arguments..., rows, dim);
 }
 
 }  // namespace

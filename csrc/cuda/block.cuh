@@ -43,7 +43,7 @@ struct Round {
     Shape shape;
     Space space;
     std::int64_t batch_size;
-    float one_beta1, beta2, one_beta2, weight_decay, logit_scale;
+    float one_beta1, one_beta2, weight_decay, logit_scale;
 };
 
 constexpr int kBarrierPitch = 64;  // a counter has its cache line for itself

@@ -8,6 +8,8 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include <cuda/atomic>
+
 namespace fedclip {
 
 __device__ inline float* dynamic_shared() {
@@ -21,18 +23,15 @@ __device__ inline float round_bf16(float value) {
     return __uint_as_float(unsigned(bits) << 16);
 }
 
+using Counter = cuda::atomic_ref<unsigned, cuda::thread_scope_device>;
+
 // Adds 1; what this block wrote before is visible to who sees the new value.
 __device__ inline void arrive(unsigned* counter) {
-    asm volatile("red.release.gpu.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+    Counter(*counter).fetch_add(1, cuda::memory_order_release);
 }
 
-__device__ inline unsigned arrived(const unsigned* counter) {
-    unsigned value;
-    asm volatile("ld.acquire.gpu.u32 %0, [%1];"
-                 : "=r"(value)
-                 : "l"(counter)
-                 : "memory");
-    return value;
+__device__ inline unsigned arrived(unsigned* counter) {
+    return Counter(*counter).load(cuda::memory_order_acquire);
 }
 
 }  // namespace fedclip

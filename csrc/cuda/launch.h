@@ -1,10 +1,16 @@
 // The host's side of a launch: device and stream of the caller, errors, small tables.
+//
+// Nothing here needs the syntax of CUDA C++: the tests compile this file against
+// tests/csrc/cuda_emulation/cuda_runtime.h and run the operators without a GPU.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
+#include <tuple>
+
+#include "plan.h"
 #include "tensors.h"
 #include "torch_calls.h"
 
@@ -32,7 +38,20 @@ class Launch {
     }
     cudaStream_t stream() const { return stream_; }
     void check(cudaError_t error) const { check_cuda(op_, error); }
-    void launched() const { check(cudaGetLastError()); }
+
+    // Blocks of kThreads run `kernel` with these arguments.
+    template <class... Parameters, class... Arguments>
+    void run(void (*kernel)(Parameters...), unsigned blocks, std::size_t shared_bytes,
+             Arguments... arguments) const {
+        std::tuple<Parameters...> values(arguments...);
+        std::apply(
+            [&](auto&... value) {
+                void* pointers[] = {&value...};
+                check(cudaLaunchKernel(kernel, dim3(blocks), dim3(kThreads), pointers,
+                                       shared_bytes, stream_));
+            },
+            values);
+    }
 
     int attribute(cudaDeviceAttr which) const {
         int device = 0, value = 0;
@@ -40,6 +59,7 @@ class Launch {
         check(cudaDeviceGetAttribute(&value, which, device));
         return value;
     }
+    // To be called first: what a capture does not allow ends it.
     void refuse_capture() const {
         cudaStreamCaptureStatus status;
         check(cudaStreamIsCapturing(stream_, &status));
@@ -96,6 +116,14 @@ class Tables {
 
 inline unsigned blocks_for(std::int64_t units, std::int64_t of_block) {
     return static_cast<unsigned>((units + of_block - 1) / of_block);
+}
+
+// Whether every pointer is a multiple of `bytes`.
+template <class T>
+bool aligned(const std::vector<const T*>& pointers, std::size_t bytes) {
+    return std::all_of(pointers.begin(), pointers.end(), [&](const T* p) {
+        return reinterpret_cast<std::uintptr_t>(p) % bytes == 0;
+    });
 }
 
 }  // namespace fedclip

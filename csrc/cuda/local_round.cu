@@ -26,7 +26,7 @@ int group_asked() {
 
 // The grid for some clients: groups of blocks that are all resident at once.
 struct Grid {
-    const void* kernel;
+    void (*kernel)(Round);
     Shape shape;
     int groups;
     std::size_t shared_bytes;
@@ -34,8 +34,7 @@ struct Grid {
 
 Grid choose_grid(const Launch& launch, const TrainingArguments& all,
                  std::int64_t active) {
-    const void* kernel = all.bf16() ? reinterpret_cast<const void*>(train_round<true>)
-                                    : reinterpret_cast<const void*>(train_round<false>);
+    const auto kernel = all.bf16() ? train_round<true> : train_round<false>;
     const int blocks = launch.attribute(cudaDevAttrMultiProcessorCount);
     const int shared = launch.attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
     check(launch.attribute(cudaDevAttrCooperativeLaunch) != 0, kOp,
@@ -106,13 +105,10 @@ class Training {
     void start() {
         if (plan_.active) {
             grid_ = choose_grid(launch_, all_, plan_.active);
-            schedule_ = share_out_clients(plan_.steps, grid_.groups);
         }
         of_clients_ = tables_.add(plan_.clients);
         of_client_ = tables_.add(plan_.client_of);
         of_adam_ = tables_.add(plan_.adam);
-        of_order_ = tables_.add(schedule_.order);
-        of_begin_ = tables_.add(schedule_.begin);
         tables_.send(launch_, text_);
         prepare();
         if (plan_.active) train();
@@ -150,21 +146,31 @@ class Training {
         table_ = {start, start + samples, start + 2 * samples, start + 3 * samples,
                   start + 4 * samples};
         const unsigned blocks = unsigned(steps + std::int64_t(plan_.clients.size()));
-        prepare_round<<<blocks, kThreads, kThreads * sizeof(int), launch_.stream()>>>(
-            tables_.at<Client>(of_clients_), tables_.at<int>(of_client_), steps,
-            all_.batch_size, all_.classes(), table_, error());
-        launch_.launched();
+        launch_.run(prepare_round, blocks, kThreads * sizeof(int),
+                    tables_.at<Client>(of_clients_), tables_.at<int>(of_client_), steps,
+                    all_.batch_size, all_.classes(), table_, error());
     }
 
+    // All groups at once; fewer, where less than the whole GPU is granted (a green
+    // context, some shares of MPS).  A client's bits do not depend on their number.
     void train() {
+        while (!launched_all_groups()) grid_.groups = (grid_.groups + 1) / 2;
+    }
+
+    bool launched_all_groups() {
+        const Schedule schedule = share_out_clients(plan_.steps, grid_.groups);
+        Tables lists;
+        const std::size_t order = lists.add(schedule.order),
+                          begin = lists.add(schedule.begin);
+        lists.send(launch_, text_);
         const Space space(grid_.shape, plan_.rows,
                           std::min(plan_.rows, all_.classes()));
         workspace_ = torch::stable::new_empty(text_, {grid_.groups * space.size});
         barriers_ =
             launch_.filled(text_, grid_.groups * kBarrierPitch * sizeof(unsigned), 0);
         Round round{tables_.at<Client>(of_clients_),
-                    tables_.at<int>(of_order_),
-                    tables_.at<int>(of_begin_),
+                    lists.at<int>(order),
+                    lists.at<int>(begin),
                     tables_.at<AdamStep>(of_adam_),
                     table_,
                     floats(text_),
@@ -175,15 +181,20 @@ class Training {
                     space,
                     all_.batch_size,
                     float(1 - all_.beta1),
-                    float(all_.beta2),
                     float(1 - all_.beta2),
                     float(all_.weight_decay),
                     float(all_.logit_scale)};
         void* arguments[] = {&round};
         const dim3 blocks(unsigned(grid_.groups * grid_.shape.group));
-        launch_.check(cudaLaunchCooperativeKernel(grid_.kernel, blocks, dim3(kThreads),
-                                                  arguments, grid_.shared_bytes,
-                                                  launch_.stream()));
+        const cudaError_t error =
+            cudaLaunchCooperativeKernel(grid_.kernel, blocks, dim3(kThreads), arguments,
+                                        grid_.shared_bytes, launch_.stream());
+        if (error == cudaErrorCooperativeLaunchTooLarge && grid_.groups > 1) {
+            (void)cudaGetLastError();
+            return false;
+        }
+        launch_.check(error);
+        return true;
     }
 
     const Launch& launch_;
@@ -191,10 +202,8 @@ class Training {
     const Tensor& text_;
     Plan plan_;
     Grid grid_{};
-    Schedule schedule_;
     Tables tables_;
-    std::size_t of_clients_ = 0, of_client_ = 0, of_adam_ = 0, of_order_ = 0,
-                of_begin_ = 0;
+    std::size_t of_clients_ = 0, of_client_ = 0, of_adam_ = 0;
     ClassTable table_{};
     Tensor indices_, error_, workspace_, barriers_;
 };
@@ -204,12 +213,12 @@ class Training {
 Tensor local_round(TrainingArguments arguments) {
     const TrainingArguments& all = arguments;
     const Launch launch(kOp, all.x.empty() ? all.text : all.x[0]);
+    launch.refuse_capture();  // it waits for the device
     auto clients = take_clients(arguments);
     const Tensor losses = make_losses(all.text, clients);
     if (clients.empty()) return losses;
     check(all.dim() >= 1, "x[0]: expected at least one column, got ",
           describe(all.x[0]));
-    launch.refuse_capture();  // it waits for the device
     Training training(launch, all, clients);
     training.start();
     training.finish(clients);

@@ -48,9 +48,11 @@ inline Shape shape_of(int dim, int features, std::int64_t shared_limit) {
     return shape;
 }
 
-// The largest share of a block with all slabs in shared memory; if that takes more
-// blocks than there are, or `group` asks for another share, the rest of the slabs is in
-// global memory.  It does not depend on the clients, so neither do a client's bits.
+// The largest share of a block with all slabs in shared memory, but at least the
+// features of a tile: with fewer a tile's products take as long, on more blocks.  Where
+// that does not fit, takes more blocks than there are, or `group` asks for another
+// share, the last slabs (moments) are in global memory, that is the L2 cache.  It does
+// not depend on the clients, so neither do a client's bits.
 inline Shape choose_shape(int dim, int blocks, std::int64_t shared_limit, int group) {
     const int least = multiple_of_4((dim + blocks - 1) / blocks);
     if (group > 0) {
@@ -58,12 +60,11 @@ inline Shape choose_shape(int dim, int blocks, std::int64_t shared_limit, int gr
         return shape_of(dim, std::max(features, least), shared_limit);
     }
     int features = multiple_of_4(dim);
-    while (features > 4 && shape_of(dim, features, shared_limit).resident < kSlabs) {
+    while (features > kFeatures &&
+           shape_of(dim, features, shared_limit).resident < kSlabs) {
         features -= 4;
     }
-    // whole tiles: 16 features, or 8
-    if (features < dim && features > kFeatures) features -= features % kFeatures;
-    if (features < dim && features > 8 && features < kFeatures) features = 8;
+    if (features < dim) features -= features % kFeatures;  // whole tiles
     return shape_of(dim, std::max(features, least), shared_limit);
 }
 

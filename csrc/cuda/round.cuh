@@ -188,8 +188,7 @@ __device__ inline void update_phase(const Block& block, const Batch& batch,
         }
     }
     __syncthreads();
-    const Adam adam{step, round.one_beta1, round.beta2, round.one_beta2,
-                    round.weight_decay};
+    const Adam adam{step, round.one_beta1, round.one_beta2, round.weight_decay};
     float* copy =
         block.weights_copy(block.turn + 1) + block.first * std::int64_t(shape.pitch);
     update_layer<Bf16>(block.stage, block.own(block.du(), batch.rows), block.features,

@@ -5,15 +5,15 @@
 
 namespace fedclip {
 
-// torch.optim.Adam with its bias corrections folded in.
+// torch.optim.Adam with its bias corrections folded in; the averages as on the CPU.
 struct Adam {
     AdamStep now;
-    float one_beta1, beta2, one_beta2, weight_decay;
+    float one_beta1, one_beta2, weight_decay;
 
     __device__ void step(float& value, float& exp_avg, float& exp_avg_sq,
                          float grad) const {
         grad = fmaf(weight_decay, value, grad);
-        exp_avg_sq = fmaf(grad * grad, one_beta2, exp_avg_sq * beta2);
+        exp_avg_sq = fmaf(one_beta2, fmaf(grad, grad, -exp_avg_sq), exp_avg_sq);
         exp_avg = fmaf(one_beta1, grad - exp_avg, exp_avg);
         value = fmaf(-now.rate, exp_avg / (sqrtf(exp_avg_sq) + now.eps), value);
     }

@@ -7,13 +7,6 @@
 namespace fedclip {
 namespace {
 
-template <class T>
-bool aligned(const std::vector<const T*>& pointers, std::size_t bytes) {
-    return std::all_of(pointers.begin(), pointers.end(), [&](const T* p) {
-        return reinterpret_cast<std::uintptr_t>(p) % bytes == 0;
-    });
-}
-
 // `scales` is empty or has a client's scale for each row of `columns`.
 template <class T>
 void run_mean(const Launch& launch, const std::vector<const T*>& data,
@@ -22,7 +15,6 @@ void run_mean(const Launch& launch, const std::vector<const T*>& data,
               const Tensor& mean) {
     const std::int64_t size = mean.numel(), clients = std::int64_t(data.size());
     if (size == 0) return;
-    launch.refuse_capture();  // the table's memory on the host is gone at a replay
     Tables tables;
     const std::size_t xs = tables.add(data), of_shares = tables.add(shares),
                       of_scales = tables.add(scales);
@@ -34,10 +26,8 @@ void run_mean(const Launch& launch, const std::vector<const T*>& data,
     const auto kernel = vectors ? mean_of<Four, T> : mean_of<One, T>;
     const unsigned blocks =
         blocks_for(size, kThreads * (vectors ? Four::width : One::width));
-    kernel<<<blocks, kThreads, 0, launch.stream()>>>(tables.at<const T*>(xs), factors,
-                                                     clients, size, columns,
-                                                     mean.mutable_data_ptr<float>());
-    launch.launched();
+    launch.run(kernel, blocks, 0, tables.at<const T*>(xs), factors, clients, size,
+               columns, mean.mutable_data_ptr<float>());
 }
 
 }  // namespace
@@ -45,6 +35,7 @@ void run_mean(const Launch& launch, const std::vector<const T*>& data,
 Tensor weighted_mean(Tensors& xs, const Tensor& weights) {
     check(!xs.empty(), "xs: expected at least one tensor, got none");
     const Launch launch("weighted_mean", xs[0]);
+    launch.refuse_capture();  // the table's memory on the host is gone at a replay
     expect_like_first("xs", xs, ScalarType::Float);
     const std::vector<double> shares = shares_of(weights, xs.size());
     const auto data = pointers<float>(xs);
@@ -57,6 +48,7 @@ Tensor weighted_mean(Tensors& xs, const Tensor& weights) {
 Tensor weighted_mean_int8(Tensors& qs, Tensors& scales, const Tensor& weights) {
     check(!qs.empty(), "qs: expected at least one tensor, got none");
     const Launch launch("weighted_mean_int8", qs[0]);
+    launch.refuse_capture();
     const std::int64_t rows = expect_scaled(qs, scales);
     const std::vector<double> shares = shares_of(weights, qs.size());
     const auto data = pointers<signed char>(qs);

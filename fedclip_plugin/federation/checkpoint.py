@@ -10,12 +10,16 @@ Its tensors are ``state/<key>``, ``memory/<slot>/<key>`` of the server,
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
+
 from ..errors import RunError
+from ..ops.kernels import computes_with
 from ..server import adjustment, optimizer
 from ..storage.files import remove_leftovers
 from ..storage.shapes import count, fields, number, several
@@ -25,6 +29,8 @@ from ..wire.compression import RESIDUAL
 from ..wire.update import State, flatten, on_device, unflatten
 from .build import Federation
 from .engine import Progress, RunState, final
+
+_log = logging.getLogger("fedclip")
 
 DURABLE_SECONDS = 5.0  # power loss may cost this much; kill -9 costs nothing
 _FORMAT = "4"
@@ -51,8 +57,11 @@ class Checkpoint:
         self.identity = identity
         self._synced = 0.0
 
-    def save(self, now: RunState) -> None:
-        """Write a run in one step; the best state once where it is the last."""
+    def save(self, now: RunState, device: torch.device | None = None) -> None:
+        """Write a run in one step; the best state once where it is the last.
+
+        With ``device``, also what computed it.
+        """
         tensors = _named("state/", now.state) | _named("kept/", flatten(now.kept))
         tensors |= _named("memory/", now.memory)
         progress = now.progress
@@ -64,6 +73,8 @@ class Checkpoint:
             tensors |= {k: v.clone() if id(v) in there else v for k, v in best.items()}
         durable = time.monotonic() - self._synced > DURABLE_SECONDS
         meta = {"progress": json.dumps(asdict(progress)), "identity": self.identity}
+        if device is not None:
+            meta["computed"] = _computes_with(device)
         write_tensors(self.path, tensors, meta | {"format": _FORMAT}, durable=durable)
         if durable:
             self._synced = time.monotonic()
@@ -73,11 +84,19 @@ class Checkpoint:
 
         Its states have the keys, shapes and dtypes of ``fed``'s first.  Raises RunError
         for a damaged file, one of another run or of an earlier version, or one that was
-        made to look like this run's.
+        made to look like this run's.  Warns where something else computed it, as the
+        bits may then differ from those of an undisturbed run.
         """
-        if (found := self.accept()) is None:
+        if (found := self._accept()) is None:
             return None
-        tensors, progress = found
+        tensors, meta, progress = found
+        here = _computes_with(fed.task.text.device)
+        if (former := meta.get("computed", here)) != here:
+            _log.warning(
+                "resumed on %s; its rounds so far were computed on %s: the result may "
+                "differ in the last bits",
+                *(here, former),
+            )
         for directory in self.path.parents[:2]:
             remove_leftovers(directory)
         tensors = on_device(tensors, fed.task.text.device)
@@ -107,15 +126,18 @@ class Checkpoint:
 
         None without a file.  Raises RunError as :meth:`load` does.
         """
+        found = self._accept()
+        return found and (found[0], found[2])
+
+    def _accept(self) -> tuple[State, dict[str, str], Progress] | None:
         if (found := _read(self.path)) is None:
             return None
-        tensors, meta, progress = found
-        if meta.get("identity") != self.identity:
+        if found[1].get("identity") != self.identity:
             raise RunError(
                 f"checkpoint {self.path} belongs to a run with another configuration "
                 "or other features; use its own options, or another --out"
             )
-        return tensors, progress
+        return found
 
 
 def saved_progress(directory: Path) -> Progress | None:
@@ -147,6 +169,10 @@ def _read(path: Path) -> tuple[State, dict[str, str], Progress] | None:
             "fedclip-plugin; delete it to start again, or finish the run with that"
         )
     return tensors, meta, progress
+
+
+def _computes_with(device: torch.device) -> str:
+    return f"{computes_with(device)}, PyTorch {torch.__version__}"
 
 
 def _damaged(path: Path, why: object) -> RunError:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .kernels import load_kernels
+from .kernels import serves
 
 _PARAMS = ("w1", "b1", "w2", "b2")
 
@@ -67,7 +67,7 @@ def check_index(name: str, value: Tensor, x: Tensor, below: int) -> None:
             f"{name}: expected (rows,) int64 on {x.device}, "
             f"got {tuple(value.shape)} {value.dtype} on {value.device}"
         )
-    if value.is_cuda and x.dtype is torch.float32 and load_kernels().cuda:
+    if value.is_cuda and x.dtype is torch.float32 and serves(x.device):
         return  # the kernel looks itself: here it would cost two waits a client
     if value.numel():
         low, high = (int(v) for v in torch.aminmax(value))
@@ -165,6 +165,8 @@ def check_weights(weights: Tensor, count: int) -> None:
             f"weights: expected shape ({count},) floating point, "
             f"got {tuple(weights.shape)} {weights.dtype}"
         )
+    if weights.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("weights: a mean cannot be captured in a CUDA graph")
     total = float(weights.sum(dtype=torch.float64))
     if not (0 < total < math.inf and bool((weights >= 0).all())):
         raise ValueError(

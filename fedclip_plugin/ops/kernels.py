@@ -1,7 +1,8 @@
 """What this installation computes with: the compiled kernels and the machine.
 
-``FEDCLIP_PURE_PYTHON=1`` leaves the kernels alone, ``FEDCLIP_ISA`` picks their
-instruction set, one of ``ISAS``; both are read when the operators are first imported.
+``FEDCLIP_PURE_PYTHON=1`` leaves the kernels alone, ``FEDCLIP_CUDA=0`` those for GPUs,
+``FEDCLIP_ISA`` picks the instruction set of the others, one of ``ISAS``; all are read
+when the operators are first imported.
 """
 
 from __future__ import annotations
@@ -119,10 +120,47 @@ def load_kernels() -> Kernels:
         raise ConfigError(
             f"FEDCLIP_ISA={requested}: this processor has {', '.join(available)}"
         )
+    if os.environ.get("FEDCLIP_CUDA") == "0":
+        return Kernels(cpu, None, "", "FEDCLIP_CUDA=0 is set")
     if torch.version.cuda is None:  # a wheel may hold the module all the same
         return Kernels(cpu, None, "", f"PyTorch {torch.__version__} is without CUDA")
     cuda, cuda_note = _load(_CUDA_MODULE)
     return Kernels(cpu, cuda, "", cuda_note)
+
+
+@functools.cache
+def cuda_refusal(index: int) -> str:
+    """Why no CUDA kernel serves the GPU ``index``; "" if they do.
+
+    A GPU older than those that the module was built for, or an old driver, has no code
+    in it: the PyTorch references compute there.
+    """
+    kernels = load_kernels()
+    if kernels.cuda is None:
+        return kernels.cuda_note
+    refusal: str = kernels.cuda.refusal(index)
+    return refusal
+
+
+def serves(device: torch.device) -> bool:
+    """Whether compiled kernels may compute on a device."""
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return not cuda_refusal(index)
+    return device.type == "cpu" and load_kernels().cpu is not None
+
+
+def computes_with(device: torch.device) -> str:
+    """What the bits of results depend on, in words, beside the version of PyTorch."""
+    if device.type != "cuda":
+        cpu = load_kernels().cpu
+        return f"{device.type}, {f'{cpu.isa()} kernels' if cpu else 'no kernels'}"
+    facts = torch.cuda.get_device_properties(device)
+    said = f"{facts.name} of {facts.multi_processor_count} multiprocessors"
+    if not serves(device):
+        return f"{said}, no kernels"
+    group = os.environ.get("FEDCLIP_CUDA_GROUP")
+    return f"{said}, kernels{f', groups of {group}' if group else ''}"
 
 
 def _load(name: str) -> tuple[ModuleType | None, str]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels import LIBRARY, load_kernels
+from .kernels import LIBRARY, serves
 
 SCHEMAS: dict[str, str] = {}  # operator -> its schema
 
@@ -52,13 +52,12 @@ def differentiate(
 
 
 @functools.cache
-def has_kernel(name: str, device: str) -> bool:
-    """Whether a compiled kernel serves ``fedclip::<operator>`` on a device type."""
-    kernels = load_kernels()
-    if device not in ("cpu", "cuda") or not (kernels.cpu or kernels.cuda):
+def has_kernel(name: str, device: torch.device) -> bool:
+    """Whether a compiled kernel serves ``fedclip::<operator>`` on a device."""
+    if not serves(device):
         return False
-    found = torch._C._dispatch_has_kernel_for_dispatch_key(name, device.upper())
-    return bool(found)
+    key = device.type.upper()
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, key))
 
 
 def call(
@@ -69,7 +68,7 @@ def call(
     A compiled kernel, which takes ``lead`` in ``dtype``, checks the same in no time:
     Python's checks are made where another answers, or one has refused.
     """
-    if not (lead.dtype is dtype and has_kernel(operator.name(), lead.device.type)):
+    if not (lead.dtype is dtype and has_kernel(operator.name(), lead.device)):
         explain()
     try:
         return operator(*args)

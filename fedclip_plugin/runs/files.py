@@ -101,7 +101,7 @@ class RunFiles:
         if now.result is not None:
             line = now.result.as_dict()
             self.metrics.add(line)
-            self.checkpoint.save(now)
+            self.checkpoint.save(now, self.setup.fed.task.text.device)
             self._trackers.log(cleaned(line))
 
     def finish(

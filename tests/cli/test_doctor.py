@@ -297,6 +297,19 @@ def test_a_gpu_without_kernels_in_this_pytorch_fails(monkeypatch):
     assert "--device cpu" in check.remedy
 
 
+def test_why_a_gpu_does_without_the_cuda_kernels_is_told(monkeypatch):
+    cuda, ones = torch.device("cuda:1"), torch.ones
+    monkeypatch.setattr(machine, "resolve_device", lambda name: cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: _Gpu)
+    monkeypatch.setattr(machine, "low_precision", lambda device: "fp16")
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: ones(*shape))
+    refusals = ["", "no kernel image is available"]
+    monkeypatch.setattr(machine, "cuda_refusal", lambda index: refusals[index])
+    (check,) = machine.check_device("cuda:1")
+    assert check.status == "ok"
+    assert "no CUDA kernels: no kernel image is available" in check.detail
+
+
 def test_a_home_that_is_not_there(monkeypatch, tmp_path):
     def nobody() -> Path:
         raise RuntimeError("Could not determine home directory.")

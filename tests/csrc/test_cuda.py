@@ -18,9 +18,7 @@ def test_every_operator_has_a_cuda_kernel_even_without_a_gpu():
     found = capabilities()["cuda_ops"]
     assert set(found) == set(ops.SCHEMAS)
     assert [name for name, there in found.items() if not there] == [
-        "fresh_round",  # by local_round's
-        "squared_distances",  # one pass of PyTorch's own does as well there
-        "squared_norms_int8",
+        "fresh_round"  # by local_round's
     ]
 
 
@@ -114,6 +112,23 @@ def test_weighted_mean_int8(count, shape):
         [q.cpu() for q in qs], [s.cpu() for s in scales], weights
     )
     torch.testing.assert_close(mean.cpu(), want, rtol=0, atol=2e-6)
+
+
+@on_gpu
+@pytest.mark.parametrize("count", [1, 100])
+@pytest.mark.parametrize("shape", [(5,), (3, 7), (512, 512), (0, 4)])
+def test_squared_distances_and_norms(count, shape):
+    torch.manual_seed(count)
+    xs = [torch.randn(shape).cuda() for _ in range(count)]
+    found = OPS.squared_distances(xs, xs[-1])
+    want = ops.squared_distances_reference(doubles(*xs), xs[-1].double())
+    torch.testing.assert_close(found, want, rtol=1e-6, atol=0)
+    assert torch.equal(found, OPS.squared_distances(xs, xs[-1]))
+    qs = [torch.randint(-128, 128, shape).char().cuda() for _ in range(count)]
+    scales = [torch.rand(shape[0]).cuda() / 100 for _ in range(count)]
+    norms = ops.squared_norms_int8_reference(qs, scales)
+    found = OPS.squared_norms_int8(qs, scales)
+    torch.testing.assert_close(found, norms, rtol=1e-12, atol=0)
 
 
 @on_gpu

@@ -1,4 +1,7 @@
-"""The CUDA kernels' numbers without a GPU; see cuda_emulation/__init__.py."""
+"""The CUDA operators without a GPU, host code included; see cuda_emulation/__init__.py.
+
+Memory that nobody wrote is NaN: torch fills what it allocates.
+"""
 
 from __future__ import annotations
 
@@ -14,28 +17,31 @@ import torch
 
 from fedclip_plugin import ops
 from tests.csrc import cuda_emulation as emulation
-from tests.csrc.cuda_emulation import Int, addresses, exact_copy, integers
-from tests.ops.inputs import ADAM, REFERENCE, SCALE, epoch, make_client, make_params
+from tests.csrc.cuda_emulation import Emulation
+from tests.ops.inputs import (
+    REFERENCE,
+    epoch,
+    make_client,
+    make_params,
+    whole_round,
+)
 
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-pytestmark = needs_compiler
-NAN = float("nan")
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    return emulation.build(tmp_path_factory.mktemp("emulation"))
+def built(tmp_path_factory):
+    return Emulation(tmp_path_factory.mktemp("emulation"))
 
 
-def run(kernels, name, *arguments, seed=0):
-    """Call a kernel; tensors go in as pointers."""
-    given = [
-        emulation.address(a) if isinstance(a, torch.Tensor) or a is None else a
-        for a in arguments
-    ]
-    given = [Int(a) if isinstance(a, int) else a for a in given]
-    message = getattr(kernels, f"emulate_{name}")(*given, ctypes.c_uint64(seed))
-    assert message == b""
+@pytest.fixture
+def gpu(built, monkeypatch):
+    """The emulated operators on a device as it comes; memory starts as NaN."""
+    monkeypatch.setenv("FEDCLIP_CUDA_GROUP", "")
+    torch.use_deterministic_algorithms(True)
+    yield built
+    torch.use_deterministic_algorithms(False)
+    built.reset()
 
 
 def close(got, want, tolerance=2e-5):
@@ -45,123 +51,83 @@ def close(got, want, tolerance=2e-5):
         assert float((got.double() - want.double()).abs().max()) <= tolerance * scale
 
 
+def strided(tensor):
+    wide = tensor.new_zeros(*tensor.shape[:-1], 2 * tensor.shape[-1] + 1)
+    return wide[..., 1::2].copy_(tensor)
+
+
 @pytest.mark.parametrize("dim", [1, 7, 33, 130])
-@pytest.mark.parametrize("rows", [1, 8, 19])
-def test_what_stands_between_the_adapters_products(kernels, dim, rows):
+@pytest.mark.parametrize("rows", [0, 1, 8, 19])
+def test_adapter_and_its_backward(gpu, dim, rows):
     torch.manual_seed(dim * 100 + rows)
-    x, params = torch.randn(rows, dim).double(), [p.double() for p in make_params(dim)]
-    z64, h64 = ops.adapter_reference(x, *params)
-    w1, b1, w2, b2 = params
-    h = exact_copy((x @ w1.t()).float())
-    run(kernels, "tanh_rows", h, exact_copy(b1.float()), rows, dim)
-    close(h, h64)
-    z, inputs = exact_copy((h64 @ w2.t()).float()), exact_copy(x.float())
-    run(kernels, "gate_scores", z, exact_copy(b2.float()), inputs, rows, dim)
+    x, params = torch.randn(rows, dim), make_params(dim)
+    z, h = gpu.ops.adapter(x, *params)
+    z64, h64 = ops.adapter_reference(x.double(), *[p.double() for p in params])
     close(z, z64)
-    dz, dh = torch.randn(rows, dim).double(), torch.randn(rows, dim).double()
-    du = exact_copy(torch.full((rows, dim), NAN))
-    run(kernels, "grad_scores", exact_copy(dz.float()), z, du, rows, dim)
-    du64 = z64 * (dz - z64 * (z64 * dz).sum(1, keepdim=True))
-    close(du, du64)
+    close(h, h64)
+    dz, dh = torch.randn(rows, dim), torch.randn(rows, dim)
     for extra in (None, dh):
-        grad = exact_copy((du64 @ w2).float())
-        given = None if extra is None else exact_copy(extra.float())
-        run(kernels, "grad_hidden", grad, given, h, rows, dim)
-        close(grad, (du64 @ w2 + (0 if extra is None else extra)) * (1 - h64 * h64))
+        got = gpu.ops.adapter_backward(dz, extra, x, h, z, params[2])
+        extra64 = None if extra is None else extra.double()
+        exact = dz.double(), extra64, x.double(), h64, z64, params[2].double()
+        for a, b in zip(got, ops.adapter_backward_reference(*exact)):
+            close(a, b, 5e-5)
 
 
-def test_zero_rows_and_nan_in_the_gate(kernels):
-    x, u = torch.randn(5, 40), torch.randn(5, 40)
-    x[1], x[3] = 0, NAN
-    run(kernels, "gate_scores", u, torch.zeros(40), x, 5, 40)
-    assert torch.equal(u[1], torch.zeros(40))
-    assert u[3].isnan().all()
-    assert u[[0, 2, 4]].isfinite().all()
+def test_zero_rows_and_nan_in_the_gate(gpu):
+    x = torch.randn(5, 40)
+    x[1], x[3] = 0, float("nan")
+    z, _ = gpu.ops.adapter(x, *make_params(40))
+    assert torch.equal(z[1], torch.zeros(40))
+    assert z[3].isnan().all()
+    assert z[[0, 2, 4]].isfinite().all()
 
 
-@pytest.mark.parametrize("count", [1, 7, 8, 9, 16, 21])
-@pytest.mark.parametrize("size", [1, 5, 1024, 2051])
-def test_weighted_mean(kernels, count, size):
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 21])
+@pytest.mark.parametrize("size", [0, 1, 5, 1024, 2051])
+def test_weighted_mean_and_distances(gpu, count, size):
     torch.manual_seed(count)
-    xs = [exact_copy(torch.randn(size)) for _ in range(count)]
+    xs = [torch.randn(size) for _ in range(count)]
+    odd = [torch.zeros(size + 1)[1:].copy_(x) for x in xs]  # no vectors of four
     weights = torch.rand(count, dtype=torch.float64) + 0.1
-    want = ops.weighted_mean_reference([x.double() for x in xs], weights)
-    for vectors in (0, 1):
-        out = exact_copy(torch.full((size,), NAN))
-        share = weights / weights.sum()
-        table = addresses(xs)
-        run(kernels, "mean_float", table, share, count, size, out, vectors)
-        torch.testing.assert_close(out.double(), want, rtol=0, atol=1e-6)
+    doubles = [x.double() for x in xs]
+    want = ops.weighted_mean_reference(doubles, weights)
+    squares = ops.squared_distances_reference(doubles, doubles[-1])
+    for given in (xs, odd):
+        mean = gpu.ops.weighted_mean(given, weights)
+        torch.testing.assert_close(mean.double(), want, rtol=0, atol=1e-6)
+        found = gpu.ops.squared_distances(given, xs[-1])
+        torch.testing.assert_close(found, squares, rtol=1e-6, atol=0)
+
+
+def test_a_distance_over_many_blocks(gpu):
+    xs = [torch.randn(40_000) for _ in range(2)]
+    found = gpu.ops.squared_distances(xs, xs[0])
+    want = ops.squared_distances_reference([x.double() for x in xs], xs[0].double())
+    torch.testing.assert_close(found, want, rtol=1e-6, atol=0)
+    xs[1][39_999] = float("nan")
+    assert gpu.ops.squared_distances(xs, xs[0]).isnan().tolist() == [False, True]
+    assert gpu.ops.squared_distances([], xs[0]).shape == (0,)
 
 
 @pytest.mark.parametrize("count", [1, 8, 11])
-@pytest.mark.parametrize("shape", [(5, 1), (3, 7), (6, 64), (2, 516)])
-def test_weighted_mean_int8(kernels, count, shape):
+@pytest.mark.parametrize("shape", [(0, 4), (5, 1), (3, 7), (6, 64), (2, 516)])
+def test_int8(gpu, count, shape):
     torch.manual_seed(count)
-    qs = [exact_copy(torch.randint(-128, 128, shape).char()) for _ in range(count)]
-    scales = [exact_copy(torch.rand(shape[0]) / 100) for _ in range(count)]
+    qs = [torch.randint(-128, 128, shape).char() for _ in range(count)]
     weights = torch.rand(count, dtype=torch.float64) + 0.1
-    want = ops.weighted_mean_int8_reference(qs, scales, weights)
-    for vectors in (0, 1) if shape[1] % 4 == 0 else (0,):
-        out = exact_copy(torch.full(shape, NAN))
-        share = weights / weights.sum()
-        tables = addresses(qs), share, addresses(scales)
-        size, columns = out.numel(), shape[1]
-        run(kernels, "mean_int8", *tables, count, size, columns, out, vectors)
-        torch.testing.assert_close(out, want, rtol=0, atol=2e-6)
-
-
-def train(kernels, clients, batch, blocks=6, group=0, shared=1 << 20, bf16=0, seed=0):
-    """All clients in one launch, in place; losses, and how it was laid out."""
-    for c in clients:
-        for name in ("x", "y", "perm", "text"):
-            setattr(c, name, exact_copy(getattr(c, name)))
-        for name in ("params", "exp_avg", "exp_avg_sq"):
-            setattr(c, name, [exact_copy(t) for t in getattr(c, name)])
-    sizes = [
-        len(c.perm) // batch + (len(c.perm) % batch > 1) if batch > 1 else 0
-        for c in clients
-    ]
-    losses = [exact_copy(torch.full((n,), NAN)) for n in sizes]
-    lr, beta1, beta2, eps, decay = ADAM
-    found = integers([-1] * 7)
-    text = clients[0].text
-    arguments = emulation.RoundArguments(
-        len(clients),
-        text.shape[1],
-        text.shape[0],
-        batch,
-        group,
-        blocks,
-        shared,
-        emulation.address(text),
-        *[
-            addresses([getattr(c, name) for c in clients])
-            for name in ("x", "y", "perm")
-        ],
-        *[
-            integers(values)
-            for values in (
-                [len(c.x) for c in clients],
-                [len(c.perm) for c in clients],
-                [c.step for c in clients],
-            )
-        ],
-        addresses([t for c in clients for t in c.state()]),
-        addresses(losses),
-        *(lr, beta1, beta2, eps, decay, SCALE),
-        bf16,
-        seed,
-        found,
-    )
-    message = kernels.emulate_round(ctypes.byref(arguments))
-    assert message == b""
-    names = ("group", "features", "resident", "groups", "client", "at", "of_perm")
-    return losses, dict(zip(names, found))
+    for rows in {shape[0], 1}:
+        scales = [torch.rand(rows) / 100 for _ in range(count)]
+        want = ops.weighted_mean_int8_reference(qs, scales, weights)
+        mean = gpu.ops.weighted_mean_int8(qs, scales, weights)
+        torch.testing.assert_close(mean, want, rtol=0, atol=2e-6)
+        norms = ops.squared_norms_int8_reference(qs, scales)
+        found = gpu.ops.squared_norms_int8(qs, scales)
+        torch.testing.assert_close(found, norms, rtol=1e-12, atol=0)
 
 
 def compare(clients, losses, starts, batch):
-    for mine, start, loss in zip(clients, starts, losses):
+    for mine, start, loss in zip(clients, starts, losses, strict=True):
         exact = start.to(torch.float64)
         want = epoch(REFERENCE.local_epoch, exact, batch)
         torch.testing.assert_close(loss.double(), want, rtol=1e-5, atol=1e-5)
@@ -169,13 +135,17 @@ def compare(clients, losses, starts, batch):
             assert float((a - b).norm()) <= 2e-5 * float(b.norm()) + 1e-7
 
 
-def check(kernels, dim, rows, batch, classes, **options):
+def check(gpu, dim, rows, batch, classes, group=0, seed=0):
+    """One client's epoch; returns the blocks that trained it."""
+    if group:
+        gpu.group(group)
+    gpu.device.seed = seed
     start = make_client(dim, rows, classes, seed=dim + rows)
     start.step = 3
     mine = start.to(torch.float32)
-    losses, layout = train(kernels, [mine], batch, **options)
-    compare([mine], losses, [start], batch)
-    return layout
+    losses = epoch(gpu.ops.local_epoch, mine, batch)
+    compare([mine], [losses], [start], batch)
+    return gpu.device.blocks
 
 
 @pytest.mark.parametrize(
@@ -189,19 +159,35 @@ def check(kernels, dim, rows, batch, classes, **options):
     ],
 )
 @pytest.mark.parametrize("group", [1, 3])
-def test_local_round(kernels, dim, rows, batch, classes, group):
-    layout = check(kernels, dim, rows, batch, classes, group=group, seed=dim)
-    assert layout["resident"] == 6
-    assert layout["group"] == min(group, -(-dim // layout["features"]))
+def test_local_epoch(gpu, dim, rows, batch, classes, group):
+    blocks = check(gpu, dim, rows, batch, classes, group, seed=dim)
+    features, of_group, resident = gpu.shape(dim, 6, 1 << 20, group)
+    assert (blocks, resident) == (of_group, 6)
+    assert of_group == min(group, -(-dim // features))
 
 
 @pytest.mark.parametrize("resident", range(7))
-def test_slabs_in_global_memory(kernels, resident):
+def test_slabs_in_global_memory(gpu, resident):
     features, dim = 12, 34
     slab = features * 68 * 4
     shared = resident * slab + 4 * (6336 + 32 * (features + 1) + 1024 + 512)
-    layout = check(kernels, dim, 12, 6, 3, group=3, shared=shared)
-    assert (layout["resident"], layout["group"]) == (resident, 3)
+    gpu.device.shared_bytes = shared
+    assert check(gpu, dim, 12, 6, 3, group=3) == 3
+    assert gpu.device.shared_asked == shared
+    assert gpu.shape(dim, 6, shared, 3) == [features, 3, resident]
+
+
+def test_a_block_has_a_whole_tile_of_features(gpu):
+    """At D > 512 the last moments leave shared memory, not half of each product."""
+    h100, a100 = (227 << 10, 132), (163 << 10, 108)
+    for dim, (shared, blocks), resident in (
+        (512, h100, 6),
+        (640, h100, 4),
+        (768, h100, 4),
+        (1024, h100, 3),
+        (512, a100, 4),
+    ):
+        assert gpu.shape(dim, blocks, shared) == [16, dim // 16, resident]
 
 
 @pytest.mark.slow
@@ -216,54 +202,77 @@ def test_slabs_in_global_memory(kernels, resident):
         (20, 100, 100, 4, 1),
     ],
 )
-def test_large_local_rounds(kernels, dim, rows, batch, classes, group):
-    check(kernels, dim, rows, batch, classes, group=group, blocks=8, seed=rows)
+def test_large_local_epochs(gpu, dim, rows, batch, classes, group):
+    gpu.device.multiprocessors = 8
+    check(gpu, dim, rows, batch, classes, group, seed=rows)
 
 
 @pytest.mark.slow
-def test_the_order_of_the_threads_does_not_change_a_bit(kernels):
+def test_the_order_of_the_threads_does_not_change_a_bit(gpu):
+    gpu.group(3)
     results = []
-    for seed in range(4):
+    for gpu.device.seed in range(4):
         mine = make_client(40, 33, 5).to(torch.float32)
-        losses, _ = train(kernels, [mine], 11, group=3, seed=seed)
-        results.append([*losses, *mine.state()])
+        results.append([epoch(gpu.ops.local_epoch, mine, 11), *mine.state()])
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], result))
 
 
-@pytest.mark.slow
-def test_more_clients_than_groups(kernels):
-    starts = [
-        make_client(24, rows, 4, seed) for seed, rows in enumerate((9, 0, 14, 1, 5))
-    ]
+@pytest.mark.parametrize(("granted", "blocks", "refused"), [(100, 6, 0), (5, 3, 1)])
+def test_more_clients_than_groups_and_a_share_of_a_gpu(gpu, granted, blocks, refused):
+    """Fewer groups where the launch of all of them is refused, with the same bits."""
+    gpu.group(3)
+    starts = [make_client(24, rows, 4, i) for i, rows in enumerate((9, 0, 14, 1, 5))]
     for c in starts:
         c.text = starts[0].text
         c.x[:2] = 0
     clients = [c.to(torch.float32) for c in starts]
-    losses, layout = train(kernels, clients, 4, group=3, blocks=6, seed=7)
-    assert (layout["group"], layout["groups"]) == (3, 2)
+    gpu.device.seed, gpu.device.granted = 7, granted
+    losses = whole_round(gpu.ops.local_round, clients, 4)
+    assert (gpu.device.blocks, gpu.device.refused) == (blocks, refused)
     compare(clients, losses, starts, 4)
+    gpu.device.granted = 100
     for start, mine, loss in zip(starts, clients, losses):
         alone = start.to(torch.float32)
-        again, _ = train(kernels, [alone], 4, group=3, blocks=6)
-        assert torch.equal(loss, again[0])
+        assert torch.equal(loss, epoch(gpu.ops.local_epoch, alone, 4))
         assert all(torch.equal(a, b) for a, b in zip(alone.state(), mine.state()))
 
 
-def test_perm_may_choose_and_repeat_rows(kernels):
+def test_no_room_for_a_group(gpu):
+    gpu.group(3)
+    gpu.device.granted = 2
+    client = make_client(24, 9, 4)
+    with pytest.raises(RuntimeError, match=r"^local_round: CUDA: too many blocks"):
+        epoch(gpu.ops.local_epoch, client, 4)
+    gpu.device.shared_bytes = 1000
+    with pytest.raises(RuntimeError, match=r"24 features take more shared memory"):
+        epoch(gpu.ops.local_epoch, client, 4)
+
+
+def test_non_contiguous_and_unaligned_training_inputs(gpu):
+    plain, odd = make_client(33, 50, 4), make_client(33, 50, 4)
+    for name in ("x", "y", "text", "perm"):
+        setattr(odd, name, strided(getattr(odd, name)))
+    for name in ("params", "exp_avg", "exp_avg_sq"):
+        setattr(odd, name, [strided(t) for t in getattr(odd, name)])
+    losses = [epoch(gpu.ops.local_epoch, client, 16) for client in (plain, odd)]
+    assert torch.equal(*losses)
+    assert all(torch.equal(a, b) for a, b in zip(plain.state(), odd.state()))
+
+
+def test_perm_may_choose_and_repeat_rows(gpu):
     start = make_client(24, 30, 4)
     start.perm = torch.tensor([5, 5, 29, 0, 7, 5, 1])
     mine = start.to(torch.float32)
-    losses, _ = train(kernels, [mine], 4, group=2)
-    compare([mine], losses, [start], 4)
+    losses = epoch(gpu.ops.local_epoch, mine, 4)
+    compare([mine], [losses], [start], 4)
 
 
 @pytest.mark.parametrize(("rows", "batch"), [(0, 8), (1, 8), (7, 1)])
-def test_nothing_to_train_on_changes_nothing(kernels, rows, batch):
+def test_nothing_to_train_on_changes_nothing(gpu, rows, batch):
     start = make_client(16, rows, 3)
     mine = start.to(torch.float32)
-    losses, _ = train(kernels, [mine], batch)
-    assert losses[0].shape == (0,)
+    assert epoch(gpu.ops.local_epoch, mine, batch).shape == (0,)
     assert all(torch.equal(a, b) for a, b in zip(mine.state(), start.state()))
 
 
@@ -271,34 +280,113 @@ def test_nothing_to_train_on_changes_nothing(kernels, rows, batch):
     ("client", "name", "at", "value"),
     [(0, "y", 3, 4), (1, "y", 8, -1), (1, "perm", 0, 9), (0, "perm", 8, -1)],
 )
-def test_a_wrong_index_is_found_and_nothing_is_trained(
-    kernels, client, name, at, value
-):
+def test_a_wrong_index_is_named_and_nothing_is_trained(gpu, client, name, at, value):
     starts = [make_client(16, 9, 4, seed) for seed in range(2)]
     clients = [c.to(torch.float32) for c in starts]
     getattr(clients[client], name)[at] = value
     clients[1].perm[-1] = 100  # a later one
-    _, layout = train(kernels, clients, 4, group=2)
-    found = (layout["client"], layout["at"], layout["of_perm"])
-    assert found == (client, at, name == "perm")
+    top = 3 if name == "y" else 8
+    wrong = rf"^{name}\[{client}\]: expected values in 0\.\.{top}, got {value} at {at}$"
+    with pytest.raises(RuntimeError, match=wrong):
+        whole_round(gpu.ops.local_round, clients, 4)
     for start, mine in zip(starts, clients):
         assert all(torch.equal(a, b) for a, b in zip(start.state(), mine.state()))
+
+
+def test_a_tensor_that_is_given_twice_is_refused(gpu):
+    client = make_client(16, 9, 4)
+    client.params[2] = client.params[0]
+    with pytest.raises(RuntimeError, match="expected its own memory"):
+        epoch(gpu.ops.local_epoch, client, 4)
+
+
+def test_a_capture_is_refused_before_anything_is_done(gpu):
+    """What a capture does not allow would end it; the fake runtime keeps the error."""
+    x, client = torch.randn(4, 8), make_client(8, 9, 4)
+    gpu.device.capturing = 1
+    weights, launches = torch.ones(2), gpu.device.launches
+    q = x.char()
+    for call in (
+        lambda: gpu.ops.weighted_mean([x, x], weights),
+        lambda: gpu.ops.weighted_mean_int8([q, q], [x[:, 0], x[:, 0]], weights),
+        lambda: gpu.ops.squared_distances([x], x),
+        lambda: gpu.ops.squared_norms_int8([q], [x[:, 0]]),
+        lambda: epoch(gpu.ops.local_epoch, client, 4),
+    ):
+        with pytest.raises(RuntimeError, match=r"cannot be captured in a CUDA graph$"):
+            call()
+    assert gpu.device.launches == launches
+    z, _ = gpu.ops.adapter(x, *make_params(8))
+    assert z.isfinite().all()
+    assert gpu.device.launches == launches + 2
+
+
+@pytest.fixture
+def without_code(gpu):
+    """A GPU of another generation than those that the module was built for."""
+    gpu.device.has_code = 0
+    gpu.library.emulated_forget()
+    yield gpu
+    gpu.library.emulated_forget()
+
+
+def test_a_gpu_without_code_gets_the_references(without_code):
+    gpu, x, params = without_code, torch.randn(4, 8), make_params(8)
+    client, twin = make_client(8, 9, 4), make_client(8, 9, 4)
+    assert torch.equal(
+        epoch(gpu.ops.local_epoch, client, 4), epoch(REFERENCE.local_epoch, twin, 4)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(client.state(), twin.state()))
+    q, scale, weights = x.char(), x[:, 0].abs(), torch.ones(1)
+    for name, arguments in {
+        "adapter": (x, *params),
+        "weighted_mean": ([x], weights),
+        "weighted_mean_int8": ([q], [scale], weights),
+        "squared_distances": ([x], x),
+        "squared_norms_int8": ([q], [scale]),
+    }.items():
+        found, want = (getattr(o, name)(*arguments) for o in (gpu.ops, REFERENCE))
+        pairs = zip(found, want) if isinstance(found, tuple) else [(found, want)]
+        assert all(torch.equal(a, b) for a, b in pairs), name
+    assert gpu.device.launches == 0
+
+
+def test_other_types_run_the_reference(gpu):
+    mine, twin = (make_client(12, 20, 3).to(torch.float64) for _ in range(2))
+    losses = whole_round(gpu.ops.local_round, [mine], 8)[0]
+    assert losses.dtype == torch.float64
+    assert torch.equal(losses, epoch(REFERENCE.local_epoch, twin, 8))
+    assert gpu.device.launches == 0
+
+
+def test_an_overflowing_square_gives_what_the_cpu_gives(gpu):
+    """One formula for the second moment on both devices, also where it is infinite."""
+    first = make_client(8, 9, 4)
+    first.exp_avg_sq[0][0, 0] = float("inf")
+    first.exp_avg_sq[1][2] = 3e38
+    for client in (first, make_client(8, 9, 4)):
+        cpu, ours = client.to(torch.float32), client.to(torch.float32)
+        epoch(torch.ops.fedclip.local_epoch, cpu, 9)
+        epoch(gpu.ops.local_epoch, ours, 9)
+        for a, b in zip(ours.state(), cpu.state()):
+            near = {"rtol": 1e-5, "atol": 1e-7, "equal_nan": True}
+            torch.testing.assert_close(a, b, **near)
 
 
 @pytest.mark.parametrize(
     "bits", [0x7FC00000, 0x7F800001, -1, 0x7F800000, 0x3F808000, 0x3F818000, 1]
 )
-def test_bf16_rounds_as_pytorch_does(kernels, bits):
+def test_bf16_rounds_as_pytorch_does(gpu, bits):
     value = torch.tensor([bits], dtype=torch.int32).view(torch.float32)
     want = value.bfloat16().float()
-    kernels.emulate_round_bf16(emulation.address(value))
+    gpu.library.emulate_round_bf16(ctypes.c_void_p(value.data_ptr()))
     torch.testing.assert_close(value, want, rtol=0, atol=0, equal_nan=True)
 
 
-def test_bf16_operands(kernels):
+def test_bf16_operands(gpu):
     start = make_client(40, 24, 5)
     mine, exact = start.to(torch.float32), start.to(torch.float64)
-    train(kernels, [mine], 12, group=2, bf16=1)
+    epoch(gpu.ops.local_epoch, mine, 12, "bf16")
     epoch(REFERENCE.local_epoch, exact, 12, "bf16")
     plain = start.to(torch.float64)
     epoch(REFERENCE.local_epoch, plain, 12)
@@ -306,6 +394,21 @@ def test_bf16_operands(kernels):
         # a value next to a rounding limit may fall on its other side
         assert float((a - b).norm()) <= 2e-3 * float(b.norm())
         assert float((c - b).norm()) > 2 * float((a - b).norm())
+
+
+def test_arguments_are_checked(gpu):
+    client = make_client(9, 12, 3)
+    client.params[2] = client.params[2][:, :8]
+    with pytest.raises(RuntimeError, match=r"^params\[2\]: expected float32 \(9, 9\)"):
+        epoch(gpu.ops.local_epoch, client, 4)
+    gpu.group("none")
+    with pytest.raises(RuntimeError, match=r"^FEDCLIP_CUDA_GROUP=none: expected"):
+        epoch(gpu.ops.local_epoch, make_client(9, 12, 3), 4)
+    with pytest.raises(RuntimeError, match=r"^weights: expected float32 or"):
+        gpu.ops.weighted_mean([torch.ones(3)], torch.ones(2))
+    empty = make_client(0, 2, 3)
+    with pytest.raises(RuntimeError, match=r"^x\[0\]: expected at least one column"):
+        epoch(gpu.ops.local_epoch, empty, 2)
 
 
 @pytest.mark.slow

@@ -54,8 +54,9 @@ class Client:
 
 
 def make_params(dim: int) -> list[Tensor]:
-    weight = [(torch.rand(dim, dim) * 2 - 1) / dim**0.5 for _ in range(2)]
-    bias = [(torch.rand(dim) * 2 - 1) / dim**0.5 for _ in range(2)]
+    root = max(dim, 1) ** 0.5
+    weight = [(torch.rand(dim, dim) * 2 - 1) / root for _ in range(2)]
+    bias = [(torch.rand(dim) * 2 - 1) / root for _ in range(2)]
     return [weight[0], bias[0], weight[1], bias[1]]
 
 

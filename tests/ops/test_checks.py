@@ -7,7 +7,7 @@ import torch
 
 from fedclip_plugin import ops
 from fedclip_plugin.ops import checks
-from fedclip_plugin.ops.kernels import load_kernels, pure_python
+from fedclip_plugin.ops.kernels import pure_python
 from tests.ops.inputs import (
     ADAM,
     OPS,
@@ -197,12 +197,14 @@ class OnGpu(torch.Tensor):
 
 
 def test_indices_are_left_to_the_cuda_kernel_only_where_it_answers(monkeypatch):
-    loaded = load_kernels()._replace(cuda=pytest)
-    monkeypatch.setattr(checks, "load_kernels", lambda: loaded)
+    monkeypatch.setattr(checks, "serves", lambda device: True)
     wrong, x = torch.tensor([3]).as_subclass(OnGpu), torch.randn(1, 4)
     checks.check_index("y", wrong, x, 3)
     with pytest.raises(ValueError, match=r"^y: expected values in 0\.\.2, got 3"):
         checks.check_index("y", wrong, x.double(), 3)  # the reference answers this
+    monkeypatch.setattr(checks, "serves", lambda device: False)  # an older GPU
+    with pytest.raises(ValueError, match=r"^y: expected values in 0\.\.2, got 3"):
+        checks.check_index("y", wrong, x, 3)
 
 
 @compiled

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedclip_plugin.cli import main
+from fedclip_plugin.federation import checkpoint
 from tests.federation.toy import write_toy
 
 
@@ -32,6 +33,25 @@ def test_features_in_another_folder_go_on_to_the_same_bits(tmp_path: Path) -> No
     assert resume(out, "--features", tmp_path / "there", "--rounds", "4") == 0
     adapters = [p / "adapter.safetensors" for p in (out, tmp_path / "whole")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+def test_a_run_that_another_device_began_says_that_bits_may_differ(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    features, out = write_toy(tmp_path / "here"), tmp_path / "out"
+    monkeypatch.setattr(checkpoint, "computes_with", lambda _: "H100, groups of 32")
+    common = ("--features", features, "--target", "photo", "--out", out)
+    assert run(*common) == 0
+    assert resume(out, "--rounds", "3") == 0
+    assert "last bits" not in capsys.readouterr().err
+    monkeypatch.setattr(checkpoint, "computes_with", lambda _: "cpu, avx2 kernels")
+    assert resume(out, "--rounds", "4") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "resumed on cpu, avx2 kernels, PyTorch " in said
+    assert "were computed on H100, groups of 32" in said
+    assert "may differ in the last bits" in said
 
 
 @pytest.mark.parametrize(

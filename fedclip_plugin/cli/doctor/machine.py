@@ -14,7 +14,12 @@ from rich.console import Console
 
 from ... import capabilities
 from ...errors import one_line
-from ...ops.kernels import cpu_has_bf16, low_precision, resolve_device
+from ...ops.kernels import (
+    cpu_has_bf16,
+    cuda_refusal,
+    low_precision,
+    resolve_device,
+)
 from ...storage.hashes import cache_dir
 from .check import Check
 
@@ -72,7 +77,7 @@ def _check_gpu(device: torch.device) -> Check:
         remedy += f"{', '.join(torch.cuda.get_arch_list()) or 'no GPU'}: install a "
         remedy += "build for this GPU, or use --device cpu"
         return Check("device", "fail", detail, remedy)
-    note = capabilities()["cuda_note"]
+    note = cuda_refusal(device.index or 0)
     kernels = f"no CUDA kernels: {note}" if note else "CUDA kernels"
     return Check("device", "ok", f"{detail}, {low_precision(device)}; {kernels}")
 

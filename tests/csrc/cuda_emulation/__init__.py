@@ -1,7 +1,9 @@
-"""The CUDA kernels compiled as plain C++ and run on the CPU, a fibre for each thread.
+"""The CUDA operators compiled as plain C++ and run on the CPU, without a GPU.
 
-An emulation: it shows that the device code computes the right numbers, stays inside its
-memory and reaches its barriers, under a random order of threads.  It says nothing about
+The host code of ``csrc/cuda`` runs over a fake runtime (``cuda_runtime.h``), its
+kernels over fibres, one for each thread (``emulation.h``).  It shows that both compute
+the right numbers, stay inside their memory and reach their barriers, under a random
+order of threads, and what the host does where a GPU refuses.  It says nothing about
 caches, the visibility of writes between processors, or speed.
 """
 
@@ -10,93 +12,92 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
-from collections.abc import Sequence
+import sysconfig
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+
+from fedclip_plugin import ops
 
 HERE = Path(__file__).parent
+TORCH, PYTHON = Path(torch.__file__).parent, sysconfig.get_path("include")
 KERNELS = HERE.parents[2] / "csrc" / "cuda"
-FLAGS = ["-std=c++17", "-g", "-fPIC", "-shared", "-Wall", "-Wno-unknown-pragmas"]
+DEFINED = ["-DFEDCLIP_EMULATION", "-DFEDCLIP_GPU"]
+DEFINED += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
+FLAGS = [
+    "-std=c++20",
+    "-g1",
+    "-fPIC",
+    "-shared",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+]
 SANITIZE = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 INNER = "CUDA_EMULATION_SANITIZE"  # set where the tests run under AddressSanitizer
-
-Pointers = ctypes.POINTER(ctypes.c_void_p)
-Int = ctypes.c_int64
+LIBRARY = "fedclip_emulated"
 
 
-class RoundArguments(ctypes.Structure):
-    """As in kernels.cpp."""
+class Device(ctypes.Structure):
+    """As in cuda_runtime.h."""
 
-    _fields_ = (
-        *[(n, Int) for n in ("clients", "dim", "classes", "batch_size")],
-        *[(n, Int) for n in ("group", "blocks", "shared_bytes")],
-        ("text", ctypes.c_void_p),
-        *[(n, Pointers) for n in ("x", "y", "perm")],
-        *[(n, ctypes.POINTER(Int)) for n in ("rows", "samples", "step")],
-        *[(n, Pointers) for n in ("state", "losses")],
-        *[
-            (n, ctypes.c_double)
-            for n in ("lr", "beta1", "beta2", "eps", "weight_decay", "logit_scale")
-        ],
-        ("bf16", Int),
-        ("seed", ctypes.c_uint64),
-        ("found", ctypes.POINTER(Int)),
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in (
+            *("multiprocessors", "shared_bytes", "granted", "cooperative"),
+            *("capturing", "has_code", "seed"),
+            *("launches", "blocks", "shared_asked", "refused"),
+        )
     )
 
 
-def build(folder: Path) -> ctypes.CDLL:
-    """Compile the kernels, with sanitizers if `INNER` is set."""
-    library = folder / "kernels.so"
-    flags = [*FLAGS, *(SANITIZE if INNER in os.environ else ["-O2"])]
-    sources = sorted(str(path) for path in HERE.glob("*.cpp"))
-    folders = [f"-I{HERE}", f"-I{KERNELS}", f"-I{KERNELS.parent}"]
-    command = [
-        "g++",
-        *flags,
-        "-DFEDCLIP_EMULATION",
-        *folders,
-        *sources,
-        "-o",
-        str(library),
-    ]
+class Emulation:
+    """The operators in ``ops``, and the device that they believe to run on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.library = _build(folder)
+        self.ops: Any = getattr(torch.ops, LIBRARY)
+        self.library.emulated_device.restype = ctypes.POINTER(Device)
+        self.device = self.library.emulated_device().contents
+        self._first = bytes(self.device)
+
+    def reset(self) -> None:
+        """The device as it was, and no error left behind."""
+        assert self.library.emulated_error() == 0
+        ctypes.memmove(ctypes.addressof(self.device), self._first, len(self._first))
+
+    def group(self, blocks: object) -> None:
+        """Blocks that train one client, in place of the rule's."""
+        os.environ["FEDCLIP_CUDA_GROUP"] = str(blocks)
+
+    def shape(self, dim: int, blocks: int, shared: int, group: int = 0) -> list[int]:
+        """Features of a block, blocks of a group, slabs in shared memory."""
+        found = (ctypes.c_int64 * 3)()
+        sizes = (ctypes.c_int64(v) for v in (dim, blocks, shared, group))
+        self.library.emulated_shape(*sizes, found)
+        return list(found)
+
+
+_defined: list[torch.library.Library] = []  # they own the schemas
+
+
+def _build(folder: Path) -> ctypes.CDLL:
+    """Compile the operators, with sanitizers if `INNER` is set, and register them."""
+    if not _defined:
+        _defined.append(torch.library.Library(LIBRARY, "DEF"))
+        for name, schema in ops.SCHEMAS.items():
+            _defined[0].define(name + schema)
+    library = folder / "operators.so"
+    flags = [*FLAGS, *(SANITIZE if INNER in os.environ else ["-O2"]), *DEFINED]
+    folders = (HERE, KERNELS, KERNELS.parent)
+    include = [f"-I{path}" for path in folders]
+    include += [f"-isystem{TORCH / 'include'}", f"-isystem{PYTHON}"]
+    sources = [str(HERE / name) for name in ("emulation.cpp", "operators.cpp")]
+    libraries = (f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10")
+    command = ["g++", *flags, *include, *sources, *libraries, "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr
-    loaded = ctypes.CDLL(str(library))
-    for name in ("tanh_rows", "gate_scores", "grad_scores", "grad_hidden"):
-        getattr(loaded, f"emulate_{name}").restype = ctypes.c_char_p
-    for name in ("round", "mean_float", "mean_int8"):
-        getattr(loaded, f"emulate_{name}").restype = ctypes.c_char_p
-    return loaded
-
-
-def address(tensor: Tensor | None) -> ctypes.c_void_p:
-    """Of a row-major tensor's data."""
-    if tensor is None:
-        return ctypes.c_void_p(None)
-    assert tensor.is_contiguous()
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
-def addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-    """A table of pointers."""
-    return (ctypes.c_void_p * len(tensors))(*[t.data_ptr() for t in tensors])
-
-
-def integers(values: Sequence[int]) -> ctypes.Array[Int]:
-    """A table of int64."""
-    return (Int * len(values))(*values)
-
-
-def exact_copy(tensor: Tensor) -> Tensor:
-    """The same values in memory of exactly this size, for AddressSanitizer.
-
-    torch rounds its allocations up; the block lives as long as the tensor.
-    """
-    block = (ctypes.c_char * max(1, tensor.numel() * tensor.element_size()))()
-    if not tensor.numel():
-        return tensor.clone()
-    copy = torch.frombuffer(block, dtype=tensor.dtype).view(tensor.shape)
-    return copy.copy_(tensor)
+    torch.ops.load_library(library)
+    return ctypes.CDLL(str(library))

@@ -8,6 +8,7 @@
 // speed.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -78,7 +79,7 @@ inline float round_bf16(float value) {
 }
 
 inline void arrive(unsigned* counter) { ++*counter; }
-inline unsigned arrived(const unsigned* counter) {
+inline unsigned arrived(unsigned* counter) {
     emulation::pause();
     return *counter;
 }
