@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import json
 import os
 import shutil
 import signal
@@ -15,10 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from benchmarks.command import ROOT
 from benchmarks.scale.fedml_round import arguments
 
 CORES = os.cpu_count() or 1
@@ -123,12 +119,11 @@ def job_words(job: Job) -> tuple[object, ...]:
 @contextlib.contextmanager
 def deployment(job: Job) -> Iterator[subprocess.Popen[Any]]:
     """The example's Deployment: certificates, SuperLink, SuperNodes, ``flwr run``."""
-    deploy = example()
+    from tests.registry.flower.deployment import load_example, write_app
+
+    deploy = load_example()
     vars(deploy)["PATIENCE"] = 400.0  # a hundred SuperNodes come up on few cores
-    app = job.work / "app"
-    app.mkdir()
-    config = "\n".join(f"{k} = {json.dumps(v)}" for k, v in flower_options(job).items())
-    (app / "pyproject.toml").write_text(_APP + config + "\n")
+    app = write_app(job.work / "app", flower_options(job))
     nodes = [f"partition-id={i}" for i in range(job.clients)]
     with deploy.Deployment(job.work, nodes) as found:
         process = found.run(app)
@@ -145,21 +140,6 @@ def deployment(job: Job) -> Iterator[subprocess.Popen[Any]]:
                 drain.join()
 
 
-_APP = """[project]
-name = "fedclip-scale"
-version = "1.0.0"
-license = "MIT"
-dependencies = []
-[tool.flwr.app]
-publisher = "fedclip"
-fab-include = ["pyproject.toml"]
-[tool.flwr.app.components]
-serverapp = "fedclip_plugin.registry.flower_host:server_app"
-clientapp = "fedclip_plugin.registry.flower_host:client_app"
-[tool.flwr.app.config]
-"""
-
-
 def flower_options(job: Job) -> dict[str, Any]:
     """The run config."""
     own = job.options()
@@ -168,18 +148,6 @@ def flower_options(job: Job) -> dict[str, Any]:
         **own, "dataset": "random", "num-server-rounds": rounds,
         "min-available-nodes": job.clients, "start-timeout": 900, "round-timeout": 900,
     }  # fmt: skip
-
-
-def example() -> ModuleType:
-    """``examples/flower/deploy.py`` as a module."""
-    path = ROOT / "examples" / "flower" / "deploy.py"
-    spec = importlib.util.spec_from_file_location("deploy", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["deploy"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def inside_fedml(job: Job) -> None:

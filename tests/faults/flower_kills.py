@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+from flwr.app import Context, RecordDict
 
 from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.features.encode import EncodeStats
-from fedclip_plugin.features.feature_set import FeatureSet, save_features
+from fedclip_plugin.features.feature_set import save_features
 from fedclip_plugin.registry import flower_host
 from fedclip_plugin.runs.directory import prepare_out
 from fedclip_plugin.runs.experiment import run_experiment
@@ -35,6 +34,7 @@ from tests.faults.kills import (
     write_to,
 )
 from tests.federation.toy import own_directories, toy_features
+from tests.registry.flower.deployment import load_example, two_domains
 from tests.registry.flower.grid import (
     equal,
     grid_of,
@@ -42,29 +42,8 @@ from tests.registry.flower.grid import (
     with_absences,
 )
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "flower"
 ADAPTER = "adapter.safetensors"
 TRAINING = "lr=0.01 min-available-nodes=2 start-timeout=200 round-timeout=200"
-
-
-def load_example() -> ModuleType:
-    """The example's script, as a module."""
-    spec = importlib.util.spec_from_file_location("deploy", EXAMPLE / "deploy.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["deploy"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def two_domains(features: FeatureSet) -> FeatureSet:
-    """Art and cartoon of the toy features."""
-    kept = {
-        k: {d: getattr(features, k)[d] for d in ("art", "cartoon")}
-        for k in ("image", "label")
-    }
-    return replace(features, domains=("art", "cartoon"), **kept)
 
 
 # -------------------------------------------------- Flower's messages in one process
@@ -74,7 +53,9 @@ def serve(toy: Path, out: Path, rounds: int, log: Path) -> None:
     """A ServerApp's run; its nodes are in the same process."""
     write_to(log)
     config = options(toy, num_server_rounds=rounds, out=str(out), resume=True)
-    flower_host.FedClip(config).start(grid_of(config))
+    nothing = {"node_id": 0, "node_config": {}, "state": RecordDict()}
+    context = Context(run_id=1, run_config=config, **nothing)
+    flower_host.server_app(grid_of(config), context)
 
 
 def break_strategy(folder: Path, toy: Path, toll: Toll, kills: int) -> None:

@@ -33,6 +33,18 @@ def fedml(folder: Path, out: Path) -> tuple[int, str]:
     return code, log
 
 
+def flower(folder: Path, out: Path) -> tuple[int, str]:
+    """A ServerApp's run; its nodes are in the same process."""
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # read when Flower is imported
+    from tests.faults.flower_kills import serve
+
+    log = folder / "log"
+    log.unlink(missing_ok=True)
+    with running(serve, toy(folder), out, ROUNDS, log) as process:
+        process.join()
+    return process.exitcode or 0, log.read_text()
+
+
 def personalizedfl(folder: Path, out: Path) -> tuple[int, str]:
     """``main.py --alg fedclip``, of the double; what it says on stderr."""
     from tests.registry.personalizedfl.world import DOUBLE, World, copy_repository

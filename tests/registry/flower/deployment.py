@@ -1,0 +1,138 @@
+"""A Flower deployment as the contract wants it: SuperLink, SuperNodes, ``flwr run``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import pytest
+
+from fedclip_plugin.features.feature_set import FeatureSet
+from fedclip_plugin.federation.build import Federation, build_federation
+from fedclip_plugin.registry import flower_host
+from tests.federation.toy import DOMAINS, own_directories, toy_features
+from tests.registry.contract import Faults
+from tests.registry.flower.grid import options
+from tests.registry.flower.world import NAMES, spoiling
+from tests.registry.processes import Finished, ProcessWorld
+
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "flower"
+SECONDS = 600.0  # after which a run that hangs is ended
+APP = """[project]
+name = "fedclip-test"
+version = "1.0.0"
+license = "MIT"
+dependencies = []
+[tool.flwr.app]
+publisher = "fedclip"
+fab-include = ["*.py"]
+[tool.flwr.app.components]
+serverapp = "fedclip_plugin.registry.flower_host:server_app"
+clientapp = "{client}"
+[tool.flwr.app.config]
+"""
+SOUND = "fedclip_plugin.registry.flower_host:client_app"
+FAULTY = """from tests.registry.flower.deployment import faulty_app
+app = faulty_app({faults!r})
+"""
+
+
+def load_example() -> ModuleType:
+    """``examples/flower/deploy.py`` as a module."""
+    spec = importlib.util.spec_from_file_location("deploy", EXAMPLE / "deploy.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["deploy"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def two_domains(features: FeatureSet) -> FeatureSet:
+    """Art and cartoon of the toy features."""
+    kept = {
+        k: {d: getattr(features, k)[d] for d in ("art", "cartoon")}
+        for k in ("image", "label")
+    }
+    return replace(features, domains=("art", "cartoon"), **kept)
+
+
+def faulty_app(faults: Faults) -> Any:
+    """A ClientApp whose updates arrive spoilt, by (client, round)."""
+
+    def fault(message: Any, context: Any, app: Any) -> Any:
+        name = DOMAINS[int(context.node_config["partition-id"])]
+        return spoiling(name, faults)(message, context, app)
+
+    return flower_host.make_client_app([fault])
+
+
+def write_app(
+    folder: Path, run_config: Mapping[str, Any], faults: Faults | None = None
+) -> Path:
+    """A Flower app of our ServerApp and ClientApp, or of one whose updates go wrong."""
+    folder.mkdir()
+    lines = [f"{key} = {json.dumps(value)}" for key, value in run_config.items()]
+    text = APP.format(client="faulty:app" if faults else SOUND)
+    (folder / "pyproject.toml").write_text("\n".join([text.rstrip(), *lines, ""]))
+    (folder / "faulty.py").write_text(FAULTY.format(faults=faults))
+    return folder
+
+
+class Deployed(ProcessWorld):
+    """Two SuperNodes, each with features that it alone has; TLS between them."""
+
+    rounds: ClassVar[int] = 1
+    slack: ClassVar[int] = 6000  # a message's own fields, metrics, configuration
+
+    def __init__(self, folder: Path, features: FeatureSet, deployment: Any) -> None:
+        super().__init__(folder)
+        self.features = features
+        self.deployment = deployment
+
+    def run_config(self, **chosen: Any) -> dict[str, Any]:
+        """The same options as a run config."""
+        keys = {NAMES.get(k, k): v for k, v in chosen.items()}
+        waits = {"min_available_nodes": 2, "start_timeout": 300, "round_timeout": 300}
+        return options(None, dataset="toy", **waits, **keys)
+
+    def play(self, faults: Faults | None = None, **chosen: Any) -> Finished:
+        app = write_app(
+            self.own_folder() / "app", self.run_config(**chosen), faults or {}
+        )
+        log, _ = self.deployment.run(app).communicate(timeout=SECONDS)
+        out = Path(chosen.get("out", "none"))
+        ended = "fedclip: results: " in log
+        return self.finished(0 if ended else 1, log, app.parent, out)
+
+    def federation(self, **chosen: Any) -> Federation:
+        config = flower_host.FedClip(self.run_config(**chosen)).config
+        return build_federation(self.features, config, None, 0)
+
+    def error(self, log: str) -> str:
+        """Flower logs what its ServerApp raised."""
+        found = set(re.findall(r"fedclip_plugin\.errors\.\w+: (.*)", log))
+        assert len(found) == 1, log
+        return found.pop()
+
+
+@contextmanager
+def deployed(folder: Path, rows: int = 100) -> Iterator[Deployed]:
+    """The world, until the ``with`` block ends."""
+    features = two_domains(toy_features(rows=rows))
+    folders = own_directories(folder / "own", features)
+    nodes = [f'partition-id={i} features="{path}"' for i, path in enumerate(folders)]
+    (folder / "work").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        with load_example().Deployment(folder / "work", nodes) as deployment:
+            yield Deployed(folder, features, deployment)
