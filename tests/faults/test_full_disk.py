@@ -88,7 +88,7 @@ HOSTS: dict[tuple[str, str], tuple[int, str]] = {
     ("fedml", "the report"): (12, "report.html"),
     ("flower", "the first file"): (0, "config.toml"),
     ("flower", "a round"): (4, "last.safetensors"),
-    ("flower", "the report"): (12, "report.html"),
+    ("flower", "the report"): (8, "report.html"),
     ("personalizedfl", "a round"): (3, "last.safetensors"),
     ("personalizedfl", "the report"): (9, "report.html"),
 }
