@@ -6,7 +6,9 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -110,9 +112,22 @@ class Deployed(ProcessWorld):
             self.own_folder() / "app", self.run_config(**chosen), faults or {}
         )
         log, _ = self.deployment.run(app).communicate(timeout=SECONDS)
+        status = self.status(log)
         out = Path(chosen.get("out", "none"))
-        ended = "fedclip: results: " in log
-        return self.finished(0 if ended else 1, log, app.parent, out)
+        return self.finished(int(status != "finished:completed"), log, app.parent, out)
+
+    def status(self, log: str) -> str:
+        """How the run ended, which may be later than the stream of its log did."""
+        (number,) = set(re.findall(r"run_id `(\d+)`", log))
+        words = ["flwr", "list", "here", "--run-id", number, "--format", "json"]
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            listed = subprocess.check_output(words, env=self.deployment.environment)
+            status = str(json.loads(listed)["runs"][0]["status"])
+            if status.startswith("finished:"):
+                return status
+            time.sleep(1)
+        raise TimeoutError(log)
 
     def federation(self, **chosen: Any) -> Federation:
         config = flower_host.FedClip(self.run_config(**chosen)).config

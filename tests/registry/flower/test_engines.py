@@ -90,17 +90,19 @@ def test_flwr_run_on_the_example(
         f'{TRAINING} num-server-rounds=2 min-available-nodes=3 dataset="toy" '
         f'features="{toy}" out="{out}"'
     )
-    done = subprocess.run(
-        [
-            *("flwr", "run", str(EXAMPLE), "--stream", "--run-config", run_config),
-            *("--federation-config", "num-supernodes=3 client-resources-num-cpus=1"),
-        ],
-        env=local_superlink,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    words = ["flwr", "run", str(EXAMPLE), "--stream", "--run-config", run_config]
+    words += ["--federation-config", "num-supernodes=3 client-resources-num-cpus=1"]
+    for _ in range(4):  # Flower's CLI gives its SuperLink 15 seconds to come up
+        done = subprocess.run(
+            words,
+            env=local_superlink,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        if "Failed to start local SuperLink" not in done.stdout + done.stderr:
+            break
     assert done.returncode == 0, done.stdout + done.stderr
     for domain in ("art", "cartoon", "photo"):
         assert f"fedclip: client {domain}: val" in done.stdout
