@@ -35,7 +35,7 @@ from .settings import FILE, NAME, PRIVATE
 from .transport import Transport
 
 _log = logging.getLogger("fedclip")
-LIMIT = 1 << 29  # bytes of a message; what an update may have is known later
+LIMIT = 1 << 28  # bytes of a message; what an update may have is known later
 _HELLO, _ASK, _ANSWER, _END = 7601, 7602, 7603, 7604  # types of FedML's messages
 _STATUS = MyMessage.MSG_TYPE_C2S_CLIENT_STATUS  # of a client that opens all the data
 _CHECK = MyMessage.MSG_TYPE_S2C_CHECK_CLIENT_STATUS  # of such a server
