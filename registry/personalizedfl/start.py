@@ -166,6 +166,7 @@ def fit(plays: type) -> None:
             stream.reconfigure(errors="replace")
     _check_dataset(args.dataset)
     _settle_root(args)
+    _check_files(args)
     if not hasattr(np, "int"):
         _module("datautil.datasplit").np = FormerNumpy()
 
@@ -188,6 +189,45 @@ def _settle_root(args: argparse.Namespace) -> None:
             f"--root_dir {root}: {data_folder(args)} is not a folder; expected the "
             f"images of --dataset {args.dataset} in ROOT_DIR/{name}/"
         )
+
+
+_DOMAINS = {  # util/config.py: main.py opens each, and fails with a traceback
+    "pacs": ("art_painting", "cartoon", "photo", "sketch"),
+    "vlcs": ("Caltech101", "LabelMe", "SUN09", "VOC2007"),
+    "off_home": ("Art", "Clipart", "Product", "Real_World"),
+}
+_IMAGES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
+_ARRAYS = ("xdata.npy", "ydata.npy")  # of medmnist and covid
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """Refuse a data set that lies there in part; raises ConfigError."""
+    folder = Path(data_folder(args))
+    for domain in _DOMAINS.get(args.dataset, ()):
+        place = folder / domain
+        classes = sorted(p for p in place.glob("*") if p.is_dir())
+        empty = [c for c in classes if not any(map(_is_image, c.rglob("*")))]
+        if not classes:
+            what = f"{place} has no folders of images"
+        elif empty:
+            what = f"{empty[0]} has no image"
+        else:
+            continue
+        raise ConfigError(
+            f"--root_dir {args.root_dir}: {what}; expected {folder}/DOMAIN/CLASS/ with "
+            f"the domains {', '.join(_DOMAINS[args.dataset])}: is the copy whole?"
+        )
+    if args.dataset in ("medmnist", "covid"):
+        for name in _ARRAYS:
+            if not (folder / name).is_file():
+                raise ConfigError(
+                    f"--root_dir {args.root_dir}: {folder / name} is missing; expected "
+                    f"{' and '.join(_ARRAYS)} of --dataset {args.dataset}"
+                )
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in _IMAGES  # torchvision's endings
 
 
 def _module(name: str) -> Any:

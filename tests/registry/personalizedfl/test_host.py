@@ -5,6 +5,7 @@ The registration and whole runs of main.py are in the test files beside this one
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import types
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, Subset
 
 from fedclip_plugin.algorithms import FedClip
 from fedclip_plugin.algorithms.adapter import KEYS
+from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.federation.engine import federate
 from fedclip_plugin.federation.evaluation import score_clients
 from fedclip_plugin.federation.personalization import personalize
@@ -362,6 +364,25 @@ def test_what_main_overrules_is_noted(world, monkeypatch, capsys):
     (note,) = settings_of(world.args())[0].notes
     assert note == "FEDCLIP_ROUNDS=99 has no effect here: main.py: rounds = 4 decides"
     assert f"fedclip: note: {note}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dataset", "files", "told"),
+    [
+        ("pacs", [], "art_painting has no folders of images"),
+        ("pacs", ["art_painting/dog/1.png"], "cartoon has no folders of images"),
+        ("vlcs", ["Caltech101/dog/note.txt"], "Caltech101/dog has no image"),
+        ("medmnist", ["xdata.npy"], "ydata.npy is missing"),
+    ],
+)
+def test_half_a_data_set_is_one_line(dataset, files, told, tmp_path):
+    for file in [f"{dataset}/x/a", *(f"{dataset}/{file}" for file in files)]:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    args = argparse.Namespace(dataset=dataset, root_dir=f"{tmp_path}/")
+    with pytest.raises(ConfigError, match=told) as caught:
+        start_room._check_files(args)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
