@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 from benchmarks.accuracy.method_figures import figures
 from benchmarks.accuracy.method_tables import TABLES, methods_of, rounds_of
 from benchmarks.accuracy.methods_page import page_of, shown_of
-from benchmarks.accuracy.study import Place, Row, Study, run_study
+from benchmarks.accuracy.study import Place, Row, Study, image_options, run_study
 from fedclip_plugin.algorithms import get_algorithm
 from fedclip_plugin.bench.timing import machine
 from fedclip_plugin.clip.whole import WholeClip, open_whole_clip
@@ -223,14 +223,7 @@ class MethodsStudy(Study):
             return {"features": str(args.features)}
         if args.images is None or args.encoder is None:
             return None
-        (config,) = args.encoder.glob("*.json")
-        return {
-            "dataset": args.images.name,
-            "root": str(args.images),
-            "model": config.stem,
-            "model_config": str(args.encoder),
-            "pretrained": str(args.encoder / "model.safetensors"),
-        }
+        return image_options(args.images, args.encoder)
 
     @staticmethod
     def page(results: Row) -> str:

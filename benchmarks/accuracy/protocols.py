@@ -1,21 +1,30 @@
 """What does every protocol give, by which command?
 
-    python -m benchmarks protocols
+    python -m benchmarks protocols --features DIR [--images DIR --encoder DIR]
 
-On the embedded digits, whose images are there for the methods that need them: base to
-novel with all domains as clients, and FedCLIP, gda and a linear head on every
-partition, zero-shot beside.
+Base to novel, with all domains as clients, on the embedded digits and on a folder of
+images with its CLIP (an open_clip config with weights): there are the images that
+methods of the text tower need.  FedCLIP, gda and a linear head on every partition of a
+feature directory and of the digits, zero-shot beside.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import fedclip_plugin as fc
-from benchmarks.command import as_json, build_parser, measured_on, parse, save, table
+from benchmarks.accuracy.study import (
+    Place,
+    Row,
+    Study,
+    image_options,
+    run_study,
+    words_of,
+)
+from benchmarks.command import measured_on, table
 from fedclip_plugin.algorithms import ALGORITHMS
 from fedclip_plugin.bench.timing import machine
 from fedclip_plugin.errors import FedClipError
@@ -23,9 +32,9 @@ from fedclip_plugin.report.novel import COLUMNS
 from fedclip_plugin.report.wording import percent
 from fedclip_plugin.stats import mean
 
-Row = dict[str, Any]
 NOVEL = ("fedclip", "gda", "linear", "promptfl", "kgcoop")
 METHODS = ("fedclip", "gda", "linear")
+SHOWN = ("local", "base", "novel", "harmonic")
 PROTOCOLS: dict[str, Row] = {
     "domain": {},
     "iid": {"partition": "iid", "clients": 8},
@@ -37,62 +46,118 @@ PROTOCOLS: dict[str, Row] = {
     "dirichlet inside domains": {
         **{"partition": "dirichlet", "clients_per_domain": 2, "alpha": 0.1},
     },
+    "few-shot": {"shots": 4},
 }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = build_parser("protocols", __doc__)
-    add = parser.add_argument
-    add("--rounds", type=int, default=20)
-    add("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS))
-    add("--methods", nargs="+", default=list(NOVEL), help="of base to novel")
-    few = {"protocols": ["classes"], "methods": ["fedclip", "linear", "kgcoop"]}
-    args = parse(parser, argv, rounds=1, **few)
-    found = {
-        "rounds": args.rounds,
-        "novel": {name: novel(name, args.rounds) for name in args.methods},
-        "partitions": {
-            name: {m: partitioned(name, m, args.rounds) for m in METHODS}
-            for name in args.protocols
-        },
-        "machine": machine(),
-    }
-    text = page(found)
-    print(text)
-    save(args.out, "protocols", md=text, json=as_json(found))
+class Protocols(Study):
+    """A row for each method of base to novel, and for each partition and method."""
 
+    name = "protocols"
+    rounds = 20
 
-def run(options: Row, rounds: int) -> Row:
-    """The summary of a run, or what refuses it."""
-    every = {"target": "none", "rounds": rounds, "eval_every": max(1, rounds // 4)}
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            return fc.run(out=Path(folder) / "run", **{**every, **options})
-    except FedClipError as error:
-        return {"refused": " ".join(str(error).split())}
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        """Images with their CLIP; which protocols, and methods of base to novel."""
+        add = parser.add_argument
+        add("--images", type=Path, metavar="DIR", help="images, for base to novel")
+        text = "their CLIP: one open_clip config and its model.safetensors"
+        add("--encoder", type=Path, metavar="DIR", help=text)
+        add("--protocols", nargs="*", choices=PROTOCOLS, default=list(PROTOCOLS))
+        add("--methods", nargs="*", default=list(NOVEL), help="of base to novel")
+        add("--no-digits", action="store_true", help="only what was given")
 
+    def identity(self) -> Row:
+        """Rows of other numbers of rounds do not compare."""
+        return {"rounds": self.args.rounds, "seeds": self.args.seeds}
 
-def novel(method: str, rounds: int) -> Row:
-    """The columns of base to novel."""
-    if method not in ALGORITHMS.names():
-        return {"refused": f"there is no --alg {method}"}
-    summary = run({"alg": method, "classes": "base", **_step(method)}, rounds)
-    if "refused" in summary:
-        return summary
-    notes = [n for n in summary["notes"] if "novel" in n]
-    return {**summary["base_to_novel"], "notes": notes}
+    def facts(self) -> Row:
+        """The machine of the last rows."""
+        return {"machine": machine()}
 
+    def grid(self) -> Iterator[tuple[Place, Callable[[], Row]]]:
+        """Base to novel first, as far as there are images."""
+        args = self.args
+        digits: dict[str, Row] = {} if args.no_digits else {"digits": {}}
+        images = dict(digits)
+        if args.images is not None and args.encoder is not None:
+            images[args.images.name] = image_options(args.images, args.encoder)
+        for data, options in images.items():
+            for method in args.methods:
+                work = partial(self.novel, method, options)
+                yield ("novel", data, method), work
+        held = {**digits, args.features.name: {"features": str(args.features)}}
+        for data, options in held.items():
+            for name in args.protocols:
+                for method in METHODS:
+                    work = partial(self.partitioned, name, method, options)
+                    yield ("partitions", data, name, method), work
 
-def partitioned(name: str, method: str, rounds: int) -> Row:
-    """Accuracies of one method where clients are made by the protocol ``name``."""
-    summary = run({"alg": method, **PROTOCOLS[name], **_step(method)}, rounds)
-    if "refused" in summary:
-        return summary
-    return {
-        "clients": len(summary["result"]["clients"]),
-        "zero_shot": mean(summary["zero_shot"]["clients"].values()),
-        "result": mean(summary["result"]["clients"].values()),
-    }
+    def run_all(self, options: Row) -> list[Row]:
+        """The summaries of a run of each seed; one that is refused raises."""
+        rounds = self.args.rounds
+        every = {"target": "none", "rounds": rounds, "eval_every": max(1, rounds // 4)}
+        every |= {"pictures": "off", **options}
+        return [
+            fc.run(out=self.scratch / "run", seed=seed, **every)
+            for seed in self.args.seeds
+        ]
+
+    def novel(self, method: str, options: Row) -> Row:
+        """The columns of base to novel, mean over seeds."""
+        if method not in ALGORITHMS.names():
+            return {"refused": f"there is no --alg {method}"}
+        try:
+            runs = self.run_all(
+                {"alg": method, "classes": "base", **_step(method), **options}
+            )
+        except FedClipError as error:
+            return {"refused": " ".join(str(error).split())}
+        found = [run["base_to_novel"] for run in runs]
+        return {
+            **{
+                which: {
+                    key: mean(one[which].get(key) for one in found) for key in SHOWN
+                }
+                for which in ("zero_shot", "result")
+            },
+            "notes": [n for n in runs[0]["notes"] if "novel" in n],
+        }
+
+    def partitioned(self, name: str, method: str, options: Row) -> Row:
+        """The clients' accuracies where the protocol ``name`` makes them."""
+        own = {"alg": method, **PROTOCOLS[name], **_step(method), **options}
+        try:
+            runs = self.run_all(own)
+        except FedClipError as error:
+            return {"refused": " ".join(str(error).split())}
+        return {
+            "clients": len(runs[0]["result"]["clients"]),
+            **{
+                which: mean(mean(run[which]["clients"].values()) for run in runs)
+                for which in ("zero_shot", "result")
+            },
+        }
+
+    @staticmethod
+    def page(results: Row) -> str:
+        """All tables, with the commands."""
+        seeds = ", ".join(map(str, results["seeds"]))
+        lines = [
+            "# Protocols",
+            "",
+            "`python -m benchmarks protocols`: all domains are clients, "
+            f"{results['rounds']} rounds, fedclip by `--preset best`, seeds {seeds}; "
+            f"{measured_on(results['machine'])}.  Test accuracy of the clients, mean, "
+            "in per cent.  The digits are encoded by fedclip-tiny, images and features "
+            "of PACS by an encoder that is not CLIP: compare within a table.",
+            "",
+        ]
+        for data, methods in results.get("novel", {}).items():
+            lines += _novel_table(data, methods)
+        for data, partitions in results.get("partitions", {}).items():
+            lines += _partitions_table(data, partitions)
+        return "\n".join(lines).rstrip() + "\n"
 
 
 def _step(method: str) -> Row:
@@ -100,57 +165,56 @@ def _step(method: str) -> Row:
     return {"preset": "best"} if method == "fedclip" else {}
 
 
-def page(found: Row) -> str:
-    """Both tables, with the commands."""
-    shown = ("local", "base", "novel", "harmonic")
+def _novel_table(data: str, methods: Mapping[str, Row]) -> list[str]:
     rows, notes = [], []
     zero: Row | None = None
-    for method, row in found["novel"].items():
+    for method, row in methods.items():
         if "refused" in row:
-            rows.append([method, *["-"] * len(shown)])
+            rows.append([method, *["-"] * len(SHOWN)])
             notes.append(f"{method}: {row['refused']}.")
             continue
         zero = zero or row["zero_shot"]
-        rows.append([method, *(percent(row["result"].get(key)) for key in shown)])
-        notes += row["notes"]
+        rows.append([method, *(percent(row["result"].get(key)) for key in SHOWN)])
+        notes += [
+            note if method in note else f"{method}: {note}" for note in row["notes"]
+        ]
     if zero:
-        rows.insert(0, ["zero-shot", *(percent(zero.get(key)) for key in shown)])
-    lines = [
-        "# Protocols",
-        "",
-        "`python -m benchmarks protocols` on the embedded digits, all domains are "
-        f"clients, {found['rounds']} rounds, fedclip by `--preset best`, seed 0; "
-        f"{measured_on(found['machine'])}.  Test accuracy of the clients, mean, in "
-        "per cent.",
-        "",
-        "## Base to novel",
+        rows.insert(0, ["zero-shot", *(percent(zero.get(key)) for key in SHOWN)])
+    head = ["method", *(COLUMNS[key].replace("\n", " ") for key in SHOWN)]
+    return [
+        f"## Base to novel: {data}",
         "",
         "`fedclip run --target none --classes base --alg NAME`: trained on the first "
         "half of the classes.",
         "",
-        *table(["method", *(COLUMNS[k].replace("\n", " ") for k in shown)], rows),
+        *table(head, rows),
         "",
         *(f"- {note}" for note in dict.fromkeys(notes)),
-        "",
-        "## Partitions",
-        "",
+        *([""] if notes else []),
     ]
-    body = []
-    for name, methods in found["partitions"].items():
+
+
+def _partitions_table(data: str, partitions: Mapping[str, Row]) -> list[str]:
+    body, notes = [], []
+    for name, methods in partitions.items():
         sound = [row for row in methods.values() if "refused" not in row]
         base = sound[0] if sound else {}
-        cells = [percent(row.get("result")) for row in methods.values()]
-        command = " ".join(_words(PROTOCOLS[name])) or "(the default)"
+        cells = [percent(methods.get(m, {}).get("result")) for m in METHODS]
+        command = " ".join(words_of(PROTOCOLS[name])) or "(the default)"
         count = str(base.get("clients", "-"))
         first = f"{name}: `{command}`"
         body.append([first, count, percent(base.get("zero_shot")), *cells])
-    lines += table(["protocol", "clients", "zero-shot", *METHODS], body)
-    return "\n".join(lines) + "\n"
-
-
-def _words(options: Row) -> list[str]:
+        notes += [f"{name}: {r['refused']}" for r in methods.values() if "refused" in r]
     return [
-        word
-        for name, value in options.items()
-        for word in (f"--{name.replace('_', '-')}", str(value))
+        f"## Partitions: {data}",
+        "",
+        *table(["protocol", "clients", "zero-shot", *METHODS], body),
+        "",
+        *(f"- {note}" for note in dict.fromkeys(notes)),
+        *([""] if notes else []),
     ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    few = {"protocols": ["classes"], "methods": ["fedclip", "linear", "kgcoop"]}
+    run_study(Protocols, __doc__, argv, rounds=1, **few)

@@ -172,6 +172,21 @@ def run_study(
 # ------------------------------------------------------------------------------ runs
 
 
+def image_options(images: Path, encoder: Path) -> Row:
+    """Options that name a folder of images and the CLIP of a folder.
+
+    ``encoder`` holds one open_clip config and its model.safetensors.
+    """
+    (config,) = encoder.glob("*.json")
+    return {
+        "dataset": images.name,
+        "root": str(images),
+        "model": config.stem,
+        "model_config": str(encoder),
+        "pretrained": str(encoder / "model.safetensors"),
+    }
+
+
 def words_of(options: Mapping[str, Any]) -> list[str]:
     """Options of ``fedclip run``: ``{"local_epochs": 2}`` is ``--local-epochs 2``."""
     return [

@@ -63,8 +63,9 @@ def _dry_run(config: RunConfig, display: Display) -> int:
     code = _print_checks([c for c in diagnose(config) if c.status != "ok"], display)
     if code == 0:
         for cost in estimate(config):
-            line = f"{cost.name:>9}: {cost.detail}"
-            display.out.print(line, markup=False, highlight=False, soft_wrap=True)
+            indented = (f"{'':11}{line}" for line in cost.lines)
+            for line in (f"{cost.name:>9}: {cost.detail}", *indented):
+                display.out.print(line, markup=False, highlight=False, soft_wrap=True)
         display.say("nothing was run; leave --dry-run out to start")
     return code
 

@@ -27,6 +27,7 @@ from ..federation.evaluation import selection_notes
 from ..federation.rounds import RoundResult
 from ..federation.unseen import cannot
 from ..report.classes import skew
+from ..report.partition import draw_partition
 from ..report.wording import human_bytes, human_seconds
 from ..server.privacy import planned
 from .doctor.inputs import encode_sample
@@ -34,10 +35,11 @@ from .doctor.inputs import encode_sample
 
 @dataclass(frozen=True)
 class Cost:
-    """A line of the estimate: what, and how much of it."""
+    """A line of the estimate: what, and how much of it; ``lines`` picture it."""
 
     name: str
     detail: str
+    lines: tuple[str, ...] = ()
 
 
 def estimate(config: RunConfig) -> list[Cost]:
@@ -149,7 +151,7 @@ def _training(
             f"{len(fed.clients)}, {chosen} a round; {sizes[0]} to {sizes[-1]} training "
             "images each",
         ),
-        Cost("partition", f"{config.data.partition}: {skew(_counts(fed))}"),
+        _partition(config, features, fed),
         Cost(
             "bytes",
             f"{human_bytes(sent)} a round, {human_bytes(sent * train.rounds)} a run",
@@ -181,6 +183,14 @@ def run_seconds(config: RunConfig, target: str | None) -> float | None:
     features, _ = stand_in(config)
     fed = build_federation(features, config, target, config.seeds[0])
     return _timed(fed)[1] * config.train.rounds
+
+
+def _partition(config: RunConfig, features: FeatureSet, fed: Federation) -> Cost:
+    """How unlike the clients are, in words and as a picture."""
+    counts = _counts(fed)
+    names = [client.name for client in fed.clients]
+    drawn = draw_partition(names, features.classes, counts)
+    return Cost("partition", f"{config.data.partition}: {skew(counts)}", tuple(drawn))
 
 
 def _counts(fed: Federation) -> np.ndarray:

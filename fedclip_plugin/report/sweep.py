@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..stats import mean
+from .figures.svg import figure_style
+from .figures.sweep import option_charts
 from .page.page import template
 from .records import NO_TARGET
 from .tables import Cell, Table, gain
@@ -21,12 +23,18 @@ RULE = (
 )
 
 
+def _label(trial: Mapping[str, Any]) -> str:
+    """A trial's options, with room for a line to break between them."""
+    return str(trial["trial"]).replace(",", ", ")
+
+
 def selected(result: Result) -> Table:
     """What was chosen: a row a held-out domain."""
     held = [name for name in result["selected"] if name != NO_TARGET]
     rows = [
         [
-            *(Cell("no domain" if name == NO_TARGET else name), Cell(one["trial"])),
+            Cell("no domain" if name == NO_TARGET else name),
+            Cell(_label(one), tone="name"),
             Cell(percent(one["validation"])),
             Cell(percent(one["zero_shot"])),
             Cell(percent(one["result"]), half_width(one["ci95"])),
@@ -63,7 +71,7 @@ def trials(result: Result) -> Table:
     won = {t: one["trial"] for t, one in result["selected"].items() if one is not None}
     rows = []
     for trial in result["trials"]:
-        cells = [Cell(trial["trial"])]
+        cells = [Cell(_label(trial))]
         for target in targets:
             own = [run for run in trial["runs"] if run["target"] == target]
             best = won.get(target) == trial["trial"]
@@ -131,11 +139,16 @@ def _plain(value: Any) -> Any:
 
 
 def page(result: Result, title: str) -> str:
-    """One file with the same tables, which opens without a network."""
+    """One file with the same tables and a chart an option; it needs no network."""
     count = sum(len(trial["runs"]) for trial in result["trials"])
+    chosen, *others = all_tables(result)
+    with figure_style(title):
+        charts = option_charts(result)
     return template("sweep.html.jinja").render(
         title=title,
         headline=f"{len(result['trials'])} trials, {count} runs, {result['search']}",
-        tables=all_tables(result),
+        chosen=chosen,
+        charts=charts,
+        tables=others,
         notes=result["notes"],
     )

@@ -19,6 +19,7 @@ from benchmarks.accuracy.gda_privacy import GdaPrivacy
 from benchmarks.accuracy.methods import MethodsStudy
 from benchmarks.accuracy.personalization import Personalization
 from benchmarks.accuracy.privacy import Privacy
+from benchmarks.accuracy.protocols import Protocols
 from benchmarks.accuracy.study import Study
 from benchmarks.command import RESULTS, ROOT
 from benchmarks.gpu.check import GPU_TESTS
@@ -34,6 +35,7 @@ STUDIES = (
     MethodsStudy,
     Personalization,
     Privacy,
+    Protocols,
 )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from fedclip_plugin.cli import main
 from fedclip_plugin.config.inputs import PARTITIONS
+from fedclip_plugin.features.feature_set import load_features
 
 MORE = {"classes": ["--classes-per-client", "2"]}
 KINDS = [kind for kind in PARTITIONS if kind != "domain"]
@@ -29,6 +30,11 @@ def test_a_partition_is_shown_or_refused_in_a_line(
     clients = 4 if count == "--clients" else 12
     assert f"clients: {clients}, {clients} a round" in shown
     assert f"partition: {kind}: " in shown
+    first = "client-000" if count == "--clients" else "art-0"
+    (line,) = [x for x in shown.splitlines() if x.split()[:1] == [first]]
+    cells = line.split()[1:]
+    assert len(cells) == len(load_features(toy).classes)
+    assert any(cell != "." for cell in cells)
     assert dry_run(toy, kind, count, "999") == 2
     told = capsys.readouterr()
     (line,) = [x for x in (told.err + told.out).splitlines() if "999" in x]

@@ -17,6 +17,7 @@ from fedclip_plugin.report.figures import classes as class_plots
 from fedclip_plugin.report.figures import clients as client_plots
 from fedclip_plugin.report.figures import costs as cost_plots
 from fedclip_plugin.report.figures import rounds as plots
+from fedclip_plugin.report.figures import sweep as sweep_plots
 from fedclip_plugin.report.figures.svg import Chart, clean, figure_style
 from fedclip_plugin.report.records import RunRecord
 from fedclip_plugin.report.tables import Table
@@ -314,3 +315,62 @@ def test_clean() -> None:
     assert clean("abc", 3) == "abc"
     assert clean("abcd", 3) == "ab…"
     assert clean("a\nb\x00\ud800") == "a?b??"
+
+
+def trial(options: dict[str, Any], *scores: tuple[float | None, float]) -> dict:
+    runs = [
+        {"target": "photo", "validation": validation, "result": result}
+        for validation, result in scores
+    ]
+    return {"trial": str(options), "options": options, "runs": runs}
+
+
+def swept(*trials: dict[str, Any]) -> dict[str, Any]:
+    return {"trials": list(trials), "selected": {"photo": None}}
+
+
+def test_each_searched_option_of_a_sweep_has_a_chart_and_its_numbers() -> None:
+    result = swept(
+        trial({"alg": "fedclip", "lr": 1e-2}, (0.5, 0.4), (0.7, 0.6)),
+        trial({"alg": "fedclip", "lr": 1e-5}, (0.8, 0.6), (0.8, 0.6)),
+        trial({"alg": "gda", "lr": 1e-2}, (0.9, 0.7), (0.9, 0.5)),
+        trial({"alg": "gda", "lr": 1e-5}, (0.9, 0.7)),  # has lost a seed
+    )
+    with figure_style():
+        alg, rate = sweep_plots.option_charts(result)
+    assert (alg.title, rate.title) == ("alg, accuracy in %", "lr, accuracy in %")
+    assert [[str(cell) for cell in row] for row in alg.table.rows] == [
+        ["fedclip", "2", "70.00", "80.00", "55.00"],
+        ["gda", "1", "90.00", "90.00", "60.00"],
+    ]
+    assert [str(row[0]) for row in rate.table.rows] == ["1e-05", "0.01"]  # by size
+    assert [str(row[1]) for row in rate.table.rows] == ["1", "2"]
+    assert "highest at gda" in alg.svg
+    assert "held-out accuracy" in [key.text for key in rate.legend]
+
+
+def test_options_with_nothing_to_compare_have_no_chart() -> None:
+    one = trial({"lr": 1e-3}, (0.5, 0.4))
+    lost = trial({"lr": 1e-2}, (None, 0.4))
+    prompts = [trial({"prompt": [p, "b {}"]}, (0.5, 0.4)) for p in ("a {}", "{}")]
+    with figure_style():
+        assert sweep_plots.option_charts(swept()) == []
+        assert sweep_plots.option_charts(swept(one, lost)) == []
+        (chart,) = sweep_plots.option_charts(swept(*prompts))
+    assert [str(row[0]) for row in chart.table.rows] == ["a {} b {}", "{} b {}"]
+
+
+def test_values_that_lie_close_are_not_written_over_each_other() -> None:
+    rates = (1e-5, 2.86935e-4, 2.9e-4, 3.1e-4, 1e-2)
+    result = swept(*(trial({"lr": lr}, (0.5, 0.4)) for lr in rates))
+    with figure_style():
+        (chart,) = sweep_plots.option_charts(result)
+    assert "0.000286935" not in chart.svg
+    assert len(chart.table.rows) == 5
+
+
+def test_the_numbers_behind_the_partition_are_there() -> None:
+    chart = draw(client_plots.client_sizes, record())
+    counts = [[int(str(cell)) for cell in row[1:]] for row in chart.table.rows]
+    clients = record().evaluation["clients"]
+    assert counts == [client["train_per_class"] for client in clients.values()]

@@ -12,8 +12,9 @@ from matplotlib.ticker import MaxNLocator
 
 from ..classes import class_names, skew
 from ..records import NO_TARGET, RunRecord
+from ..tables import Cell, Table
 from ..wording import method_of, percent
-from .classes import CLEAR_TO_BLUE
+from .classes import CLEAR_TO_BLUE, MAX_COUNTED
 from .svg import SMALL, Chart, Key, clean, colour, new_axes, to_svg
 
 MAX_NAMED = 20  # clients; beyond, a histogram and a heat map
@@ -116,10 +117,22 @@ def client_sizes(run: RunRecord) -> Chart | None:
     names = [clean(name) for name in clients]
     totals = zip(names, counts.sum(axis=1))
     label = "Training images: " + ", ".join(f"{name} {n}" for name, n in totals)
+    counted = _counted(names, classes, counts) if len(classes) <= MAX_COUNTED else None
     if len(classes) > MAX_STACKED:
-        return Chart(title, to_svg(_cells(names, classes, counts), label), note=note)
+        svg = to_svg(_cells(names, classes, counts), label)
+        return Chart(title, svg, note=note, table=counted)
     legend = tuple(Key(f"k{k}", name) for k, name in enumerate(classes))
-    return Chart(title, to_svg(_stacks(names, counts), label), legend, note)
+    svg = to_svg(_stacks(names, counts), label)
+    return Chart(title, svg, legend, note, counted)
+
+
+def _counted(names: Sequence[str], classes: Sequence[str], counts: np.ndarray) -> Table:
+    """The numbers behind the picture: a row a client, a column a class."""
+    body = [
+        [Cell(name), *(Cell(f"{images:,}") for images in row)]
+        for name, row in zip(names, counts.tolist())
+    ]
+    return Table(["client", *(clean(name, 14) for name in classes)], body)
 
 
 def _by_class(counts: np.ndarray) -> np.ndarray:

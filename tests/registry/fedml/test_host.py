@@ -107,6 +107,26 @@ def test_sp_gives_the_embedded_adapter(features, tmp_path, caplog):
     assert "zero-shot  FedCLIP" in text
 
 
+@pytest.mark.filterwarnings("ignore")  # of wandb, about other packages
+def test_every_site_scores_a_given_state_and_a_tracker_follows(
+    features, tmp_path, monkeypatch
+):
+    """Weights & Biases comes with FedML; nothing leaves the machine."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    simulate(namespace(features, fedclip_out="run"))
+    trained = json.loads((tmp_path / "run" / "summary.json").read_text())
+    state = str(tmp_path / "run" / "adapter.safetensors")
+    job = {"fedclip_evaluate": state, "comm_round": 1, "fedclip_log": "wandb"}
+    simulate(namespace(features, fedclip_out="job", **job))
+    found = json.loads((tmp_path / "job" / "summary.json").read_text())
+    for which in ("zero_shot", "result"):
+        assert found[which]["clients"] == trained[which]["clients"]
+    assert found["communication"]["bytes_up"] < 1000  # a number each, no adapter
+    (log,) = (tmp_path / "job" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"accuracy/mean_test" in log.read_bytes()
+
+
 def test_the_road_without_patches(features):
     import fedml
 
