@@ -118,14 +118,17 @@ def dashed(axes: Axes, accuracy: float | None, name: str, text: str) -> list[Key
     return [Key(name, text, "dash")]
 
 
-def _lay_out(figure: Figure) -> None:
-    """Place everything, for ``savefig`` would draw twice to do so."""
-    FigureCanvasSVG(figure)
+def _laid_out(figure: Figure) -> FigureCanvasSVG:
+    """Place everything, on no ground of its own: ``savefig`` would draw it twice."""
+    canvas = FigureCanvasSVG(figure)
+    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
+        patch.set(facecolor="none", edgecolor="none")
     figure.set_dpi(72)  # what an SVG is drawn in
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
         figure.set_layout_engine("none")
+    return canvas
 
 
 _UNUSED = re.compile(
@@ -143,9 +146,9 @@ def to_svg(figure: Figure, label: str) -> Markup:
     out = io.StringIO()
     name, number = matplotlib.rcParams["svg.hashsalt"].rsplit(":", 1)
     matplotlib.rcParams["svg.hashsalt"] = f"{name}:{int(number) + 1}"  # makes the ids
-    _lay_out(figure)
+    canvas = _laid_out(figure)
     empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(out, format="svg", transparent=True, metadata=empty)
+    canvas.print_svg(out, metadata=empty)
     box, body = re.findall(r'viewBox="(.*?)".*?>(.*)</svg>', out.getvalue(), re.S)[0]
     body = re.sub(r"<!--.*?-->|<(metadata|style).*?</\1>", "", body, flags=re.S)
     body = re.sub(r">\s+<", "><", re.sub(r"<[^>]+>", _tag, body))
