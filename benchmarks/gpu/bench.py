@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -78,6 +78,7 @@ def local_step(s: Sizes, dim: int, batch: int, compiled: bool) -> Row:
         mode = "reduce-overhead"
         makers["compile, graphs"] = lambda: rivals.eager(c, batch, mode, fused=True)
         makers["whole step a graph"] = lambda: rivals.whole_step_graph(c, batch)
+        makers["the same, TF32"] = lambda: rivals.tf32(makers["whole step a graph"])
     candidates, note = possible(makers)
     times = interleave(candidates, s.rounds, s.steps, s.device)
     rate = 10 * dim * dim * batch / times["ours"].minimum / 1e6
@@ -86,8 +87,8 @@ def local_step(s: Sizes, dim: int, batch: int, compiled: bool) -> Row:
 
 
 def many_clients(s: Sizes, count: int) -> Row:
-    """Microseconds a client's step: all in one call, one call after another."""
-    batch, steps = s.batches[0], max(1, s.steps // 4)
+    """Microseconds a client's step: in one call, one after another, stacked."""
+    batch, steps = s.batches[0], s.steps
     first = make_client(s.dim, batch, steps, s.device)
     rest = [
         make_client(s.dim, batch, steps, s.device, seed, first["text"])
@@ -95,13 +96,21 @@ def many_clients(s: Sizes, count: int) -> Row:
     ]
     clients = [first, *rest]
     single = [ours([c], batch) for c in clients]
-    candidates: dict[str, Run] = {
-        "ours": ours(clients, batch),
-        "one after another": lambda: [run() for run in single],
+    makers: dict[str, Callable[[], Run]] = {
+        "ours": lambda: ours(clients, batch),
+        "one after another": lambda: lambda: [run() for run in single],
+        "stacked": lambda: rivals.stacked(clients, batch),
     }
+    if s.compiled and count == s.clients[-1]:
+        mode = "reduce-overhead"
+        makers["stacked, compile"] = lambda: rivals.stacked(clients, batch, mode)
+        makers["stacked, a graph"] = lambda: rivals.stacked_graph(clients, batch)
+        makers["the same, TF32"] = lambda: rivals.tf32(makers["stacked, a graph"])
+    candidates, note = possible(makers)
     rounds = max(3, s.rounds // 3)
     times = interleave(candidates, rounds, steps * count, s.device)
-    return row("a round over clients", times, dim=s.dim, batch=batch, clients=count)
+    facts = {"dim": s.dim, "batch": batch, "clients": count, "note": note}
+    return row("a round over clients", times, **facts)
 
 
 def group_sizes(s: Sizes, dim: int, count: int) -> Row:

@@ -21,9 +21,11 @@ def main(device: str = "cuda") -> int:
         for count in (3, 17):
             xs = [x + i for i in range(count)]
             fedclip.weighted_mean(xs, torch.ones(count))
+            fedclip.squared_distances(xs, x)
             qs = [(v * 9).to(torch.int8) for v in xs]
             scales = [v[:, 0].contiguous() for v in xs]
             fedclip.weighted_mean_int8(qs, scales, torch.ones(count))
+            fedclip.squared_norms_int8(qs, scales)
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     print("exercised")

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.command import ROOT, build_parser, parse, save, table
 
-ARCHITECTURES = ("80", "90")
+ARCHITECTURES = ("75", "80", "90")
 # Bytes of shared memory that a block may have, multiprocessors.
 GPUS = {"A100": (166912, 108), "H100, H200": (232448, 132)}
 DIMS = (384, 512, 640, 768, 1024, 2048)
@@ -66,6 +66,7 @@ def kernels_in(report: str) -> Iterator[Kernel]:
 def readable(mangled: str) -> str:
     """`fedclip::mean_of<fedclip::Four, float>` without the namespace and arguments."""
     text = subprocess.run(["c++filt", mangled], capture_output=True, text=True).stdout
+    text = text.replace("(anonymous namespace)::", "")
     return re.sub(r"^void |fedclip::|\(.*", "", text.strip())
 
 

@@ -31,14 +31,19 @@ def wait(device: str) -> None:
 def interleave(
     candidates: Mapping[str, Run], rounds: int, per_call: int, device: str
 ) -> dict[str, Timing]:
-    """Each candidate once a round, from an idle device to an idle device."""
+    """Each candidate once a round, from an idle device to an idle device.
+
+    Another one is first in each round.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for run in candidates.values():  # warm up: compile, allocate, fill caches
         for _ in range(3):
             run()
         wait(device)
-    for _ in range(rounds):
-        for name, run in candidates.items():
+    order = list(candidates.items())
+    for turn in range(rounds):
+        first = turn % len(order)
+        for name, run in order[first:] + order[:first]:
             start = time.perf_counter()
             run()
             wait(device)
@@ -113,19 +118,10 @@ def whole_step_graph(client: Client, batch: int) -> Run:
     rows = batches[0].clone()
 
     def step() -> None:
-        optimizer.zero_grad(set_to_none=False)
         loss(adapter, x[rows], text[y[rows]]).backward()
         optimizer.step()
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
+    graph = _captured(step, optimizer)
 
     def run() -> None:
         for next_rows in batches:
@@ -133,6 +129,107 @@ def whole_step_graph(client: Client, batch: int) -> Run:
             graph.replay()
 
     return run
+
+
+def _captured(step: Callable[[], None], optimizer: torch.optim.Optimizer) -> Any:
+    """A CUDA graph of a step; its gradients are written, not added to others."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            optimizer.zero_grad()
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    optimizer.zero_grad()  # none: the captured backward makes its own
+    with torch.cuda.graph(graph):
+        step()
+    return graph
+
+
+class Stacked:
+    """Clients of equally many rows trained side by side: products by ``baddbmm``.
+
+    One Adam moves the stacked parameters, element by element as each client's own.
+    """
+
+    def __init__(self, clients: Sequence[Client], batch: int, **adam: bool) -> None:
+        self.x = torch.stack([c["x"] for c in clients])  # (K, N, D)
+        self.y = torch.stack([c["y"] for c in clients])  # (K, N)
+        self.text = clients[0]["text"]
+        orders = torch.stack([c["perm"] for c in clients])  # (K, N)
+        self.batches = orders.split(batch, dim=1)
+        each = zip(*(c["params"] for c in clients))
+        self.params = [nn.Parameter(torch.stack(own)) for own in each]
+        self.of = torch.arange(len(clients), device=self.x.device)[:, None]
+        lr, beta1, beta2, eps, decay, _ = ADAM
+        self.optimizer = torch.optim.Adam(
+            self.params, lr, (beta1, beta2), eps, decay, **adam
+        )
+
+    def loss(self, rows: Tensor) -> Tensor:
+        """The sum of the clients' losses; ``rows`` (K, B)."""
+        w1, b1, w2, b2 = self.params
+        x, text = self.x[self.of, rows], self.text[self.y[self.of, rows]]  # (K, B, D)
+        h = torch.baddbmm(b1[:, None], x, w1.mT).tanh()
+        gate = torch.baddbmm(b2[:, None], h, w2.mT).softmax(dim=2)
+        logits = ADAM[-1] * F.normalize(gate * x, dim=2) @ text.mT  # (K, B, B)
+        size = rows.shape[1]
+        truth = torch.arange(size, device=x.device).expand_as(rows).reshape(-1)
+        both = [
+            F.cross_entropy(m.reshape(-1, size), truth, reduction="sum")
+            for m in (logits, logits.mT)
+        ]
+        return (both[0] + both[1]) / (2 * size)
+
+
+def stacked(clients: Sequence[Client], batch: int, mode: str | None = None) -> Run:
+    """A round of :class:`Stacked`; ``mode`` of torch.compile, if any."""
+    all_of = Stacked(clients, batch, fused=True)
+    loss = torch.compile(all_of.loss, mode=mode) if mode else all_of.loss
+
+    def run() -> None:
+        for rows in all_of.batches:
+            all_of.optimizer.zero_grad()
+            loss(rows).backward()
+            all_of.optimizer.step()
+
+    return run
+
+
+def stacked_graph(clients: Sequence[Client], batch: int) -> Run:
+    """The whole step of :class:`Stacked`, compiled, in one CUDA graph."""
+    all_of = Stacked(clients, batch, fused=True, capturable=True)
+    loss = torch.compile(all_of.loss)
+    rows = all_of.batches[0].clone()
+
+    def step() -> None:
+        loss(rows).backward()
+        all_of.optimizer.step()
+
+    graph = _captured(step, all_of.optimizer)
+
+    def run() -> None:
+        for next_rows in all_of.batches:
+            rows.copy_(next_rows)
+            graph.replay()
+
+    return run
+
+
+def tf32(make: Callable[[], Run]) -> Run:
+    """A rival with TF32 in its products, where the device has it."""
+
+    def allowed(call: Callable[[], Any]) -> Any:
+        products = torch.backends.cuda.matmul
+        before, products.allow_tf32 = products.allow_tf32, True
+        try:
+            return call()
+        finally:
+            products.allow_tf32 = before
+
+    run = allowed(make)
+    return lambda: allowed(run)
 
 
 def possible(candidates: Mapping[str, Callable[[], Run]]) -> tuple[dict[str, Run], str]:

@@ -86,6 +86,35 @@ def test_our_round_does_the_work_of_the_rival():
         assert float((ours - theirs.detach()).norm()) < 1e-2 * moved
 
 
+def test_stacked_clients_do_the_work_of_each_alone():
+    text = gpu_rivals.make_client(16, 8, 4, "cpu")["text"]
+    clients = [gpu_rivals.make_client(16, 8, 4, "cpu", seed, text) for seed in range(3)]
+    before = [[p.clone() for p in c["params"]] for c in clients]
+    together = gpu_rivals.Stacked(clients, 8)
+    for rows in together.batches:
+        together.optimizer.zero_grad()
+        together.loss(rows).backward()
+        together.optimizer.step()
+    gpu_rivals.ours(clients, 8)()
+    for i, (client, starts) in enumerate(zip(clients, before)):
+        for ours, theirs, start in zip(client["params"], together.params, starts):
+            moved = float((ours - start).norm())
+            assert float((ours - theirs[i].detach()).norm()) < 1e-2 * moved
+
+
+def test_tf32_is_allowed_for_the_rival_alone():
+    products, seen = torch.backends.cuda.matmul, []
+
+    def make():
+        seen.append(products.allow_tf32)
+        return lambda: seen.append(products.allow_tf32)
+
+    before = products.allow_tf32
+    gpu_rivals.tf32(make)()
+    assert seen == [True, True]
+    assert products.allow_tf32 == before
+
+
 def test_a_rival_that_cannot_run_is_noted():
     def broken():
         raise RuntimeError("no compiler\nand more")
