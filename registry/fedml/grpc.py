@@ -24,6 +24,7 @@ _log = logging.getLogger("fedclip")
 _IP_HEAD = "eid,rank,grpc_server_ip,grpc_server_port"
 SERVER_SECONDS = 120.0  # for which a client waits for its server
 _RETRY = 0.5  # seconds
+_ANYWHERE = ("0.0.0.0", "::")
 KNOWN_WITHIN = 20.0  # seconds, for the names of hosts that start together
 
 
@@ -114,6 +115,12 @@ def read_addresses(args: Any) -> dict[int, Address]:
         own = _listening(path, host, port) if rank == int(args.rank) else host
         if own != host:
             _log.warning("%s is not an address of this machine: listening on all", host)
+        if outside in _ANYWHERE:
+            _log.warning(
+                "%s: rank %d: %s is where it listens, which leads others to their own "
+                "machine: a column ingress_ip says where they reach it",
+                *(path, rank, outside),
+            )
         addresses[rank] = Address(_joined(own, port), _joined(outside, port))
     return addresses
 

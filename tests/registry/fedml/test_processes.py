@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ pytest.importorskip("fedml", reason="needs FedML: pip install 'fedclip-plugin[fe
 
 from fedclip_plugin.errors import ConfigError, FedClipError
 from fedclip_plugin.registry import fedml_host
+from fedclip_plugin.registry.fedml.grpc import read_addresses
 from tests.registry.fedml import faulty
 from tests.registry.fedml.forked import launch
 from tests.registry.fedml.runs import (
@@ -111,10 +113,23 @@ def test_addresses_are_checked(features, tmp_path, monkeypatch, text, message):
         check_silo(args)
 
 
+@pytest.mark.parametrize(("column", "told"), [("", True), (",198.51.100.9", False)])
+def test_an_address_of_all_is_none_that_others_reach(column, told, tmp_path, caplog):
+    first, second = free_ports(2)
+    path, head = tmp_path / "ip.csv", HEAD.strip() + (",ingress_ip" if column else "")
+    lines = [head, f"0,0,0.0.0.0,{first}{column}", f"1,1,127.0.0.1,{second}"]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    args = SimpleNamespace(rank=0, grpc_ipconfig_path=str(path))
+    found = read_addresses(args)[0]
+    assert found.listen == f"0.0.0.0:{first}"
+    assert found.reach == f"{column.strip(',') or '0.0.0.0'}:{first}"
+    assert ("a column ingress_ip says" in caplog.text) == told
+
+
 def test_a_line_says_where_others_reach_a_process_not_where_it_listens(
     features, tmp_path, caplog
 ):
-    from fedclip_plugin.registry.fedml.grpc import Address, check_silo, read_addresses
+    from fedclip_plugin.registry.fedml.grpc import Address, check_silo
 
     first, second, third, fourth = free_ports(4)
     (tmp_path / "ip.csv").write_bytes(
