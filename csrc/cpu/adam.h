@@ -10,7 +10,7 @@ struct AdamRegs {
     typename V::Reg rate, one_beta1, one_beta2, eps, weight_decay;
     bool fresh, last;
 
-    INLINE explicit AdamRegs(const Adam& a)
+    FEDCLIP_INLINE explicit AdamRegs(const Adam& a)
         : rate(V::set(a.rate)),
           one_beta1(V::set(a.one_beta1)),
           one_beta2(V::set(a.one_beta2)),
@@ -25,32 +25,33 @@ template <class V>
 struct AdamVector {
     typename V::Reg value, exp_avg, exp_avg_sq, root;
 
-    INLINE void load(const AdamRegs<V>& adam, const Parameter& p, std::int64_t at) {
+    FEDCLIP_INLINE void load(const AdamRegs<V>& adam, const Parameter& p,
+                             std::int64_t at) {
         value = V::load(p.before + at);
         exp_avg = adam.fresh ? V::zero() : V::load(p.exp_avg + at);
         exp_avg_sq = adam.fresh ? V::zero() : V::load(p.exp_avg_sq + at);
     }
-    INLINE void store_moments(const AdamRegs<V>& adam, const Parameter& p,
-                              std::int64_t at) const {
+    FEDCLIP_INLINE void store_moments(const AdamRegs<V>& adam, const Parameter& p,
+                                      std::int64_t at) const {
         if (adam.last) return;
         V::store(p.exp_avg + at, exp_avg);
         V::store(p.exp_avg_sq + at, exp_avg_sq);
     }
-    INLINE void begin(const AdamRegs<V>& adam, typename V::Reg grad) {
+    FEDCLIP_INLINE void begin(const AdamRegs<V>& adam, typename V::Reg grad) {
         grad = V::fma(adam.weight_decay, value, grad);
         exp_avg_sq = V::fma(adam.one_beta2, V::fms(grad, grad, exp_avg_sq), exp_avg_sq);
         root = V::sqrt(exp_avg_sq);
         exp_avg = V::fma(adam.one_beta1, V::sub(grad, exp_avg), exp_avg);
     }
-    INLINE void end(const AdamRegs<V>& adam) {
+    FEDCLIP_INLINE void end(const AdamRegs<V>& adam) {
         const typename V::Reg denominator = V::add(root, adam.eps);
         value = V::fnma(adam.rate, V::div(exp_avg, denominator), value);
     }
 };
 
 template <class V>
-INLINE void adam_vector(const AdamRegs<V>& adam, const Parameter& p, std::int64_t at,
-                        typename V::Reg grad, int count) {
+FEDCLIP_INLINE void adam_vector(const AdamRegs<V>& adam, const Parameter& p,
+                                std::int64_t at, typename V::Reg grad, int count) {
     AdamVector<V> a;
     a.value = V::load_first(p.before + at, count);
     a.exp_avg = a.exp_avg_sq = V::zero();
@@ -68,8 +69,8 @@ INLINE void adam_vector(const AdamRegs<V>& adam, const Parameter& p, std::int64_
 
 // Adam on `count` parameters that follow one another from `at` on.
 template <class V>
-INLINE void adam_run(const AdamRegs<V>& adam, const Parameter& p, std::int64_t at,
-                     const float* grad, std::int64_t count) {
+FEDCLIP_INLINE void adam_run(const AdamRegs<V>& adam, const Parameter& p,
+                             std::int64_t at, const float* grad, std::int64_t count) {
     const Parameter q = p;  // here, as a store might change it elsewhere
     std::int64_t k = 0;
     for (; k + V::lanes <= count; k += V::lanes) {

@@ -8,7 +8,7 @@ namespace fedclip {
 // A sum that starts from zero.
 struct FromZero {
     template <class V, int R, int N>
-    INLINE void start(typename V::Reg (&acc)[R][N], std::int64_t) const {
+    FEDCLIP_INLINE void start(typename V::Reg (&acc)[R][N], std::int64_t) const {
         fill<V>(acc, V::zero());
     }
 };
@@ -16,14 +16,14 @@ struct FromZero {
 struct GradScores : FromZero {
     const Batch& batch;
 
-    INLINE explicit GradScores(const Batch& b) : batch(b) {}
+    FEDCLIP_INLINE explicit GradScores(const Batch& b) : batch(b) {}
     template <class V, int R, int N>
-    INLINE void finish(typename V::Reg (&acc)[R][N], std::int64_t row,
-                       std::int64_t chunk, std::int64_t width) const {
+    FEDCLIP_INLINE void finish(typename V::Reg (&acc)[R][N], std::int64_t row,
+                               std::int64_t chunk, std::int64_t width) const {
         const std::int64_t at = chunk * chunk_size<V>(batch) + row * width;
         const float* dot = batch.dot + chunk * panel_width<V>;
-        UNROLL for (int r = 0; r < R; ++r) {
-            UNROLL for (int v = 0; v < N; ++v) {
+        FEDCLIP_UNROLL for (int r = 0; r < R; ++r) {
+            FEDCLIP_UNROLL for (int v = 0; v < N; ++v) {
                 const std::int64_t k = at + r * width + v * V::lanes;
                 const typename V::Reg z = V::load(batch.z_chunks + k);
                 const typename V::Reg along = V::load(dot + v * V::lanes);
@@ -53,13 +53,13 @@ void grad_scores(const Batch& batch, std::int64_t unit) {
 struct GradHidden : FromZero {
     const Batch& batch;
 
-    INLINE explicit GradHidden(const Batch& b) : batch(b) {}
+    FEDCLIP_INLINE explicit GradHidden(const Batch& b) : batch(b) {}
     template <class V, int R, int N>
-    INLINE void finish(typename V::Reg (&acc)[R][N], std::int64_t row,
-                       std::int64_t chunk, std::int64_t width) const {
+    FEDCLIP_INLINE void finish(typename V::Reg (&acc)[R][N], std::int64_t row,
+                               std::int64_t chunk, std::int64_t width) const {
         const std::int64_t at = chunk * chunk_size<V>(batch) + row * width;
-        UNROLL for (int r = 0; r < R; ++r) {
-            UNROLL for (int v = 0; v < N; ++v) {
+        FEDCLIP_UNROLL for (int r = 0; r < R; ++r) {
+            FEDCLIP_UNROLL for (int v = 0; v < N; ++v) {
                 const std::int64_t k = at + r * width + v * V::lanes;
                 typename V::Reg dh = acc[r][v];
                 if (batch.dh) dh = V::add(dh, V::load(batch.da_chunks + k));

@@ -8,17 +8,17 @@ namespace fedclip {
 // sum_k of(k)^2, k < count: `of` gives V::lanes elements from k on, `one` the k-th.
 // Blocks are summed in fp32 registers and the blocks in float64.
 template <class V, class Of, class One>
-INLINE double sum_of_squares(std::int64_t count, const Of& of, const One& one) {
+FEDCLIP_INLINE double sum_of_squares(std::int64_t count, const Of& of, const One& one) {
     constexpr int wide = 4;
     constexpr std::int64_t block = 4096;
     double total = 0;
     for (std::int64_t begin = 0; begin < count; begin += block) {
         const std::int64_t end = least(begin + block, count);
         typename V::Reg sum[wide];
-        UNROLL for (int v = 0; v < wide; ++v) sum[v] = V::zero();
+        FEDCLIP_UNROLL for (int v = 0; v < wide; ++v) sum[v] = V::zero();
         std::int64_t k = begin;
         for (; k + wide * V::lanes <= end; k += wide * V::lanes) {
-            UNROLL for (int v = 0; v < wide; ++v) {
+            FEDCLIP_UNROLL for (int v = 0; v < wide; ++v) {
                 const auto x = of(k + v * V::lanes);
                 sum[v] = V::fma(x, x, sum[v]);
             }

@@ -9,8 +9,9 @@ namespace fedclip {
 
 // Copies `lanes` rows into chunks and, where `panels` has data, into panels.
 template <class V>
-INLINE void load_group(const Batch& batch, std::int64_t unit, const float* const* rows,
-                       const Panels& panels, float* chunks) {
+FEDCLIP_INLINE void load_group(const Batch& batch, std::int64_t unit,
+                               const float* const* rows, const Panels& panels,
+                               float* chunks) {
     constexpr std::int64_t lanes = V::lanes;
     const Group group = group_of<V>(batch, unit);
     float* out = chunks ? chunks + group.chunk * chunk_size<V>(batch) + group.lane : 0;
@@ -58,8 +59,8 @@ void load(const Batch& batch, std::int64_t unit) {
 
 // One vector of rows and up to `lanes` features of a chunk, written row by row.
 template <class V>
-INLINE void store_tile(const float* from, std::int64_t width, float* to,
-                       std::int64_t to_row, int rows, int columns) {
+FEDCLIP_INLINE void store_tile(const float* from, std::int64_t width, float* to,
+                               std::int64_t to_row, int rows, int columns) {
     if (rows == V::lanes && columns == V::lanes) {
         V::transpose(from, width, to, to_row);
         return;
@@ -73,8 +74,9 @@ INLINE void store_tile(const float* from, std::int64_t width, float* to,
 
 // Writes features begin..end of one vector of rows of `chunks` into panels.
 template <class V>
-INLINE void store_group(const Batch& batch, std::int64_t unit, const float* chunks,
-                        std::int64_t begin, std::int64_t end, const Panels& panels) {
+FEDCLIP_INLINE void store_group(const Batch& batch, std::int64_t unit,
+                                const float* chunks, std::int64_t begin,
+                                std::int64_t end, const Panels& panels) {
     const Group group = group_of<V>(batch, unit);
     const float* from = chunks + group.chunk * chunk_size<V>(batch) + group.lane;
     float* to = panels.data + unit * V::lanes * panels.row;
@@ -92,17 +94,18 @@ struct Activation {
     float* chunks;
 
     template <class V, int R, int N>
-    INLINE void start(typename V::Reg (&acc)[R][N], std::int64_t row) const {
-        UNROLL for (int r = 0; r < R; ++r) {
-            UNROLL for (int v = 0; v < N; ++v) acc[r][v] = V::set(bias[row + r]);
+    FEDCLIP_INLINE void start(typename V::Reg (&acc)[R][N], std::int64_t row) const {
+        FEDCLIP_UNROLL for (int r = 0; r < R; ++r) {
+            FEDCLIP_UNROLL for (int v = 0; v < N; ++v) acc[r][v] =
+                V::set(bias[row + r]);
         }
     }
     template <class V, int R, int N>
-    INLINE void finish(typename V::Reg (&acc)[R][N], std::int64_t row,
-                       std::int64_t chunk, std::int64_t width) const {
+    FEDCLIP_INLINE void finish(typename V::Reg (&acc)[R][N], std::int64_t row,
+                               std::int64_t chunk, std::int64_t width) const {
         float* out = chunks + chunk * chunk_size<V>(batch) + row * width;
-        UNROLL for (int r = 0; r < R; ++r) {
-            UNROLL for (int v = 0; v < N; ++v) {
+        FEDCLIP_UNROLL for (int r = 0; r < R; ++r) {
+            FEDCLIP_UNROLL for (int v = 0; v < N; ++v) {
                 const typename V::Reg y = Tanh ? tanh<V>(acc[r][v]) : acc[r][v];
                 V::store(out + r * width + v * V::lanes, y);
             }
@@ -112,8 +115,8 @@ struct Activation {
 
 // Layer `l`: chunks of T, `in`, to chunks of float, `out`.
 template <class V, bool Tanh, class T>
-INLINE void layer(const Batch& batch, int l, const T* in, float* out,
-                  std::int64_t begin, std::int64_t end) {
+FEDCLIP_INLINE void layer(const Batch& batch, int l, const T* in, float* out,
+                          std::int64_t begin, std::int64_t end) {
     const Factors<T> f = factors<T>(batch);
     const Activation<Tanh> activation{batch, batch.layer[l].bias.before, out};
     product<V>(batch, ByRow<T>{f.weight[l], f.weight_row}, in,
@@ -147,7 +150,7 @@ constexpr float kNormFloor = 1e-12f;  // a feature row of zeros gives z = 0, not
 
 // Scores -> z, in place, for one vector of rows.
 template <class V>
-INLINE void gate_group(const Batch& batch, const Group& group) {
+FEDCLIP_INLINE void gate_group(const Batch& batch, const Group& group) {
     using Reg = typename V::Reg;
     const std::int64_t start = group.chunk * chunk_size<V>(batch) + group.lane;
     float* z = batch.z_chunks + start;
@@ -155,17 +158,17 @@ INLINE void gate_group(const Batch& batch, const Group& group) {
     const std::int64_t size = batch.dim * group.width, step = 4 * group.width;
     constexpr int ways = 4;  // independent sums hide the latency
     Reg part[ways];
-    UNROLL for (int w = 0; w < ways; ++w) part[w] = V::set(-__builtin_inff());
+    FEDCLIP_UNROLL for (int w = 0; w < ways; ++w) part[w] = V::set(-__builtin_inff());
     for (std::int64_t i = 0; i < size; i += step) {
-        UNROLL for (int w = 0; w < ways; ++w) {
+        FEDCLIP_UNROLL for (int w = 0; w < ways; ++w) {
             const std::int64_t k = i + w * group.width;
             if (k < size) part[w] = V::max(part[w], V::load(z + k));
         }
     }
     const Reg top = V::max(V::max(part[0], part[1]), V::max(part[2], part[3]));
-    UNROLL for (int w = 0; w < ways; ++w) part[w] = V::zero();
+    FEDCLIP_UNROLL for (int w = 0; w < ways; ++w) part[w] = V::zero();
     for (std::int64_t i = 0; i < size; i += step) {
-        UNROLL for (int w = 0; w < ways; ++w) {
+        FEDCLIP_UNROLL for (int w = 0; w < ways; ++w) {
             const std::int64_t k = i + w * group.width;
             if (k >= size) continue;
             const Reg q = V::mul(exp<V>(V::sub(V::load(z + k), top)), V::load(x + k));

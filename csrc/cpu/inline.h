@@ -5,17 +5,17 @@
 
 // Kernels are templates on the vector type; inlining them keeps accumulators in
 // registers, and leaves no shared copy of a function for the linker to choose from.
-#define INLINE __attribute__((always_inline)) inline
+#define FEDCLIP_INLINE __attribute__((always_inline)) inline
 #if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
+#define FEDCLIP_UNROLL _Pragma("clang loop unroll(full)")
 #else
-#define UNROLL _Pragma("GCC unroll 16")
+#define FEDCLIP_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 namespace fedclip {
 
 // Into all caches, or only into the outer ones.  A hint: any address will do.
-INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
-INLINE void prefetch_outer(const void* p) { __builtin_prefetch(p, 0, 2); }
+FEDCLIP_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+FEDCLIP_INLINE void prefetch_outer(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace fedclip

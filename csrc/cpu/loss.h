@@ -11,8 +11,8 @@ namespace fedclip {
 
 // Logits of R classes and one vector of rows, `width` apart.
 template <class V, int R>
-INLINE void logit_tile(const Batch& batch, const float* z, std::int64_t row,
-                       std::int64_t width, float* out) {
+FEDCLIP_INLINE void logit_tile(const Batch& batch, const float* z, std::int64_t row,
+                               std::int64_t width, float* out) {
     typename V::Reg acc[R][1];
     fill<V>(acc, V::zero());
     const float* text = batch.text + row * batch.dim;
@@ -21,13 +21,13 @@ INLINE void logit_tile(const Batch& batch, const float* z, std::int64_t row,
             multiply<V>(sum, text + k, batch.dim, 1, z + k * width, width, count);
         });
     const typename V::Reg scale = V::set(batch.logit_scale);
-    UNROLL for (int r = 0; r < R; ++r) {
+    FEDCLIP_UNROLL for (int r = 0; r < R; ++r) {
         V::store(out + (row + r) * width, V::mul(acc[r][0], scale));
     }
 }
 
 template <class V>
-INLINE std::int64_t logit_chunk(const Batch& batch) {
+FEDCLIP_INLINE std::int64_t logit_chunk(const Batch& batch) {
     return batch.classes * panel_width<V>;
 }
 
@@ -44,7 +44,7 @@ void gate_and_logits(const Batch& batch, std::int64_t unit) {
 
 // Column log-sum-exps; e^(L - max) of a class goes to `column_exp`.
 template <class V>
-INLINE void column_pass(const Batch& batch, std::int64_t groups) {
+FEDCLIP_INLINE void column_pass(const Batch& batch, std::int64_t groups) {
     using Reg = typename V::Reg;
     const Reg nothing = V::set(-__builtin_inff());
     for (std::int64_t c = 0; c < batch.classes; ++c) {
@@ -75,7 +75,7 @@ INLINE void column_pass(const Batch& batch, std::int64_t groups) {
 // Logits of one vector of rows -> their gradient in place, and <z, dz>; returns the
 // rows' part of the loss times 2 B.
 template <class V>
-INLINE double row_pass(const Batch& batch, std::int64_t unit) {
+FEDCLIP_INLINE double row_pass(const Batch& batch, std::int64_t unit) {
     using Reg = typename V::Reg;
     const Group g = group_of<V>(batch, unit);
     const std::int64_t start = g.chunk * logit_chunk<V>(batch) + g.lane;

@@ -14,12 +14,12 @@ constexpr int kInt8Group = 16;
 constexpr int kAhead = 512;  // bytes, to be fetched ahead in a client's int8
 
 template <class V>
-INLINE typename V::Reg load_as_float(const float* p) {
+FEDCLIP_INLINE typename V::Reg load_as_float(const float* p) {
     return V::load(p);
 }
 
 template <class V>
-INLINE typename V::Reg load_as_float(const signed char* p) {
+FEDCLIP_INLINE typename V::Reg load_as_float(const signed char* p) {
     return V::from_int8(p);
 }
 
@@ -28,11 +28,11 @@ enum class Then { write, begin_total, add_total };
 
 // N vectors of each of G clients, from element k on.
 template <class V, int G, int N, Then then, class T>
-INLINE void sum_vectors(const T* const* xs, const typename V::Reg (&share)[G],
-                        std::int64_t k, double* total, float* out) {
+FEDCLIP_INLINE void sum_vectors(const T* const* xs, const typename V::Reg (&share)[G],
+                                std::int64_t k, double* total, float* out) {
     typename V::Reg sum[N];
-    UNROLL for (int g = 0; g < G; ++g) {
-        UNROLL for (int v = 0; v < N; ++v) {
+    FEDCLIP_UNROLL for (int g = 0; g < G; ++g) {
+        FEDCLIP_UNROLL for (int v = 0; v < N; ++v) {
             const std::int64_t at = k + v * V::lanes;
             // Bytes take so long to convert that too few lines are under way else;
             // floats come faster as the processor fetches them.
@@ -41,7 +41,7 @@ INLINE void sum_vectors(const T* const* xs, const typename V::Reg (&share)[G],
             sum[v] = g ? V::fma(share[g], x, sum[v]) : V::mul(share[g], x);
         }
     }
-    UNROLL for (int v = 0; v < N; ++v) {
+    FEDCLIP_UNROLL for (int v = 0; v < N; ++v) {
         const std::int64_t at = k + v * V::lanes;
         if constexpr (then == Then::write) {
             V::store(out + at, sum[v]);
@@ -57,11 +57,11 @@ INLINE void sum_vectors(const T* const* xs, const typename V::Reg (&share)[G],
 
 // out or total[k] (+)= sum_g shares[g] xs[g][k], k < count.
 template <class V, int G, Then then, class T>
-INLINE void group_sum(const T* const* xs, const float* shares, std::int64_t count,
-                      double* total, float* out) {
+FEDCLIP_INLINE void group_sum(const T* const* xs, const float* shares,
+                              std::int64_t count, double* total, float* out) {
     constexpr int wide = sizeof(T) == 1 ? 4 : 8;  // vectors a run: as measured
     typename V::Reg share[G];
-    UNROLL for (int g = 0; g < G; ++g) share[g] = V::set(shares[g]);
+    FEDCLIP_UNROLL for (int g = 0; g < G; ++g) share[g] = V::set(shares[g]);
     std::int64_t k = 0;
     for (; k + wide * V::lanes <= count; k += wide * V::lanes) {
         sum_vectors<V, G, wide, then>(xs, share, k, total, out);
@@ -79,9 +79,9 @@ INLINE void group_sum(const T* const* xs, const float* shares, std::int64_t coun
 }
 
 template <class V, Then then, int G, class T>
-INLINE void last_group_sum(const T* const* xs, const float* shares,
-                           std::int64_t clients, std::int64_t count, double* total,
-                           float* out) {
+FEDCLIP_INLINE void last_group_sum(const T* const* xs, const float* shares,
+                                   std::int64_t clients, std::int64_t count,
+                                   double* total, float* out) {
     if constexpr (G > 0) {
         if (clients == G) {
             group_sum<V, G, then>(xs, shares, count, total, out);
@@ -95,9 +95,10 @@ INLINE void last_group_sum(const T* const* xs, const float* shares,
 // has the share share(i, r) of row r.  The clients pass once over all rows: a long
 // stretch of each client's memory at a time.
 template <class V, int Group, class T, class Share>
-INLINE void mean_rows(const T* const* xs, const Share& share, std::int64_t clients,
-                      std::int64_t rows, std::int64_t columns, std::int64_t begin,
-                      double* total, float* out) {
+FEDCLIP_INLINE void mean_rows(const T* const* xs, const Share& share,
+                              std::int64_t clients, std::int64_t rows,
+                              std::int64_t columns, std::int64_t begin, double* total,
+                              float* out) {
     const T* now[Group];
     float shares[Group];
     for (std::int64_t i = 0; i < clients; i += Group) {
@@ -145,7 +146,7 @@ struct ScaledShare {
     const float* const* scales;
     const double* shares;
     std::int64_t top;  // row 0 of the block
-    INLINE float operator()(std::int64_t i, std::int64_t r) const {
+    FEDCLIP_INLINE float operator()(std::int64_t i, std::int64_t r) const {
         return float(shares[i] * double(scales[i][top + r]));
     }
 };

@@ -20,7 +20,7 @@ constexpr std::int64_t numbers_in<Pair> = 2;
 
 // Elements that hold `count` numbers.
 template <class T>
-INLINE std::int64_t elements(std::int64_t count) {
+FEDCLIP_INLINE std::int64_t elements(std::int64_t count) {
     return (count + numbers_in<T> - 1) / numbers_in<T>;
 }
 

@@ -7,8 +7,9 @@ namespace fedclip {
 
 // Features begin..end of one vector of rows: two features a pair.
 template <class V>
-INLINE void pair_features(const Batch& batch, const Group& group, const float* chunks,
-                          Pair* pairs, std::int64_t begin, std::int64_t end) {
+FEDCLIP_INLINE void pair_features(const Batch& batch, const Group& group,
+                                  const float* chunks, Pair* pairs, std::int64_t begin,
+                                  std::int64_t end) {
     const std::int64_t start = group.chunk * chunk_size<V>(batch);
     const float* from = chunks + start + group.lane;
     Pair* to = pairs + start / 2 + group.lane;
@@ -23,8 +24,8 @@ INLINE void pair_features(const Batch& batch, const Group& group, const float* c
 
 // Features begin..end of all rows: two rows a pair.
 template <class V>
-INLINE void pair_rows(const Batch& batch, const float* chunks, Pair* pairs,
-                      std::int64_t begin, std::int64_t end) {
+FEDCLIP_INLINE void pair_rows(const Batch& batch, const float* chunks, Pair* pairs,
+                              std::int64_t begin, std::int64_t end) {
     for (std::int64_t c = 0; c < chunk_count<V>(batch); ++c) {
         const std::int64_t width = chunk_width<V>(batch, c);
         const std::int64_t start = c * chunk_size<V>(batch);
@@ -36,14 +37,15 @@ INLINE void pair_rows(const Batch& batch, const float* chunks, Pair* pairs,
 
 // One vector of rows of one panel: two rows a pair, a missing second one is zeros.
 template <class V>
-INLINE void pair_panel(const Batch& batch, std::int64_t unit, std::int64_t panel,
-                       const Panels& panels, const PanelsOf<Pair>& pairs) {
+FEDCLIP_INLINE void pair_panel(const Batch& batch, std::int64_t unit,
+                               std::int64_t panel, const Panels& panels,
+                               const PanelsOf<Pair>& pairs) {
     const std::int64_t first = unit * V::lanes;
     const std::int64_t end = least(first + V::lanes, batch.rows);
     const float* from = panels.data + panel * panels.panel;
     Pair* to = pairs.data + panel * pairs.panel;
     for (std::int64_t b = first; b < end; b += 2) {
-        UNROLL for (std::int64_t v = 0; v < panel_width<V>; v += V::lanes) {
+        FEDCLIP_UNROLL for (std::int64_t v = 0; v < panel_width<V>; v += V::lanes) {
             const typename V::Reg low = V::load(from + b * panels.row + v);
             const bool both = b + 1 < end;
             const typename V::Reg high =
@@ -62,8 +64,8 @@ struct Part {
 // panels as well, with two outputs a pair.  `part.row` is even.  Whole: tile_rows by a
 // panel's width.
 template <class V, bool Whole>
-INLINE void pair_weights(const Batch& batch, int l, const float* weight,
-                         const Part& part) {
+FEDCLIP_INLINE void pair_weights(const Batch& batch, int l, const float* weight,
+                                 const Part& part) {
     constexpr std::int64_t width = panel_width<V>;
     const Factors<Pair>& pairs = batch.pairs;
     const std::int64_t rows = Whole ? V::tile_rows : part.rows;
@@ -81,7 +83,7 @@ INLINE void pair_weights(const Batch& batch, int l, const float* weight,
         return V::load_first(from, int(least(V::lanes, columns - i)));
     };
     for (std::int64_t r = 0; r < rows; r += 2) {
-        UNROLL for (std::int64_t i = 0; i < columns; i += V::lanes) {
+        FEDCLIP_UNROLL for (std::int64_t i = 0; i < columns; i += V::lanes) {
             const typename V::Reg low = load(r, i), high = load(r + 1, i);
             Pair* to = by_row + r * pairs.weight_row + i / 2;
             V::store_halves(to, low);

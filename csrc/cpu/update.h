@@ -19,8 +19,8 @@ struct Tile : Part {
 };
 
 template <class V>
-INLINE void adam_tile(const AdamRegs<V>& adam, const Parameter& p, std::int64_t dim,
-                      const Tile& tile) {
+FEDCLIP_INLINE void adam_tile(const AdamRegs<V>& adam, const Parameter& p,
+                              std::int64_t dim, const Tile& tile) {
     for (std::int64_t r = 0; r < tile.rows; ++r) {
         for (std::int64_t i = 0; i < tile.columns; i += V::lanes) {
             const std::int64_t at = (tile.row + r) * dim + tile.column + i;
@@ -36,9 +36,9 @@ INLINE void adam_tile(const AdamRegs<V>& adam, const Parameter& p, std::int64_t 
 
 // The gradient's products over the batch's rows from `skip` on, in the order of rows.
 template <class V, int R, class T>
-INLINE void add_rows(typename V::Reg (&acc)[R][2], const Batch& batch,
-                     const T* d_chunks, std::int64_t row, const T* q,
-                     std::int64_t q_row, std::int64_t skip) {
+FEDCLIP_INLINE void add_rows(typename V::Reg (&acc)[R][2], const Batch& batch,
+                             const T* d_chunks, std::int64_t row, const T* q,
+                             std::int64_t q_row, std::int64_t skip) {
     constexpr std::int64_t in = numbers_in<T>;
     for (std::int64_t c = 0; c < chunk_count<V>(batch); ++c) {
         const std::int64_t width = chunk_width<V>(batch, c), first = c * panel_width<V>;
@@ -52,15 +52,15 @@ INLINE void add_rows(typename V::Reg (&acc)[R][2], const Batch& batch,
 
 // The products of the first chunk, a whole one, with Adam on `tile` in between.
 template <class V, class T>
-INLINE void first_rows_and_adam(typename V::Reg (&acc)[V::tile_rows][2], const T* a,
-                                const T* q, const AdamRegs<V>& adam, const Parameter& p,
-                                std::int64_t dim, const Tile& tile,
-                                std::int64_t ahead) {
+FEDCLIP_INLINE void first_rows_and_adam(typename V::Reg (&acc)[V::tile_rows][2],
+                                        const T* a, const T* q, const AdamRegs<V>& adam,
+                                        const Parameter& p, std::int64_t dim,
+                                        const Tile& tile, std::int64_t ahead) {
     constexpr std::int64_t width = panel_width<V>, a_row = width / numbers_in<T>;
     constexpr std::int64_t numbers = width / (2 * V::tile_rows) * 2;  // per row of Adam
     constexpr std::int64_t steps = numbers / numbers_in<T>;
     for (std::int64_t r = 0; r < V::tile_rows; ++r) {
-        UNROLL for (std::int64_t v = 0; v < 2; ++v) {
+        FEDCLIP_UNROLL for (std::int64_t v = 0; v < 2; ++v) {
             const std::int64_t lane = v * V::lanes;
             const std::int64_t middle = r * steps + (steps + 1) / 2;
             const std::int64_t k = v ? middle : r * steps;
@@ -78,7 +78,7 @@ INLINE void first_rows_and_adam(typename V::Reg (&acc)[V::tile_rows][2], const T
             vector.end(adam);
             V::store(p.value + at, vector.value);
             if (tile.copy) V::store(tile.copy + r * width + lane, vector.value);
-            UNROLL for (std::int64_t s = k + 1; s < last; ++s) {
+            FEDCLIP_UNROLL for (std::int64_t s = k + 1; s < last; ++s) {
                 multiply_step<V>(acc, a + s, a_row, q + s * width);
             }
         }
@@ -87,8 +87,8 @@ INLINE void first_rows_and_adam(typename V::Reg (&acc)[V::tile_rows][2], const T
 
 // Adam on `tile` alone, with no product beside it.
 template <class V, class T>
-INLINE void finish_tile(const Batch& batch, int l, const AdamRegs<V>& adam,
-                        const Tile& tile) {
+FEDCLIP_INLINE void finish_tile(const Batch& batch, int l, const AdamRegs<V>& adam,
+                                const Tile& tile) {
     adam_tile<V>(adam, batch.layer[l].weight, batch.dim, tile);
     if constexpr (numbers_in<T> == 2) {
         if (adam.last) return;
@@ -99,8 +99,9 @@ INLINE void finish_tile(const Batch& batch, int l, const AdamRegs<V>& adam,
 // Rows begin..end of layer `l`: q are its inputs in panels, d the gradient of its
 // outputs in chunks.  Adam on a tile beside the products of the next.
 template <class V, class T>
-INLINE void update_tiles(const Batch& batch, int l, const T* d_chunks,
-                         const PanelsOf<T>& q, std::int64_t begin, std::int64_t end) {
+FEDCLIP_INLINE void update_tiles(const Batch& batch, int l, const T* d_chunks,
+                                 const PanelsOf<T>& q, std::int64_t begin,
+                                 std::int64_t end) {
     constexpr std::int64_t width = panel_width<V>;
     constexpr std::int64_t overlapped = width / (2 * V::tile_rows) * (2 * V::tile_rows);
     const AdamRegs<V> adam(batch.adam);
@@ -136,7 +137,7 @@ INLINE void update_tiles(const Batch& batch, int l, const T* d_chunks,
             add_rows<V>(acc, batch, d_chunks, row, panel, q.row,
                         overlap ? overlapped : 0);
             float* grad = grads[current];
-            UNROLL for (int r = 0; r < R; ++r) {
+            FEDCLIP_UNROLL for (int r = 0; r < R; ++r) {
                 V::store(grad + r * width, acc[r][0]);
                 V::store(grad + r * width + V::lanes, acc[r][1]);
             }
@@ -152,8 +153,8 @@ INLINE void update_tiles(const Batch& batch, int l, const T* d_chunks,
 // R rows and columns left..right of a weight whose Adam step is done, into the other
 // forms that products read.
 template <class V, int R, class T>
-INLINE void copy_weights(const Batch& batch, int l, std::int64_t row, std::int64_t left,
-                         std::int64_t right) {
+FEDCLIP_INLINE void copy_weights(const Batch& batch, int l, std::int64_t row,
+                                 std::int64_t left, std::int64_t right) {
     constexpr std::int64_t width = panel_width<V>;
     if constexpr (numbers_in<T> == 2) {
         for (std::int64_t i = left; i < right; i += width) {
@@ -166,7 +167,7 @@ INLINE void copy_weights(const Batch& batch, int l, std::int64_t row, std::int64
             float* to =
                 batch.w2_panels + (i / width * batch.dim + row) * width + i % width;
             const int n = int(least(V::lanes, right - i));
-            UNROLL for (int r = 0; r < R; ++r, from += batch.dim) {
+            FEDCLIP_UNROLL for (int r = 0; r < R; ++r, from += batch.dim) {
                 V::store(to + r * width,
                          n == V::lanes ? V::load(from) : V::load_first(from, n));
             }
@@ -176,8 +177,9 @@ INLINE void copy_weights(const Batch& batch, int l, std::int64_t row, std::int64
 
 // The same in rows: the products of a tile's rows, then Adam along each row.
 template <class V, class T>
-INLINE void update_rows(const Batch& batch, int l, const T* d_chunks,
-                        const PanelsOf<T>& q, std::int64_t begin, std::int64_t end) {
+FEDCLIP_INLINE void update_rows(const Batch& batch, int l, const T* d_chunks,
+                                const PanelsOf<T>& q, std::int64_t begin,
+                                std::int64_t end) {
     constexpr std::int64_t width = panel_width<V>, most = 512;  // columns; 12 KB of L1
     const AdamRegs<V> adam(batch.adam);
     const std::int64_t dim = batch.dim;
@@ -192,7 +194,7 @@ INLINE void update_rows(const Batch& batch, int l, const T* d_chunks,
                 add_rows<V>(acc, batch, d_chunks, row, q.data + i / width * q.panel,
                             q.row, 0);
                 float* grad = grads + i - left;
-                UNROLL for (int r = 0; r < R; ++r) {
+                FEDCLIP_UNROLL for (int r = 0; r < R; ++r) {
                     V::store(grad + r * most, acc[r][0]);
                     V::store(grad + r * most + V::lanes, acc[r][1]);
                 }
@@ -208,8 +210,8 @@ INLINE void update_rows(const Batch& batch, int l, const T* d_chunks,
 
 // out[o - begin] = sum over rows of d: the gradient of a layer's bias.
 template <class V>
-INLINE void sum_rows(const Batch& batch, const float* d_chunks, std::int64_t begin,
-                     std::int64_t end, float* out) {
+FEDCLIP_INLINE void sum_rows(const Batch& batch, const float* d_chunks,
+                             std::int64_t begin, std::int64_t end, float* out) {
     for (std::int64_t o = begin; o < end; ++o) {
         typename V::Reg sum = V::zero();
         for (std::int64_t c = 0; c < chunk_count<V>(batch); ++c) {
@@ -263,9 +265,9 @@ void grad_weights(const Batch& batch, std::int64_t unit) {
             typename V::Reg acc[R][2];
             fill<V>(acc, V::zero());
             add_rows<V>(acc, batch, d, row, q.data + i / width * q.panel, q.row, 0);
-            UNROLL for (int r = 0; r < R; ++r) {
+            FEDCLIP_UNROLL for (int r = 0; r < R; ++r) {
                 float* out = layer.weight.value + (row + r) * dim + i;
-                UNROLL for (int v = 0; v < 2; ++v) {
+                FEDCLIP_UNROLL for (int v = 0; v < 2; ++v) {
                     const int n = int(least(V::lanes, dim - i - v * V::lanes));
                     if (n <= 0) continue;
                     float* to = out + v * V::lanes;

@@ -7,7 +7,7 @@ namespace fedclip {
 
 // Cody-Waite reduction to |r| <= ln(2)/2 and the Cephes polynomial of expf.
 template <class V>
-INLINE typename V::Reg exp(typename V::Reg x) {
+FEDCLIP_INLINE typename V::Reg exp(typename V::Reg x) {
     using Reg = typename V::Reg;
     x = V::min(V::set(88.37f), V::max(V::set(-104.f), x));
     const Reg n = V::round(V::mul(x, V::set(1.44269504088896341f)));
@@ -25,7 +25,7 @@ INLINE typename V::Reg exp(typename V::Reg x) {
 
 // An odd polynomial (Cephes) near zero, 1 - 2 / (e^2|x| + 1) elsewhere.
 template <class V>
-INLINE typename V::Reg tanh(typename V::Reg x) {
+FEDCLIP_INLINE typename V::Reg tanh(typename V::Reg x) {
     using Reg = typename V::Reg;
     const Reg one = V::set(1.f), size = V::abs(x), square = V::mul(x, x);
     Reg p = V::set(-5.70498872745e-3f);
