@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config.inputs import EMBEDDED_DATASET
 from ..config.paths import as_path
 from ..data.classes import read_names
 from ..data.listing import is_image_name, printable
@@ -180,7 +181,8 @@ def _elsewhere(args: argparse.Namespace, config: RunConfig) -> RunConfig:
     if "features" in other:
         data = replace(data, root=None)
     elif other:
-        data = replace(data, features=None)
+        embedded = data.dataset == EMBEDDED_DATASET and "root" not in other
+        data = replace(data, features=None, root=None if embedded else data.root)
     return replace(config, data=data)
 
 

@@ -20,7 +20,7 @@ from .tables import Cell, Table, client_accuracies, costs, facts, results
 from .wording import method_label, method_of, warning
 
 MAX_CLIENT_COLUMNS = 7
-_STYLES = {"up": "green", "down": "red", "": ""}
+_STYLES = {"up": "green", "down": "red", "name": "", "": ""}
 # SIMPLE_HEAD without the box-drawing characters
 _ASCII_HEAD = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 

@@ -39,7 +39,10 @@ _OVER_SEEDS = "± is the half-width of the 95 % interval over seeds."
 
 @dataclass(frozen=True)
 class Cell:
-    """``text``, with ``sub`` in smaller type; ``tone`` is ``up``, ``down`` or empty."""
+    """``text``, with ``sub`` in smaller type.
+
+    ``tone`` is ``up``, ``down``, ``name`` for words that may break, or empty.
+    """
 
     text: str
     sub: str = ""

@@ -221,3 +221,16 @@ def test_other_classes_are_judged_by_captions_or_refused(
     said = capsys.readouterr().err
     assert "predicts only the 10 classes" in said
     assert "letter l" in said
+
+
+def test_the_embedded_digits_need_no_folder_of_the_run(
+    digits: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, data = digits
+    mine = {"dataset": "mine", "root": str(data), "model": "fedclip-tiny"}
+    mine |= {"pretrained": "fedclip-tiny", "algorithm": "gda", "target": "sketch"}
+    api.run(**mine, out=tmp_path / "run")
+    words = ["evaluate", str(tmp_path / "run"), "--dataset", "digits"]
+    assert main([*words, "--format", "json", "--quiet"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sum(each["images"] for each in found["domains"].values()) == 1797

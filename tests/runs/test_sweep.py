@@ -71,6 +71,17 @@ def test_a_sweep_has_the_runs_that_fedclip_run_would_have(
         assert row["chosen"] == str(int(chosen))
 
 
+def test_the_command_tells_what_was_chosen(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(toy, tmp_path, "lr = [1e-4]\nlocal-epochs = [1]", rounds=1)
+    words = ["sweep", str(file), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    assert main([*words, "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "Chosen" in said
+    assert "lr=0.0001, " in said
+
+
 @pytest.mark.slow
 def test_processes_give_what_one_does_and_one_failure_stops_nothing(
     toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
