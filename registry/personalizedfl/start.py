@@ -217,7 +217,7 @@ def _check_files(args: argparse.Namespace) -> None:
             f"--root_dir {args.root_dir}: {what}; expected {folder}/DOMAIN/CLASS/ with "
             f"the domains {', '.join(_DOMAINS[args.dataset])}: is the copy whole?"
         )
-    if args.dataset in ("medmnist", "covid"):
+    if args.dataset.startswith("medmnist") or args.dataset == "covid":
         for name in _ARRAYS:
             if not (folder / name).is_file():
                 raise ConfigError(

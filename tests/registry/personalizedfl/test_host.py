@@ -372,7 +372,7 @@ def test_what_main_overrules_is_noted(world, monkeypatch, capsys):
         ("pacs", [], "art_painting has no folders of images"),
         ("pacs", ["art_painting/dog/1.png"], "cartoon has no folders of images"),
         ("vlcs", ["Caltech101/dog/note.txt"], "Caltech101/dog has no image"),
-        ("medmnist", ["xdata.npy"], "ydata.npy is missing"),
+        ("medmnistA", ["xdata.npy"], "ydata.npy is missing"),
     ],
 )
 def test_half_a_data_set_is_one_line(dataset, files, told, tmp_path):
