@@ -27,7 +27,8 @@ INTRODUCTION = (
     "seconds of all clients, one after the other.  *Below zero-shot* counts the "
     "held-out domains and the clients' means, over seeds, that training worsened.  "
     "† is transductive: it sees the held-out domain's images, without labels, and is "
-    "no competitor of the others there."
+    "no competitor of the others there.  A row of fewer seeds than its table says so; "
+    "not reached is what no seed has been through."
 )
 
 
@@ -35,7 +36,7 @@ def page_of(results: Mapping[str, Any]) -> str:
     """All tables that there are."""
     lines = ["# Methods", "", INTRODUCTION]
     for name in TABLES:
-        if results.get(name, {}).get("methods"):
+        if name in results and shown_of(results[name]):
             lines += ["", *_section(name, results[name])]
     return "\n".join(lines) + "\n"
 

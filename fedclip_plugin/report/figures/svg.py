@@ -146,7 +146,7 @@ def to_svg(figure: Figure, label: str) -> Markup:
     out = io.StringIO()
     name, number = matplotlib.rcParams["svg.hashsalt"].rsplit(":", 1)
     matplotlib.rcParams["svg.hashsalt"] = f"{name}:{int(number) + 1}"  # makes the ids
-    canvas = _laid_out(figure)
+    canvas: Any = _laid_out(figure)  # matplotlib does not type print_svg
     empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     canvas.print_svg(out, metadata=empty)
     box, body = re.findall(r'viewBox="(.*?)".*?>(.*)</svg>', out.getvalue(), re.S)[0]
