@@ -40,7 +40,7 @@ _PFL = "registry/personalizedfl/test_"
 _OWN = f"{_FEDML}own_data.py::test_"
 _STRANGER = f"{_OWN}a_stranger_is_refused_a_late_one_joins_and_a_killed_server_goes_on"
 _OUTLIVES = f"{_FEDML}processes.py::test_cross_silo_outlives_its_clients"
-_DEPLOYED = f"{_FLOWER}engines.py::test_a_deployment_with_tls_and_a_client_that_dies"
+_DEPLOYED = f"{_FLOWER}engines.py::test_a_node_that_dies_costs_only_its_update"
 _SITES = f"{_NVFLARE}engines.py::test_a_trainer_and_a_site_that_die_end_no_rounds"
 _ABORTED = (
     f"{_NVFLARE}engines.py::test_an_aborted_job_leaves_whole_rounds_and_another_goes_on"
@@ -88,9 +88,9 @@ TABLE: dict[str, dict[str, Tests | No]] = {
             f"{_FLOWER}faults.py::test_a_bad_client_is_named_and_left_out",
             _LIARS,
         ),
-        "resume": (_RESUMED,),
+        "resume": (f"{_PROCESSES}the_rounds_before_are_left_as_they_were", _RESUMED),
         "wire bytes": (_SAME, f"{_FLOWER}host.py::test_only_the_adapter_travels"),
-        "secure transport": (_DEPLOYED,),
+        "secure transport": (f"{_FLOWER}contract.py::test_the_nodes_speak_tls",),
     },
     "NVFlare": {
         "private data": (
