@@ -88,6 +88,7 @@ BENCHMARKS = {
     "vs-reference": Benchmark("authors.vs_reference"),
     "vs-facmic": Benchmark("authors.vs_facmic", without_facmic),
     "models": Benchmark("encoders.models", without("transformers")),
+    "shards": Benchmark("encoders.shards"),
     "predict": Benchmark("encoders.predict"),
     "many-classes": Benchmark("encoders.many_classes"),
     "fuzz": Benchmark("faults.fuzz"),
@@ -100,6 +101,7 @@ BENCHMARKS = {
     "participants": Benchmark("scale.participants"),
     "sweep": Benchmark("scale.sweep"),
     "scale-hosts": Benchmark("scale.hosts"),
+    "flower-round": Benchmark("scale.flower_round", without("flwr")),
     "fedml-round": Benchmark("scale.fedml_round", without("fedml")),
 }
 

@@ -106,14 +106,39 @@ def _print_results(
 def features(args: argparse.Namespace, display: Display) -> int:
     """``fedclip features``."""
     from ..features.feature_set import refuse_images, save_features
-    from ..features.obtain import obtain_features
+    from ..features.obtain import obtain_features, obtain_merged
+    from ..features.shards import MOST
 
     config = read_config(args)
+    if args.shard is not None:
+        return _encode_shard(config, args, display)
+    if args.to is None:
+        raise ConfigError("--to DIR is missing: where the features go")
     refuse_images(args.to)
-    feature_set, stats = obtain_features(config, display.images)
+    if args.merge is None:
+        feature_set, stats = obtain_features(config, display.images)
+    elif 1 <= args.merge <= MOST:
+        feature_set, stats = obtain_merged(config, args.merge, display.images)
+    else:
+        raise ConfigError(f"--merge {args.merge}: expected 1 to {MOST} shards")
     save_features(feature_set, args.to)
     _say_features(display, config, feature_set, stats)
     display.say(f"written: {args.to}")
+    return 0
+
+
+def _encode_shard(config: RunConfig, args: argparse.Namespace, display: Display) -> int:
+    from ..features.obtain import obtain_shard
+    from ..features.shards import Shard
+
+    shard = Shard.parse(args.shard)
+    if args.to is not None:
+        raise ConfigError(
+            f"--shard {shard} goes into the cache: leave out --to, and give it to "
+            f"`fedclip features --merge {shard.count}`"
+        )
+    stats = obtain_shard(config, shard, display.images)
+    display.say(f"shard {shard}: {_features_line(config, stats)[len('features: ') :]}")
     return 0
 
 

@@ -213,8 +213,13 @@ def _convert(option: Option, value: Any) -> Any:
 
 def _allowed(option: Option, value: Any) -> bool:
     if option.choices:
-        numbered = re.sub(r":\d+$", ":N", str(value))  # cuda:0 is of cuda:N
-        return value in option.choices or numbered in option.choices
+        parts = [str(value)]
+        if "cuda:N" in option.choices and len(several := str(value).split(",")) > 1:
+            parts = several  # the auto of some is no device
+        numbered = [re.sub(r":\d+$", ":N", part.strip()) for part in parts]
+        if len(parts) > 1:
+            return all(n in option.choices and n != "auto" for n in numbered)
+        return value in option.choices or numbered[0] in option.choices
     if option.kind not in _NUMBERS:
         return True
     if not math.isfinite(value):

@@ -52,7 +52,9 @@ class ModelConfig(Section):
         "with fp32 is above 0.999",
         choices=("auto", "fp32", "bf16", "fp16"))  # fmt: skip
     device: str = option(
-        "auto", "what computes", choices=("auto", "cpu", "cuda", "cuda:N"))  # fmt: skip
+        "auto", "what computes; several, as cuda:0,cuda:1, encode together, as all do "
+        "for auto, and the first one trains",
+        choices=("auto", "cpu", "cuda", "cuda:N"))  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,70 +10,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-import PIL.Image
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..clip.descriptions import Sets, caption_sets
 from ..config.inputs import DESCRIPTIONS
-from ..data.dataset import ImageDataset, ImageDomain
 from ..data.doubts import seen_twice
-from ..data.images import decode_image
 from ..data.listing import some
 from ..data.progress import Progress, silent
 from ..errors import DataError
+from . import shards
 from .digests import digest_domain
 from .feature_set import FeatureSet
-from .store import FeatureStore, ShardWriter
+from .missing import Encoder, EncodingJob, Lazy, encode_missing
+from .shards import Shard
+from .store import FeatureStore
 
-SAMPLE = 64  # images of the first batch
-CPU_BATCH = 16  # a ViT-B/32 takes 20 % longer per image at 64: its activations spill
-CUDA_BATCH = 256
-_log = logging.getLogger("fedclip")
-
-
-class Encoder(Protocol):
-    """What the cache needs of a FrozenClip."""
-
-    embed_dim: int
-    logit_scale: float
-    precision: str
-    device: torch.device
-    preprocess: Callable[[PIL.Image.Image], Tensor]
-
-    def encode_images(self, pixels: Tensor) -> Tensor: ...  # noqa: D102
-    def encode_text(self, captions: Sequence[str]) -> Tensor: ...  # noqa: D102
-    def resolve_precision(self, pixels: Tensor) -> str: ...  # noqa: D102
-
-
-@dataclass(frozen=True)
-class EncodingJob:
-    """What to encode: the data set, the encoder (loaded only when needed), prompts.
-
-    ``encoder_key`` identifies weights, model configuration, preprocessing and the
-    precision asked for; equal keys mean equal features.  ``notes`` are on the model,
-    ``encoder`` what was resolved.
-    """
-
-    dataset: ImageDataset
-    model: str
-    pretrained: str
-    prompts: tuple[str, ...]
-    encoder_key: str
-    load_encoder: Callable[[], Encoder]
-    on_bad_image: str = "fail"
-    notes: tuple[str, ...] = ()
-    encoder: Mapping[str, str] = field(default_factory=dict)
+__all__ = [
+    "EncodeStats",
+    "EncodingJob",
+    "encode_captions",
+    "encode_once",
+    "encode_shard",
+    "merge_shards",
+]
 
 
 @dataclass
@@ -94,144 +60,104 @@ def encode_once(
     Raises DataError naming the image that cannot be read (``on_bad_image="skip"``
     leaves it out and lists it), RunError when the cache cannot be written.
     """
-    start, stats = time.perf_counter(), EncodeStats()
+    open_job = _open(job, cache, progress)
+    store, wanted, encoder = open_job.store, open_job.wanted, open_job.encoder
+    rows = store.load(wanted)
+    if wanted - rows.keys():
+        with store.lock():
+            shards.wait_for_shards(store)
+            store.remove_leftovers()
+            rows = store.load(wanted)  # another process may have encoded them
+            missing = open_job.missing(rows)
+            rows |= encode_missing(
+                job, store, open_job.digests, missing, encoder, progress
+            )
+    return _finished(open_job, rows)
+
+
+def encode_shard(
+    job: EncodingJob, cache: Path, shard: Shard, progress: Progress = silent
+) -> EncodeStats:
+    """Encode the images of one shard that are not yet in ``cache``; no captions.
+
+    Raises as :func:`encode_once`, and ConfigError where another process has the shard.
+    """
+    open_job = _open(job, cache, progress)
+    store, own = open_job.store, shard.of(open_job.wanted)
+    with shards.encoding(store, shard):
+        rows = store.load(own)
+        missing = [key for key in open_job.missing(rows) if key in own]
+        if missing:
+            rows |= encode_missing(
+                *(job, store, open_job.digests, missing, open_job.encoder, progress),
+                strict=True,
+            )
+        shards.finish(store, own, own - rows.keys())
+    return open_job.stats(len(own))
+
+
+def merge_shards(
+    job: EncodingJob, cache: Path, count: int, progress: Progress = silent
+) -> tuple[FeatureSet, EncodeStats]:
+    """Features of ``job.dataset`` from ``count`` shards, which were encoded before.
+
+    Raises ConfigError that names the shards that were not, or not to their end.
+    """
+    open_job = _open(job, cache, progress)
+    rows = open_job.store.load(open_job.wanted)
+    shards.check_all_there(open_job.store, open_job.wanted, rows, count)
+    return _finished(open_job, rows)
+
+
+@dataclass
+class _Open:
+    """A job whose images have been listed and hashed, and its place in the cache."""
+
+    job: EncodingJob
+    sets: Sets
+    store: FeatureStore
+    digests: list[list[str]]
+    encoder: Lazy
+    start: float
+
+    @property
+    def wanted(self) -> set[str]:
+        """The images; a copy of one is no other."""
+        return {digest for domain in self.digests for digest in domain if digest}
+
+    def missing(self, rows: Mapping[str, Tensor]) -> list[str]:
+        """The images that are not in ``rows``, in order."""
+        listed = (key for domain in self.digests for key in domain if key)
+        return list(dict.fromkeys(key for key in listed if key not in rows))
+
+    def stats(self, images: int) -> EncodeStats:
+        """What was done so far."""
+        seconds = time.perf_counter() - self.start
+        return EncodeStats(images, self.encoder.images, seconds, self.store.precision)
+
+
+def _open(job: EncodingJob, cache: Path, progress: Progress) -> _Open:
+    start = time.perf_counter()
     sets = caption_sets(job.dataset.classes, job.prompts)  # their faults come first
     store = FeatureStore(cache / "features" / job.encoder_key[:32])
     skip = job.on_bad_image == "skip"
     digests = [digest_domain(d, cache, progress, skip) for d in job.dataset.domains]
-    wanted = {digest for domain in digests for digest in domain if digest}
-    encoder = _Lazy(job.load_encoder)
-    rows = store.load(wanted)
-    if wanted - rows.keys():
-        with store.lock():
-            store.remove_leftovers()
-            rows = store.load(wanted)  # another process may have encoded them
-            rows.update(_encode_missing(job, store, digests, rows, encoder, progress))
-    stats.encoded = encoder.images
-    text, logit_scale = _text(sets, store, encoder)
+    return _Open(job, sets, store, digests, Lazy(job.load_encoder), start)
+
+
+def _finished(
+    open_job: _Open, rows: dict[str, Tensor]
+) -> tuple[FeatureSet, EncodeStats]:
+    job, sets, digests = open_job.job, open_job.sets, open_job.digests
+    text, logit_scale = _text(sets, open_job.store, open_job.encoder)
     features = _assemble(job, sets, digests, rows, text, logit_scale)
-    stats.images = sum(len(v) for v in features.label.values())
-    stats.seconds = time.perf_counter() - start
-    stats.precision = store.precision
-    return features, stats
-
-
-class _Lazy:
-    """The encoder, loaded at its first use; counts the images it encoded."""
-
-    def __init__(self, load: Callable[[], Encoder]) -> None:
-        self._load = load
-        self._encoder: Encoder | None = None
-        self.images = 0
-
-    def get(self) -> Encoder:
-        if self._encoder is None:
-            self._encoder = self._load()
-        return self._encoder
-
-
-# -------------------------------------------------------------------------- encoding
-
-
-def _encode_missing(
-    job: EncodingJob,
-    store: FeatureStore,
-    digests: Sequence[Sequence[str]],
-    stored: dict[str, Tensor],
-    encoder: _Lazy,
-    progress: Progress,
-) -> dict[str, Tensor]:
-    images: dict[str, tuple[ImageDomain, int]] = {}
-    for domain, keys in zip(job.dataset.domains, digests):
-        for i, key in enumerate(keys):
-            if key:
-                images.setdefault(key, (domain, i))
-    missing = dict.fromkeys(key for key in images if key not in stored)
-    clip, new = encoder.get(), ShardWriter(store)
-    size = CUDA_BATCH if clip.device.type == "cuda" else CPU_BATCH
-    # Chosen among all images: an interrupted run must decide the same.
-    step = max(1, len(images) // SAMPLE)
-    sample = list(images)[::step][:SAMPLE] if clip.precision == "auto" else []
-    done: dict[str, Tensor] = {}
-    try:
-        batches = _batches(sample, list(missing), size)
-        for number, (keys, pixels) in enumerate(_decode(job, clip, images, batches)):
-            if not number:
-                store.precision = clip.resolve_precision(pixels)
-            rows = [i for i, key in enumerate(keys) if key in missing]
-            if not rows:
-                continue  # a sample that is all in the cache
-            keys = [keys[i] for i in rows]
-            features = _encode(clip, pixels[rows], size)
-            new.extend(keys, features)
-            done.update(zip(keys, features))
-            encoder.images += len(keys)
-            progress("encode", len(done), len(missing))
-    finally:
-        new.flush()  # neither an unreadable image nor Ctrl-C loses encoded ones
-    return done
-
-
-def _encode(clip: Encoder, pixels: Tensor, size: int) -> Tensor:
-    """Features (N, D) float32 of pixels (N, 3, S, S), by batches of exactly ``size``.
-
-    Matrix products round by the number of rows: so an image has the same bits whatever
-    is encoded with it, and however often a run was interrupted.
-    """
-    features = []
-    for part in pixels.split(size):  # (B, 3, S, S), B <= size
-        more = part[-1:].expand(size - len(part), *part.shape[1:])
-        encoded = clip.encode_images(torch.cat([part, more]))  # (size, D)
-        features.append(encoded[: len(part)].float().cpu())
-    return torch.cat(features)
-
-
-def _decode(
-    job: EncodingJob,
-    clip: Encoder,
-    images: dict[str, tuple[ImageDomain, int]],
-    batches: Iterator[list[str]],
-) -> Iterator[tuple[list[str], Tensor]]:
-    """Batches of pixels (B, 3, S, S), decoded ahead of the encoder in a thread."""
-
-    def batch(keys: list[str]) -> tuple[list[str], list[Tensor]]:
-        decoded, pixels = [], []
-        for key in keys:
-            domain, i = images[key]
-            try:
-                image = decode_image(domain.read(i), domain.files[i])
-            except DataError as error:
-                if job.on_bad_image == "fail":
-                    raise
-                _log.warning("skipped: %s", error)
-                continue
-            decoded.append(key)
-            pixels.append(clip.preprocess(image))
-        return decoded, pixels
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        ahead = [pool.submit(batch, keys) for keys in islice(batches, 4)]
-        while ahead:
-            decoded, pixels = ahead.pop(0).result()
-            ahead.extend(pool.submit(batch, keys) for keys in islice(batches, 1))
-            if decoded:
-                yield decoded, torch.stack(pixels)
-
-
-def _batches(sample: list[str], keys: list[str], size: int) -> Iterator[list[str]]:
-    """First a sample of all domains, which decides the precision, then the rest."""
-    first = set(sample)
-    rest = (key for key in keys if key not in first)
-    if sample:
-        yield sample
-    while batch := list(islice(rest, size)):
-        yield batch
+    return features, open_job.stats(sum(len(v) for v in features.label.values()))
 
 
 # --------------------------------------------------------------------------- assembly
 
 
-def _text(sets: Sets, store: FeatureStore, encoder: _Lazy) -> tuple[Tensor, float]:
+def _text(sets: Sets, store: FeatureStore, encoder: Lazy) -> tuple[Tensor, float]:
     stored = store.load_text(sets)
     if stored is not None:
         return stored

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..config.schema import RunConfig
@@ -14,11 +15,18 @@ from ..data.folders import list_images
 from ..data.partition import check_names
 from ..data.progress import Progress, silent
 from ..errors import ConfigError, GpuMemoryError
-from ..ops.kernels import resolve_device
+from ..ops.kernels import resolve_devices
 from ..storage.hashes import cache_dir
 from .choice import halved, with_listed
-from .encode import EncodeStats, EncodingJob, encode_once
+from .encode import (
+    EncodeStats,
+    EncodingJob,
+    encode_once,
+    encode_shard,
+    merge_shards,
+)
 from .feature_set import FeatureSet, load_features
+from .shards import Shard
 
 if TYPE_CHECKING:
     from ..clip.encoder import EncoderSpec
@@ -82,19 +90,50 @@ def encode_dataset(
     return encode_once(replace(job, notes=(*job.notes, note)), cache_dir(), progress)
 
 
+def obtain_shard(
+    config: RunConfig, shard: Shard, progress: Progress = silent
+) -> EncodeStats:
+    """Encode one shard of the images of a run into the cache."""
+    job = _job_of_images(config, f"--shard {shard}")
+    return encode_shard(job, cache_dir(), shard, progress)
+
+
+def obtain_merged(
+    config: RunConfig, count: int, progress: Progress = silent
+) -> tuple[FeatureSet, EncodeStats]:
+    """The features of a run from ``count`` shards; ConfigError names a missing one."""
+    job = _job_of_images(config, f"--merge {count}")
+    features, stats = merge_shards(job, cache_dir(), count, progress)
+    return halved(features, config.data), stats
+
+
+def _job_of_images(config: RunConfig, flag: str) -> EncodingJob:
+    from ..clip.encoder import EncoderSpec
+
+    dataset = open_data(config)
+    if not isinstance(dataset, ImageDataset):
+        raise ConfigError(f"{flag}: --features {config.data.features} is encoded")
+    check_names([domain.name for domain in dataset.domains])
+    return _job(dataset, config, EncoderSpec.from_config(config))
+
+
 def _job(dataset: ImageDataset, config: RunConfig, spec: EncoderSpec) -> EncodingJob:
-    from ..clip.encoder import FrozenClip, fingerprint, record
+    from ..clip.encoder import EncoderSpec, FrozenClip, fingerprint, record
 
     source = spec.source()
-    device = resolve_device(spec.device).type
-    key = f"{fingerprint(spec)}|{spec.precision}|{device}"
+    devices = resolve_devices(spec.device)
+    key = f"{fingerprint(spec)}|{spec.precision}|{devices[0].type}"
+    first, others = spec, list[EncoderSpec]()
+    if len(devices) > 1:
+        first, *others = [replace(spec, device=str(d)) for d in devices]
     return EncodingJob(
         dataset=dataset,
         model=source.asked,
         pretrained=source.tag,
         prompts=config.data.prompts,
         encoder_key=hashlib.sha256(key.encode()).hexdigest(),
-        load_encoder=lambda: FrozenClip.load(spec),
+        load_encoder=partial(FrozenClip.load, first),
+        more_encoders=tuple(partial(FrozenClip.load, other) for other in others),
         on_bad_image=config.data.on_bad_image,
         notes=source.notes,
         encoder=record(source),

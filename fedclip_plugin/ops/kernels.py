@@ -44,8 +44,26 @@ def cpu_has_bf16() -> bool:
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "arm_bf16"})
 
 
+def resolve_devices(name: str) -> list[torch.device]:
+    """All devices that encode: of ``cuda:0,cuda:1``, or every GPU for ``auto``.
+
+    Raises ConfigError if one is absent, or they are of different types.
+    """
+    if name == "auto" and torch.cuda.is_available():
+        return [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    parts = [resolve_device(part.strip()) for part in name.split(",")]
+    if len({part.type for part in parts}) > 1:
+        raise ConfigError(f"--device {name}: expected devices of one type")
+    return parts
+
+
 def resolve_device(name: str) -> torch.device:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ConfigError if it is absent."""
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ConfigError if it is absent.
+
+    Of several the first one.
+    """
+    if "," in name:
+        return resolve_devices(name)[0]
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

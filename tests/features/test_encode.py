@@ -14,7 +14,8 @@ import torch.nn.functional as F
 
 from fedclip_plugin.data.dataset import ImageDataset, ImageDomain
 from fedclip_plugin.errors import DataError, RunError
-from fedclip_plugin.features import encode as cache_module
+from fedclip_plugin.features import encode as encode_module
+from fedclip_plugin.features import missing as cache_module
 from fedclip_plugin.features import store as store_module
 from fedclip_plugin.features.digests import digest_domain
 from fedclip_plugin.features.encode import encode_once
@@ -274,9 +275,9 @@ def test_precision_is_decided_on_a_sample_of_all_domains(tmp_path):
 
 def test_captions_that_are_encoded_alike_are_told() -> None:
     text = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    (note,) = cache_module._alike(("cat", "dog", "cow"), text)
+    (note,) = encode_module._alike(("cat", "dog", "cow"), text)
     assert note.startswith("the captions of cat, cow are encoded alike")
-    assert list(cache_module._alike(("cat", "dog"), text[:2])) == []
+    assert list(encode_module._alike(("cat", "dog"), text[:2])) == []
 
 
 def test_new_prompts_are_encoded_where_the_cache_may_only_be_read(

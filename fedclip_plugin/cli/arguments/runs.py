@@ -68,8 +68,16 @@ def add_features(group: Commands) -> None:
         "features",
         commands.features,
         "Encode a data set to a feature directory.",
+        "on several machines over one cache (FEDCLIP_CACHE on a shared disk):\n"
+        "  fedclip features --root DIR --shard 1/8      # on each, to 8/8\n"
+        "  fedclip features --root DIR --merge 8 --to FEATURES",
     )
-    parser.add_argument("--to", metavar="DIR", type=PATH, required=True)
+    parser.add_argument("--to", metavar="DIR", type=PATH)
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--shard", metavar="K/N",
+        help="encode this part alone, into the cache")  # fmt: skip
+    part.add_argument("--merge", metavar="N", type=int,
+        help="write what N shards have encoded; encode nothing")  # fmt: skip
     options.add_model_options(parser)
     options.add_data_options(parser)
 
