@@ -288,9 +288,10 @@ class Roster(Generic[Node]):
         """
         if self.model is None and self.cards:
             self.model = common_model(list(self.cards.values()))
+        present = set(nodes)
         taken: dict[str, Node] = {}
         for node, card in self.cards.items():
-            if node not in nodes:
+            if node not in present:
                 continue
             reason = difference(card, self.model) if self.model else None
             if reason is None and card.name in taken:

@@ -15,6 +15,8 @@ from flwr.serverapp import Grid
 
 from ...config.schema import RunConfig
 from ...errors import RunError, UpdateError
+from ...federation.build import participants
+from ...server.privacy import drawing_seed
 from ...wire.spool import Spool
 from ...wire.update import ClientUpdate
 from ..common.options import shared_text
@@ -23,6 +25,7 @@ from . import records
 from .options import Sampling
 
 _log = logging.getLogger("flwr")
+MOST_ASKED = 1_000  # connected nodes that are all asked what they are
 _PAUSE = 1.0  # seconds between two looks for nodes
 _END = 200  # characters
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -99,18 +102,38 @@ class Nodes:
         self.timeout = sampling.round_timeout  # seconds
         self.roster: Roster[int] = Roster(_log)
         self._begun = False
-        self.drawn_from = 0  # clients that the last draw was from
+        self.drawn_from = 0  # clients, or nodes, that the last draw was from
+        self.asks_all = True
 
     @property
     def _patience(self) -> float:
         return self.timeout if self._begun else self.sampling.start_timeout
 
-    def clients(self, grid: Grid) -> dict[int, Card]:
-        """Node -> card of the accepted clients, in client order; waits for enough.
+    def first(self, grid: Grid, share: float, least: int) -> dict[int, Card]:
+        """Node -> card of those who are asked before the first round.
 
+        All that are connected; of more than :data:`MOST_ASKED` those that it draws.
         Raises RunError where a first round cannot begin.
         """
         nodes = self._connected(grid)
+        self.asks_all = {"all": True, "drawn": False}.get(
+            self.sampling.ask_nodes, len(nodes) <= MOST_ASKED
+        )
+        if self.asks_all:
+            cards = self._clients(grid, nodes)
+            self.drawn_from = len(cards)
+            return cards
+        _log.info(
+            "fedclip: %d nodes are connected: each round asks those that it draws",
+            len(nodes),
+        )
+        return self._drawn(grid, nodes, share, 1, least)
+
+    def _clients(self, grid: Grid, nodes: list[int]) -> dict[int, Card]:
+        """Node -> card of the accepted clients among ``nodes``, in client order.
+
+        Raises RunError where a first round cannot begin.
+        """
         strangers = self.roster.strangers(nodes)
         if strangers:
             self._ask(grid, strangers)
@@ -125,10 +148,29 @@ class Nodes:
         self, grid: Grid, share: float, round_number: int, least: int = 1
     ) -> dict[int, str]:
         """Node -> name of a ``share`` of the clients: the same for the same seed."""
-        cards = self.clients(grid)
+        nodes = self._connected(grid)
+        if not self.asks_all:
+            cards = self._drawn(grid, nodes, share, round_number, least)
+            return {node: card.name for node, card in cards.items()}
+        cards = self._clients(grid, nodes)
         if cards:
             self.drawn_from = len(cards)
         return draw(cards, self.config, share, round_number, least)
+
+    def _drawn(
+        self, grid: Grid, nodes: list[int], share: float, round_number: int, least: int
+    ) -> dict[int, Card]:
+        """Node -> card of a ``share`` of ``nodes``, of whom no other is asked.
+
+        The same for the same seed and nodes; who is refused is missing in the round.
+        """
+        if not nodes:
+            return {}
+        self.drawn_from = len(nodes)
+        share = min(1.0, max(share, least / len(nodes)))
+        seed = drawing_seed(self.config.privacy, self.config.seeds[0])
+        chosen = participants(sorted(nodes), share, seed, round_number)
+        return self._clients(grid, chosen)
 
     def address(
         self,

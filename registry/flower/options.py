@@ -20,6 +20,7 @@ class Sampling(Section):
     min_train_nodes: int = option(1, within="[1, inf)")
     min_available_nodes: int = option(2, within="[1, inf)")
     start_timeout: float = option(3600.0, within="(0, inf)")  # to connect, to encode
+    ask_nodes: str = option("auto", choices=("auto", "all", "drawn"))  # what they are
     round_timeout: float = option(3600.0, within="(0, inf)")  # for each phase
 
 

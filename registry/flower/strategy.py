@@ -27,6 +27,7 @@ from ...algorithms import get_algorithm
 from ...data.partition import NO_TARGET
 from ...errors import ConfigError, FedClipError, RunError
 from ...federation import downlink
+from ...federation.build import participants
 from ...federation.engine import Round
 from ...federation.evaluation import summary_scores
 from ...federation.rounds import scored
@@ -66,6 +67,7 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         self.host_run: HostRun | None = None
         self._phase = Phase()
         self._round: Round | None = None  # from its opening to its close
+        self._trained: Mapping[int, str] = {}  # node -> client of the round
         self._spool: Spool | None = None  # of updates that are too many for the memory
 
     def start(
@@ -120,10 +122,13 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
             else:
                 for note in self.config.notes:
                     _log.warning("fedclip: note: %s", note)
-            cards = list(self.nodes.clients(grid).values())
+            share = self.config.server.participation
+            first = self.nodes.first(grid, share, self.sampling.min_train_nodes)
+            cards = list(first.values())
             setup = setup or setup_without_data(self.config, cards)
-            self.host_run = HostRun(setup, *self.out, drawn_from=len(cards))
-            greet(_log.log, cards, "the number of SuperNodes")
+            self.host_run = HostRun(setup, *self.out, drawn_from=self.nodes.drawn_from)
+            if self.nodes.asks_all:
+                greet(_log.log, cards, "the number of SuperNodes")
             if self.host_run.done:
                 done, rounds = self.host_run.done, self.config.train.rounds
                 _log.info("fedclip: going on after round %d of %d", done, rounds)
@@ -152,7 +157,7 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         opened = self._round = self._run.open_round(self._state(arrays))
         share, least = self.config.server.participation, self.sampling.min_train_nodes
         chosen = self.nodes.draw(grid, share, opened.number, least)
-        self._run.drawn_from = self.nodes.drawn_from
+        self._run.drawn_from, self._trained = self.nodes.drawn_from, chosen
         size = sum(value.nbytes for value in opened.sent.answer.values())
         self._spool = spool_for(len(chosen), size)
         return self._send(
@@ -207,10 +212,18 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         number = opened.number
         theirs = scored(self.config.train, number) and not self._scores_here
         share = self.sampling.fraction_evaluate if theirs else 0.0
-        chosen = self.nodes.draw(grid, share, number) if share else {}
+        chosen = self._judges(grid, share, number) if share else {}
         judged = self._run.judged(opened)
         sent = downlink.payload(self._run.fed, judged) if chosen else {}
         return self._send(MessageType.EVALUATE, sent, config, number, chosen)
+
+    def _judges(self, grid: Grid, share: float, number: int) -> Mapping[int, str]:
+        """Who measures the new adapter; of nodes that are not all asked the round's."""
+        if self.nodes.asks_all:
+            return self.nodes.draw(grid, share, number)
+        nodes, seed = sorted(self._trained), self.config.seeds[0]
+        chosen = participants(nodes, share, seed, number) if nodes else []
+        return {node: self._trained[node] for node in chosen}
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]

@@ -1,0 +1,1 @@
+"""FedCLIP as a Flower app of its own; see ../README.md."""
