@@ -107,6 +107,14 @@ def test_sp_gives_the_embedded_adapter(features, tmp_path, caplog):
     assert "zero-shot  FedCLIP" in text
 
 
+def test_clients_within_domains_are_those_of_the_embedded_engine(features):
+    values = options(features, fedclip_partition="dirichlet", partition_alpha=0.3)
+    values |= {"fedclip_clients_per_domain": 2, "comm_round": 1}
+    values |= {"client_num_in_total": 6, "client_num_per_round": 6}
+    api = simulate(namespace(features, **values))
+    assert distance(state_of(api), embedded(values).state) == 0
+
+
 @pytest.mark.filterwarnings("ignore")  # of wandb, about other packages
 def test_every_site_scores_a_given_state_and_a_tracker_follows(
     features, tmp_path, monkeypatch
