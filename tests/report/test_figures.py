@@ -366,6 +366,7 @@ def test_values_that_lie_close_are_not_written_over_each_other() -> None:
     with figure_style():
         (chart,) = sweep_plots.option_charts(result)
     assert "0.000286935" not in chart.svg
+    assert "mathdefault" not in chart.svg
     assert len(chart.table.rows) == 5
 
 

@@ -107,6 +107,7 @@ def _axis(axes: Axes, values: Sequence[Any]) -> dict[Any, float]:
         if places[0] > 0 and places[-1] / places[0] >= _WIDE:
             axes.set_xscale("log")
             axes.minorticks_off()
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             places = np.log(places)
         names = [_text(v) for v in values]
         apart = np.diff(places).min() / (places[-1] - places[0])
