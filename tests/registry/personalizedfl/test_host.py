@@ -352,6 +352,7 @@ def test_a_name_of_mains_own_stays_its_own(monkeypatch):
     monkeypatch.setattr(start_room, "_module", lambda name: algs)
     monkeypatch.setattr(start_room, "_check_dataset", lambda name: None)
     monkeypatch.setattr(start_room, "_settle_root", lambda args: None)
+    monkeypatch.setattr(start_room, "_check_files", lambda args: None)
     monkeypatch.setattr(np, "int", int, raising=False)
     for name in ("fedprox", "gda", "nobody"):
         monkeypatch.setattr(sys, "argv", ["main.py", "--alg", name])
