@@ -25,7 +25,7 @@ from fedclip_plugin.bench.timing import machine
 FEDCLIP = [sys.executable, "-m", "fedclip_plugin.cli"]
 LRS = (5e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 SEEDS = (0, 1, 2, 3)
-HEAD = ("", "seconds", "a run", "times as fast", "processor, s", "times less")
+HEAD = ("", "seconds", "a run", "times as fast")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -47,12 +47,12 @@ def measure(args: Any, folder: Path) -> dict[str, Any]:
     """Seconds of both ways to the same runs."""
     common = ["--target", "scan", "--rounds", str(args.rounds), "--quiet"]
     call([*FEDCLIP, "run", *common, "--out", str(folder / "first")])  # fills the cache
-    start = spent()
+    start = time.perf_counter()
     for lr, seed in itertools.product(args.lrs, args.seeds):
         words = ["--lr", f"{lr:g}", "--seed", str(seed)]
         out = str(folder / f"{lr:g}-{seed}")
         call([*FEDCLIP, "run", *common, *words, "--out", out])
-    separate = since(start)
+    separate = time.perf_counter() - start
     file = folder / "sweep.toml"
     file.write_text(
         f'[options]\ntarget = "scan"\nrounds = {args.rounds}\n'
@@ -60,11 +60,11 @@ def measure(args: Any, folder: Path) -> dict[str, Any]:
     )
     swept = {}
     for jobs in sorted({1, args.jobs}):
-        start = spent()
+        start = time.perf_counter()
         out = str(folder / f"sweep-{jobs}")
         words = ["sweep", str(file), "--quiet", "--jobs", str(jobs), "--out", out]
         call([*FEDCLIP, *words])
-        swept[str(jobs)] = since(start)
+        swept[str(jobs)] = time.perf_counter() - start
     return {
         "runs": len(args.lrs) * len(args.seeds),
         "rounds": args.rounds,
@@ -72,17 +72,6 @@ def measure(args: Any, folder: Path) -> dict[str, Any]:
         "sweep": swept,
         "machine": machine(),
     }
-
-
-def spent() -> tuple[float, float]:
-    """The clock, and the processor's seconds of all commands that have ended."""
-    times = os.times()
-    return time.perf_counter(), times.children_user + times.children_system
-
-
-def since(start: tuple[float, float]) -> list[float]:
-    """Seconds by the clock and of the processor."""
-    return [now - then for now, then in zip(spent(), start)]
 
 
 def call(words: Sequence[str]) -> None:
@@ -101,19 +90,13 @@ def page(found: dict[str, Any]) -> str:
         "",
         f"`python -m benchmarks sweep`: {count} runs of FedCLIP on the embedded digits,"
         f" {found['rounds']} rounds each, features cached before; "
-        f"{measured_on(found['machine'])}, load {found['machine']['load']} at the end."
-        "  Processor: of all processes together, which other work on the machine "
-        "hardly changes.",
+        f"{measured_on(found['machine'])}, load {found['machine']['load']} at the end.",
         "",
         *table(HEAD, rows),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _cells(seconds: Sequence[float], alone: Sequence[float], count: int) -> list[str]:
-    """Of the clock, then of the processor: all, and how many times less."""
-    clock, processor = seconds
-    return [
-        *(f"{clock:.0f}", f"{clock / count:.1f}", f"{alone[0] / clock:.1f}"),
-        *(f"{processor:.0f}", f"{alone[1] / processor:.1f}"),
-    ]
+def _cells(seconds: float, alone: float, count: int) -> list[str]:
+    """All of them, those of a run, and how many times less than ``alone``."""
+    return [f"{seconds:.0f}", f"{seconds / count:.1f}", f"{alone / seconds:.1f}"]
