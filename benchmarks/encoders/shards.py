@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--pretrained", default="auto")
     add("--precision", default="auto")
     add("--processes", type=int, nargs="+", default=COUNTS)
-    args = parse(parser, argv, processes=(1, 2))
+    args = parse(parser, argv, processes=(2,))
     options = ["--dataset", args.dataset, "--model", args.model]
     options += ["--pretrained", args.pretrained, "--precision", args.precision]
     options += ["--device", "cpu"]

@@ -84,11 +84,11 @@ def measure(directory: Path, clients: int, chosen: int) -> Cell:
 
 
 def in_a_process(
-    directory: Path, clients: int, chosen: int, in_memory: bool = False
+    directory: Path, clients: int, chosen: int, limit: str | None = None
 ) -> Cell:
-    """A round in a process of its own; ``in_memory`` with everything in it."""
+    """A round in a process of its own; ``limit`` of updates in memory, in MiB."""
     words = ["--cell", clients, chosen, "--features", directory]
-    own = {spool.VARIABLE: IN_MEMORY} if in_memory else {}
+    own = {} if limit is None else {spool.VARIABLE: limit}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "participants", *map(str, words)],
         env={**os.environ, **own}, stdout=subprocess.PIPE, text=True, check=True,
@@ -101,8 +101,7 @@ def in_a_process(
 def compare(directory: Path, clients: int, chosen: int) -> Cell:
     """The same round from the disk and in memory."""
     disk, held = (
-        in_a_process(directory, clients, chosen, in_memory)
-        for in_memory in (False, True)
+        in_a_process(directory, clients, chosen, limit) for limit in ("0", IN_MEMORY)
     )
     return {
         "participants": chosen,
@@ -121,13 +120,7 @@ def measure_all(sizes: Sequence[int], width: int, check: int) -> dict[str, Any]:
         save_features(random_features(ROWS * clients, dim=width), wide)
         save_features(random_features(ROWS * clients, dim=NARROW), narrow)
         cells = [in_a_process(wide, clients, chosen) for chosen in sizes]
-        usual = os.environ.get(spool.VARIABLE)
-        os.environ[spool.VARIABLE] = "0"
         same = [compare(narrow, clients, clients), compare(wide, clients, check)]
-        if usual is None:
-            del os.environ[spool.VARIABLE]
-        else:
-            os.environ[spool.VARIABLE] = usual
     return {
         "machine": machine(), "width": width, "rows": ROWS, "clients": clients,
         "memory_mib": spool.limit() // MIB, "cells": cells, "same": same,

@@ -1,8 +1,7 @@
+"""`fedclip doctor`: model, weights, data and features."""
+
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +10,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fedclip_plugin.cli import main
 from fedclip_plugin.cli.doctor import (
     Check,
     diagnose,
     inputs,
-    machine,
-    software,
 )
-from fedclip_plugin.cli.doctor.run_directory import check_run
 from fedclip_plugin.clip import download as hub
 from fedclip_plugin.clip import encoder
 from fedclip_plugin.config.inputs import DataConfig, ModelConfig
-from fedclip_plugin.config.schema import RunConfig, TrainConfig
+from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.features.feature_set import FeatureSet, save_features
-from fedclip_plugin.runs.experiment import run_in
 from tests.clip.makers import tiny_clip
 
 
@@ -202,252 +196,3 @@ def test_a_feature_directory_needs_neither_model_nor_images(tmp_path):
     assert not {"model", "weights", "data", "encoding"} & set(found)
     gone = RunConfig(data=DataConfig(features=str(tmp_path / "gone")))
     assert _by_name(gone)["features"].status == "fail"
-
-
-def test_hosts_are_found_without_importing_them(monkeypatch):
-    def version(name):
-        if name == "flwr":
-            return "1.41.0"
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
-    monkeypatch.setattr(importlib, "import_module", lambda name: pytest.fail(name))
-    fedml, flower, nvflare = software.check_hosts()
-    assert (flower.name, flower.detail) == ("host flower", "1.41.0")
-    assert "fedclip-plugin[fedml]" in fedml.detail
-    assert "fedclip-plugin[nvflare]" in nvflare.detail
-
-
-def test_libraries_older_than_required_fail(monkeypatch):
-    monkeypatch.setattr(
-        importlib.metadata,
-        "requires",
-        lambda name: ["torch>=99.1", "onnx>=99; extra == 'export'"],
-    )
-    (check,) = software.check_versions()
-    assert (check.status, check.remedy) == ("fail", "pip install 'torch>=99.1'")
-
-
-def test_torchvision_of_another_torch(monkeypatch):
-    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["torch==1.2.3"])
-    (check,) = software.check_torchvision()
-    assert (check.status, "built for torch 1.2.3" in check.detail) == ("warn", True)
-
-    def broken(name):
-        raise RuntimeError("operator torchvision::nms does not exist")
-
-    monkeypatch.setattr(importlib, "import_module", broken)
-    (check,) = software.check_torchvision()
-    assert (check.status, "nms" in check.detail) == ("fail", True)
-
-
-def test_missing_kernels_and_little_memory_warn(monkeypatch):
-    found = {"compiled": False, "note": "_C was not built"}
-    found |= {"isa": "generic", "threads": 2}
-    monkeypatch.setattr(machine, "capabilities", lambda: found)
-    (check,) = machine.check_kernels()
-    assert (check.status, "_C was not built" in check.detail) == ("warn", True)
-    monkeypatch.setattr(machine, "_free_memory", lambda: 2**28)
-    assert machine.check_memory()[0].status == "warn"
-    monkeypatch.setattr(machine, "_free_memory", lambda: None)
-    assert machine.check_memory()[0].status == "ok"
-
-
-def test_operators_that_are_left_to_pytorch_are_named(monkeypatch):
-    found = {"compiled": True, "isa": "generic", "threads": 2, "slower": ["adapter"]}
-    monkeypatch.setattr(machine, "capabilities", lambda: found)
-    (check,) = machine.check_kernels()
-    assert check.status == "ok"
-    assert "generic; PyTorch's own, which are faster here, for adapter" in check.detail
-
-
-def test_a_gpu_that_this_pytorch_cannot_use_warns(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.version, "cuda", None)
-    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/nvidia-smi")
-    (check,) = machine.check_device("auto")
-    assert (check.status, "CUDA build" in check.remedy) == ("warn", True)
-    assert machine.check_device("cpu")[0].status == "ok"
-
-
-def test_a_broken_installation_is_a_finding_not_a_crash(monkeypatch):
-    monkeypatch.setattr(machine, "capabilities", lambda: 1 / 0)
-    found = {check.name: check for check in diagnose(RunConfig())}
-    assert found["kernels"].status == "fail"
-    assert "ZeroDivisionError" in found["kernels"].detail
-
-
-class _Gpu:
-    name, total_memory, major, minor = "Old GPU", 2**33, 3, 5
-
-
-def test_a_gpu_without_kernels_in_this_pytorch_fails(monkeypatch):
-    def refuse(*_, **__):
-        raise RuntimeError("CUDA error: no kernel image is available")
-
-    cuda = torch.device("cuda")
-    monkeypatch.setattr(machine, "resolve_device", lambda name: cuda)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: _Gpu)
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
-    monkeypatch.setattr(torch, "ones", refuse)
-    (check,) = machine.check_device("auto")
-    assert check.failed
-    assert "compute capability 3.5" in check.detail
-    assert "sm_75, sm_90" in check.remedy
-    assert "--device cpu" in check.remedy
-
-
-def test_why_a_gpu_does_without_the_cuda_kernels_is_told(monkeypatch):
-    cuda, ones = torch.device("cuda:1"), torch.ones
-    monkeypatch.setattr(machine, "resolve_device", lambda name: cuda)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: _Gpu)
-    monkeypatch.setattr(machine, "low_precision", lambda device: "fp16")
-    monkeypatch.setattr(torch, "ones", lambda *shape, device: ones(*shape))
-    refusals = ["", "no kernel image is available"]
-    monkeypatch.setattr(machine, "cuda_refusal", lambda index: refusals[index])
-    (check,) = machine.check_device("cuda:1")
-    assert check.status == "ok"
-    assert "no CUDA kernels: no kernel image is available" in check.detail
-
-
-def test_a_home_that_is_not_there(monkeypatch, tmp_path):
-    def nobody() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert machine.check_home()[0].status == "ok"
-    for variable in ("HF_HOME", "FEDCLIP_CACHE"):
-        monkeypatch.delenv(variable, raising=False)
-    for home in (nobody, lambda: tmp_path / "gone"):
-        monkeypatch.setattr(Path, "home", home)
-        (check,) = machine.check_home()
-        assert check.status == "warn"
-        assert "HF_HOME" in check.remedy
-    for variable in ("HF_HOME", "FEDCLIP_CACHE"):
-        monkeypatch.setenv(variable, str(tmp_path))
-    assert machine.check_home()[0].status == "ok"
-
-
-def test_a_disk_without_locks_or_sync_or_speed(monkeypatch, tmp_path):
-    sound = machine.check_disk("cache", tmp_path, "another")
-    assert sound.status == "ok"
-    monkeypatch.setattr(machine, "SLOW_SECONDS", -1.0)
-    assert "slow: 1 MiB took" in machine.check_disk("cache", tmp_path, "x").detail
-
-    def refuse(*_: object) -> None:
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr("fcntl.flock", refuse)
-    monkeypatch.setattr("os.fsync", refuse)
-    check = machine.check_disk("cache", tmp_path, "another")
-    assert check.status == "warn"
-    assert "not synced" in check.detail
-    assert "without locks" in check.detail
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "file").touch()
-    assert machine.check_disk("cache", tmp_path / "file", "another").failed
-
-
-def test_a_terminal_that_is_narrow_or_ascii(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "40")
-    (check,) = machine.check_terminal()
-    assert (check.status, "COLUMNS" in check.remedy) == ("warn", True)
-    monkeypatch.setenv("COLUMNS", "100")
-    assert machine.check_terminal()[0].status == "ok"
-    monkeypatch.setattr("rich.console.Console.encoding", "ascii")
-    (check,) = machine.check_terminal()
-    assert (check.status, "PYTHONIOENCODING" in check.remedy) == ("warn", True)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A finished run of one round, from features."""
-    top = tmp_path_factory.mktemp("finished")
-    _features(top / "f", 12)
-    config = RunConfig(
-        data=DataConfig("mine", features=str(top / "f"), targets=("sketch",)),
-        train=TrainConfig(rounds=1),
-    )
-    run_in(top / "run", config)
-    return top / "run"
-
-
-def _copied(finished: Path, to: Path) -> Path:
-    return Path(shutil.copytree(finished, to / "run"))
-
-
-def test_a_finished_and_a_broken_run(finished, tmp_path):
-    run = _copied(finished, tmp_path)
-    found = {check.name: check for check in check_run(run)}
-    assert found["run"].status == "ok"
-    assert "finished after round 1 of 1, the best is 1" in found["run"].detail
-    (run / "summary.json").unlink()
-    found = {check.name: check for check in check_run(run)}
-    assert found["run"].detail == "broken off after round 1 of 1"
-    assert f"fedclip run --resume --out {run}" in found["run"].remedy
-    shutil.rmtree(run / "checkpoint")
-    assert "after round 0 of 1" in check_run(run)[-1].detail
-    before = sorted(path.name for path in run.rglob("*"))
-    check_run(run)
-    assert sorted(path.name for path in run.rglob("*")) == before
-
-
-@pytest.mark.parametrize(
-    ("file", "name"),
-    [
-        ("config.toml", "run config"),
-        ("checkpoint/last.safetensors", "run checkpoint"),
-        ("metrics.jsonl", "run results"),
-        ("summary.json", "run results"),
-        ("adapter.safetensors", "run adapter"),
-    ],
-)
-def test_a_damaged_file_of_a_run_is_named(finished, tmp_path, file, name, capsys):
-    run = _copied(finished, tmp_path)
-    with (run / file).open("r+b") as damaged:
-        damaged.write(b"[[{")
-    (check,) = [check for check in check_run(run) if check.failed]
-    assert check.name == name
-    assert file in check.detail
-    assert check.remedy or "restore it" in check.detail
-    assert main(["doctor", str(run)]) == 2
-    assert file in capsys.readouterr().out
-
-
-def test_doctor_of_a_run_checks_what_the_run_needs(finished, tmp_path, capsys):
-    assert main(["doctor", str(finished)]) == 0
-    told = capsys.readouterr().out
-    assert "features" in told
-    assert "finished after round 1" in told
-    run = _copied(finished, tmp_path)
-    text = (run / "config.toml").read_text()
-    gone = text.replace(str(finished.parent / "f"), str(tmp_path / "gone"))
-    (run / "config.toml").write_text(gone)
-    assert main(["doctor", str(run)]) == 2
-    assert str(tmp_path / "gone") in capsys.readouterr().out
-    assert main(["doctor", str(run), "--features", str(finished.parent / "f")]) == 0
-    assert main(["doctor", str(tmp_path)]) == 2
-    assert "name a directory that" in capsys.readouterr().out
-
-
-def test_every_run_of_a_tree_is_told(finished, tmp_path):
-    for target, seed in (("photo", 0), ("sketch", 1)):
-        shutil.copytree(finished, tmp_path / target / f"seed-{seed}")
-    shutil.copy(finished / "config.toml", tmp_path)
-    (tmp_path / "sketch" / "seed-1" / "summary.json").unlink()
-    found = {check.name: check.status for check in check_run(tmp_path)}
-    assert found["run photo/seed-0"] == "ok"
-    assert found["run sketch/seed-1"] == "warn"
-
-
-def test_a_filled_cache_that_may_only_be_read_is_of_use(monkeypatch, tmp_path):
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setenv("FEDCLIP_CACHE", str(tmp_path))
-    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
-    assert machine.check_cache()[0].failed
-    (tmp_path / "features").mkdir()
-    (check,) = machine.check_cache()
-    assert check.status == "warn"
-    assert "only what it holds" in check.detail
