@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ POSITIONS = (
     *("positional_embedding", "visual.positional_embedding"),
     *("text.positional_embedding", "visual.trunk.pos_embed"),
 )
+
+_BUILDING = threading.Lock()  # what is built is silent, and the log is all threads'
 
 
 def build_model(source: ModelSource, file: Path) -> nn.Module:
@@ -60,19 +63,20 @@ def open_clip_name(source: ModelSource) -> str:
 def _without_weights(source: ModelSource) -> nn.Module:
     import open_clip
 
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # of random weights: they do not stay
-    try:
-        model: nn.Module = open_clip.create_model(
-            open_clip_name(source),
-            load_weights=False,
-            pretrained_text=False,
-            text_cfg=text_config(source),
-            force_quick_gelu=bool(source.config.get("quick_gelu", False)),
-            force_preprocess_cfg=dict(source.preprocess),
-        )
-    finally:
-        logging.disable(before)
+    with _BUILDING:
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # of random weights: they do not stay
+        try:
+            model: nn.Module = open_clip.create_model(
+                open_clip_name(source),
+                load_weights=False,
+                pretrained_text=False,
+                text_cfg=text_config(source),
+                force_quick_gelu=bool(source.config.get("quick_gelu", False)),
+                force_preprocess_cfg=dict(source.preprocess),
+            )
+        finally:
+            logging.disable(before)
     return model
 
 

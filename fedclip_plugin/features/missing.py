@@ -92,8 +92,6 @@ class _Work:
     stopped: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
     reading: threading.Lock = field(default_factory=threading.Lock)
-    # Building a model quiets the log and warnings of the whole process for a while.
-    loading: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, keys: Sequence[str], features: Tensor) -> None:
         """Take in what a device has encoded."""
@@ -168,9 +166,7 @@ def encode_missing(
 
 def _encode_part(work: _Work, load: Callable[[], Encoder], part: Sequence[str]) -> None:
     """Encode the images ``part`` on one device."""
-    with work.loading:
-        clip = load()
-    new, missing = ShardWriter(work.store), dict.fromkeys(part)
+    clip, new, missing = load(), ShardWriter(work.store), dict.fromkeys(part)
     size = CUDA_BATCH if clip.device.type == "cuda" else CPU_BATCH
     # Chosen among all images: an interrupted run, and every device, decide the same.
     step = max(1, len(work.images) // SAMPLE)

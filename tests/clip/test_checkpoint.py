@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -159,3 +163,21 @@ def test_local_dir_takes_the_names_that_open_clip_takes(tmp_path, whole, name):
     source = resolve(f"local-dir:{folder}", "auto")
     assert source.tag == name
     assert _same(build_model(source, weights_file(source)), whole)
+
+
+def test_models_that_threads_build_at_once_leave_the_log_on(tmp_path, monkeypatch):
+    """Sites of a simulation, or devices: each turns the whole log off for a while."""
+    whole = tiny_clip(tmp_path, "tiny-threads")
+    source = resolve("tiny-threads", str(whole), str(tmp_path))
+    file, make, building = weights_file(source), open_clip.create_model, []
+
+    def slow(*args, **options):
+        building.append(logging.root.manager.disable)
+        time.sleep(0.02 * len(building))  # the first one ends first
+        return make(*args, **options)
+
+    monkeypatch.setattr(open_clip, "create_model", slow)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: build_model(source, file), range(3)))
+    assert building == [logging.WARNING] * 3
+    assert logging.root.manager.disable == 0

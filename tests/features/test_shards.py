@@ -214,21 +214,6 @@ def test_every_device_takes_its_share(tmp_path: Path, more: int) -> None:
     same_as_one(tmp_path, features)
 
 
-def test_models_are_built_one_after_the_other(tmp_path: Path) -> None:
-    """Building one turns the log of the process off for a while."""
-    building: list[int] = []
-
-    def load() -> FakeEncoder:
-        building.append(1)
-        time.sleep(0.05)
-        assert building == [1]
-        building.clear()
-        return FakeEncoder()
-
-    dataset, _ = make_dataset(ROWS)
-    encode_once(make_job(dataset, load, more_encoders=(load,) * 3), tmp_path)
-
-
 class Broken(FakeEncoder):
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         raise DataError("this device is gone")
