@@ -31,6 +31,7 @@ from tests.registry.fedml.runs import (
     replay,
 )
 from tests.registry.fedml.world import fresh_fedml, simulate, state_of  # noqa: F401
+from tests.report.offline import assert_logged
 
 # -------------------------------------------------------------------------- register
 
@@ -157,8 +158,7 @@ def test_every_site_scores_a_given_state_and_a_tracker_follows(
     for which in ("zero_shot", "result"):
         assert found[which]["clients"] == trained[which]["clients"]
     assert found["communication"]["bytes_up"] < 1000  # a number each, no adapter
-    (log,) = (tmp_path / "job" / "wandb").glob("offline-run-*/run-*.wandb")
-    assert b"accuracy/mean_test" in log.read_bytes()
+    assert_logged(tmp_path / "job", b"accuracy/mean_test")
 
 
 def test_the_road_without_patches(features):
