@@ -11,8 +11,14 @@ SHELL := bash
 
 PYTHON ?= python3
 VENV := .venv
+# The kernels are built while pip installs the rest; ninja counts its own jobs.
+MAKEFLAGS += -j2
+unexport MAKEFLAGS
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Of the 20,000 sources that PyTorch and the rest bring most are never imported: those
+# that are get compiled then.
+PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install \
+	--progress-bar off --no-compile
 # The interpreter that is to be used, also before .venv is there.
 ANY_PYTHON = $(firstword $(wildcard $(BIN)/python) $(PYTHON))
 KERNELS := fedclip_plugin/_C$(shell $(ANY_PYTHON) -c \
@@ -83,14 +89,17 @@ $(BIN)/python:
 	@echo "==> making $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) build_backend/make_venv.py $(VENV)
 
-$(VENV)/.installed: pyproject.toml setup.py build_backend/backend.py | $(BIN)/python
+$(VENV)/.torch: | $(BIN)/python
 	@echo "==> installing fedclip-plugin into $(VENV), once: $(SIZE)"
-	@$(PIP) install --progress-bar off $(FIRST) 2> >($(ERRORS)) | $(PROGRESS)
-	@FEDCLIP_PURE_PYTHON=1 $(PIP) install --progress-bar off --no-build-isolation \
-		-e '.[dev]' 2> >($(ERRORS)) | $(PROGRESS)  # the kernels come below
+	@$(PIP_INSTALL) $(FIRST) 2> >($(ERRORS)) | $(PROGRESS)
 	@touch $@
 
-$(KERNELS): setup.py $(SOURCES) | $(VENV)/.installed
+$(VENV)/.installed: pyproject.toml setup.py build_backend/backend.py | $(VENV)/.torch
+	@FEDCLIP_PURE_PYTHON=1 $(PIP_INSTALL) --no-build-isolation -e '.[dev]' \
+		2> >($(ERRORS)) | $(PROGRESS)  # the kernels come below
+	@touch $@
+
+$(KERNELS): setup.py $(SOURCES) | $(VENV)/.torch
 	@echo "==> building the kernels: 2 to 6 minutes, once"
 	@$(BIN)/python setup.py --quiet build_ext --inplace 2>&1 | \
 		sed -E 's|^(\[[0-9]+/[0-9]+\]) .* -c ([^ ]+) -o .*|    \1 \2|'

@@ -26,6 +26,7 @@ from checks.common import (
     PYTHON,
     ROOT,
     build_wheel,
+    install,
     output,
     run,
     run_installed,
@@ -37,9 +38,9 @@ nox.needs_version = ">=2024.4"
 # What `make test` runs: those below, the long ones first.  `oldest` is for releases: it
 # fetches gigabytes.
 nox.options.sessions = ["everything"]
-SESSIONS: tuple[str, ...] = ("flower", "core", "fedml", "sanitize", "benchmarks")
-SESSIONS += ("docs", "pure", "lowered", "nvflare", "lint", "isolated")
-LANES = 3  # sessions at a time on two cores: those of hosts mostly wait for processes
+SESSIONS: tuple[str, ...] = ("core", "flower", "fedml", "nvflare", "benchmarks")
+SESSIONS += ("sanitize", "pure", "lowered", "docs", "lint", "isolated")
+LANES = 4  # sessions at a time on two cores: those of hosts mostly wait for processes
 
 # What another release of NumPy might change: fedml pins one below 2.
 NUMPY_TESTS = tuple(f"tests/{name}" for name in ("data", "server", "storage", "wire"))
@@ -212,7 +213,7 @@ def _copy_sources(tree: Path) -> Path:
 def _test_host(session: nox.Session, host: str, *more: str) -> None:
     """The host's own tests, in its environment with ``more`` packages."""
     share_torch(session)
-    session.install(f"{_wheel()}[{host},privacy]", "pytest", "hypothesis", *more)
+    install(session, f"{_wheel()}[{host},privacy]", "pytest", "hypothesis", *more)
     run_installed(session, "pytest", f"tests/registry/{host}")
     faults = ("tests/faults/test_kills.py", "tests/faults/test_full_disk.py")
     run_installed(session, "pytest", *faults, "-m", host)
@@ -245,7 +246,7 @@ def flower(session: nox.Session) -> None:
 def nvflare(session: nox.Session) -> None:
     """The environment of NVFlare, which takes another protobuf than FedML."""
     share_torch(session)
-    session.install(f"{_wheel()}[nvflare,privacy]", "pytest", "hypothesis")
+    install(session, f"{_wheel()}[nvflare,privacy]", "pytest", "hypothesis")
     run_installed(session, "pytest", "tests/registry/nvflare")
     session.run("pip", "check")
 
@@ -256,10 +257,10 @@ def oldest(session: nox.Session) -> None:
     """What computes, built and run with the oldest PyTorch of pyproject.toml."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     pins = [f"{n}=={v}.*" for n, v in re.findall(r'"(torch\w*)>=([0-9.]+)"', text)]
-    session.install(*pins, "setuptools>=77", "ninja")
+    install(session, *pins, "setuptools>=77", "ninja")
     extras = ".[export,hub,lora,privacy,tensorboard]"
     tools = ("pytest", "pytest-xdist", "hypothesis")
-    session.install(extras, *pins, *tools, env={"FEDCLIP_CUDA": "0"})
+    install(session, extras, *pins, *tools, env={"FEDCLIP_CUDA": "0"})
     tests = ("-m", "not slow", *PARALLEL, *CORE_TESTS, *session.posargs)
     run_installed(session, "pytest", *tests)
     session.run("pip", "check")
