@@ -42,11 +42,17 @@ def listed(classes: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in classes if name in chosen)
 
 
+def asked_halves(wanted: Sequence[str]) -> set[str]:
+    """Which of `HALVES` are among the words, of which one may hold several."""
+    parts = (part for word in wanted for part in word.split(","))
+    return {part.strip().lower() for part in parts} & set(HALVES)
+
+
 def halves(
     classes: Sequence[str], wanted: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     """The classes to train on and the unseen ones; None where all are trained on."""
-    asked = {word.lower() for word in wanted} & set(HALVES)
+    asked = asked_halves(wanted)
     if not asked:
         return None
     if len(asked) > 1 or len(classes) < 2:
@@ -103,8 +109,11 @@ def _names(classes: Sequence[str], wanted: Sequence[str]) -> Iterator[str]:
             yield from PRESETS[word.lower()]
         elif os.path.isfile(word):
             yield from read_names(word, "--classes")
+        elif "," in word:
+            parts = filter(None, (part.strip() for part in word.split(",")))
+            yield from _names(classes, list(parts))
         elif word.lower() not in HALVES:
-            yield from filter(None, (part.strip() for part in word.split(",")))
+            yield word
 
 
 def read_names(path: str, flag: str) -> list[str]:
@@ -130,7 +139,10 @@ def _find(classes: Sequence[str], name: str) -> str:
     if len(same) == 1:
         return same[0]
     words = [*classes, *HALVES, *PRESETS]
+    near, parts = did_you_mean(name, words), name.split()
+    if len(parts) > 1 and {*map(spelling_key, parts)} <= {*map(spelling_key, words)}:
+        near = f"; did you mean {','.join(parts)}?"
     raise ConfigError(
-        f"--classes {name}: no such class{did_you_mean(name, words)} (there are "
+        f"--classes {name}: no such class{near} (there are "
         f"{some(classes)}; or all, {', '.join(words[len(classes) :])}, or a file)"
     )

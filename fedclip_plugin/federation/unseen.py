@@ -8,12 +8,14 @@ columns of federated prompt learning (Qiu et al. 2024, arXiv 2310.06123, section
 - novel: all images of the unseen classes in the clients' domains, among these classes;
 - harmonic: the harmonic mean of the three.
 
-Of a held-out domain: base and novel, and their harmonic mean.
+Of a held-out domain: base and novel, and their harmonic mean.  Where the data are with
+the clients, each measures its own (:func:`of_client`), and the server makes the columns
+of that (:func:`of_clients`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -29,6 +31,10 @@ from .evaluation import all_scores, score_parts, score_target
 from .metrics import accuracy
 
 Columns = dict[str, float | None]
+ACCURACIES = ("local", "novel", "zero_local", "zero_novel")
+ROWS = "novel_rows"
+"""What a client measures beside validation and test: accuracies, and how many images of
+unseen classes they are of."""
 
 
 def base_to_novel(
@@ -82,12 +88,98 @@ def _columns(
         found["novel"] = score_target(algorithm, state, clients, wider, fed.clients)
     found["harmonic"] = harmonic_mean(found.values())
     if held_out is not None:
-        base = score_target(algorithm, state, fed.target, task, fed.clients)
-        novel = None
-        if wider is not None:
-            novel = score_target(algorithm, state, held_out, wider, fed.clients)
-        found |= {"target_base": base, "target_novel": novel}
-        found["target_harmonic"] = harmonic_mean([base, novel])
+        found |= _of_target(fed, algorithm, state, wider, held_out)
+    return found
+
+
+def _of_target(
+    fed: Federation,
+    algorithm: Algorithm,
+    state: State,
+    wider: Task | None,
+    held_out: Samples,
+) -> Columns:
+    """The columns of the held-out domain, ``held_out`` being its unseen classes."""
+    base = score_target(algorithm, state, fed.target, fed.task, fed.clients)
+    novel = None
+    if wider is not None:
+        novel = score_target(algorithm, state, held_out, wider, fed.clients)
+    harmonic = harmonic_mean([base, novel])
+    return {"target_base": base, "target_novel": novel, "target_harmonic": harmonic}
+
+
+def of_client(
+    fed: Federation, features: FeatureSet, client: Client, state: State
+) -> Columns:
+    """What ``client`` measures of the columns; {} where all classes are trained on.
+
+    ``features`` are those of its process: it scores all unseen images among them.
+    """
+    unseen = features.unseen
+    if unseen is None:
+        return {}
+    rows = _samples(unseen, unseen.domains, fed.task.text.device)
+    wider = of_classes(fed.task, unseen)
+    found: Columns = {ROWS: len(rows)}
+    methods: dict[str, tuple[Algorithm, State]] = {
+        "": (fed.algorithm, state),
+        "zero_": (get_algorithm("zeroshot"), {}),
+    }
+    for prefix, (algorithm, own) in methods.items():
+        found[f"{prefix}local"] = _local(algorithm, own, client, fed.task)
+        if cannot(algorithm) is None:
+            novel = score_target(algorithm, own, rows, wider, [client])
+            found[f"{prefix}novel"] = novel
+    return found
+
+
+def of_clients(
+    fed: Federation,
+    features: FeatureSet,
+    state: State,
+    scores: Mapping[str, Columns],
+    zero_shot: Mapping[str, float | None],
+) -> dict[str, Columns]:
+    """The columns of what clients measured; {} where none did.
+
+    ``scores`` are theirs of the best round, ``zero_shot`` the accuracies of their test
+    splits.  Of the server's own held-out domain, if it has one, the columns are its.
+    """
+    measured = [each for each in scores.values() if each.get(ROWS)]
+    if not measured:
+        return {}
+    tests = {name: each["test"] for name, each in scores.items()}
+    found = {
+        "zero_shot": _gathered(measured, "zero_", zero_shot),
+        "result": _gathered(measured, "", tests),
+    }
+    unseen = features.unseen
+    if unseen is None or fed.target is None:
+        return found
+    held_out = _samples(unseen, unseen.domains, fed.task.text.device)
+    for name, algorithm in (
+        ("zero_shot", get_algorithm("zeroshot")),
+        ("result", fed.algorithm),
+    ):
+        own = state if name == "result" else {}
+        wider = None if cannot(algorithm) else of_classes(fed.task, unseen)
+        found[name] |= _of_target(fed, algorithm, own, wider, held_out)
+    return found
+
+
+def _gathered(
+    measured: Sequence[Columns], prefix: str, tests: Mapping[str, float | None]
+) -> Columns:
+    """Means over clients; of the unseen images over all of them, each counted once."""
+    novel = [(s.get(f"{prefix}novel"), s[ROWS] or 0) for s in measured]
+    hits = [share * rows for share, rows in novel if share is not None]
+    total = sum(rows for share, rows in novel if share is not None)
+    found: Columns = {
+        "local": mean(s.get(f"{prefix}local") for s in measured),
+        "base": mean(tests.values()),
+        "novel": sum(hits) / total if total else None,
+    }
+    found["harmonic"] = harmonic_mean(found.values())
     return found
 
 

@@ -277,12 +277,23 @@ SUMMARY = fields(
 )
 """A leaf's ``summary.json``."""
 
+_CLIENT = fields(
+    {},
+    {
+        **dict.fromkeys(
+            ("val", "test", "selection", "local", "novel"), maybe(fraction)
+        ),
+        **dict.fromkeys(("zero_local", "zero_novel"), maybe(fraction)),
+        "novel_rows": maybe(number),
+    },
+)
+
 ROUND = fields(
     {"round": count},
     {
         **dict.fromkeys(("loss", "epsilon"), maybe(number)),
         **dict.fromkeys(("target", "mean_val", "mean_test"), maybe(fraction)),
-        "clients": maybe(each(maybe(each(maybe(fraction))))),
+        "clients": maybe(each(maybe(_CLIENT))),
         "selection": maybe(each(maybe(fraction))),
         **dict.fromkeys(("bytes_up", "bytes_down", "quarantined"), maybe(count)),
     },

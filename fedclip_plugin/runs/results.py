@@ -11,7 +11,7 @@ import torch
 from ..algorithms import Samples, get_algorithm, with_values
 from ..config.inputs import PARTITIONS
 from ..config.schema import RunConfig
-from ..data.classes import HALVES
+from ..data.classes import asked_halves
 from ..data.dataset import canonical_name
 from ..features.feature_set import FeatureSet
 from ..federation.build import Federation
@@ -26,7 +26,7 @@ from ..federation.evaluation import (
 from ..federation.metrics import class_metrics, confusion
 from ..federation.personalization import personalize
 from ..federation.rounds import score_state
-from ..federation.unseen import base_to_novel, cannot
+from ..federation.unseen import ROWS, base_to_novel, cannot, of_clients
 from ..report.records import MAX_CLASSES
 from ..server import privacy
 from ..wire.update import State
@@ -61,7 +61,12 @@ def results(
             "zero_shot": _beside(fed, zero_shot),
             "result": summary_scores(score_state(fed, now.best)[1], tests),
         }
-        return Results(summarise(setup, now, scores, feature_seconds), {})
+        summary = summarise(setup, now, scores, feature_seconds)
+        before = (zero_shot or {}).get("clients", {})
+        columns = of_clients(fed, setup.features, now.best, now.best_scores, before)
+        if columns:
+            summary["base_to_novel"] = columns
+        return Results(summary, {})
     evaluation = evaluate(fed, setup.features.classes, now.best)
     summary = summarise(setup, now, final_scores(fed, now.best), feature_seconds)
     summary["metrics"] = evaluation["metrics"]
@@ -198,7 +203,7 @@ def _notes(setup: Setup, now: RunState) -> list[str]:
     if algorithm.personal and algorithm.communicates and not now.best_kept:
         notes.append(_OF_SHARED if setup.fed.clients else _OF_CLIENTS)
     notes += algorithm.remarks(now.state, setup.fed.clients, setup.fed.task)
-    notes += _novel_notes(setup)
+    notes += _novel_notes(setup, now)
     if (count := len(setup.features.classes)) > MAX_CLASSES:
         notes.append(
             f"{count:,} classes: confusion matrices are left out beyond {MAX_CLASSES:,}"
@@ -206,13 +211,13 @@ def _notes(setup: Setup, now: RunState) -> list[str]:
     return notes
 
 
-def _novel_notes(setup: Setup) -> list[str]:
+def _novel_notes(setup: Setup, now: RunState) -> list[str]:
     """Why there is no accuracy on novel classes where they were asked for."""
-    asked = {word.lower() for word in setup.config.data.classes} & set(HALVES)
-    if not asked:
+    if not asked_halves(setup.config.data.classes):
         return []
-    if not setup.fed.clients:
-        return ["novel classes are not scored: their images are with the clients"]
+    measured = any(scores.get(ROWS) for scores in now.best_scores.values())
+    if not (setup.fed.clients or measured):
+        return ["novel classes are not scored: no client has measured them"]
     why = cannot(setup.fed.algorithm)
     return [why] if why else []
 

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from ...errors import UpdateError
+from ...federation.evaluation import SELECTION
 from ...federation.rounds import Scores
+from ...federation.unseen import ACCURACIES, ROWS
 from ...wire.message import decode_update, encode_update, pack, size_limit, unpack
 from ...wire.update import ClientUpdate, State
 from .roster import Card, read_card
@@ -25,6 +27,8 @@ BYTES = "fedclip"  # the field of a Shareable
 ROUND, SHARED, SITES = "round", "fedclip", "sites"
 _ERROR, _CARD, _TEXT = "error", "card", "text"
 _SPLITS = ("val", "test")
+_MORE = (SELECTION, *ACCURACIES)  # where a run asks for it
+MOST_ROWS = 2**31
 _LONGEST = 400  # characters of a stranger's line
 
 
@@ -83,7 +87,8 @@ def update_in(data: bytes, client: str, like: State, codec: str) -> ClientUpdate
 
 def scores_bytes(scores: Mapping[str, float | None]) -> bytes:
     """A site's accuracies."""
-    return pack({}, {split: scores[split] for split in _SPLITS})
+    more = {name: scores[name] for name in (*_MORE, ROWS) if name in scores}
+    return pack({}, {**{split: scores[split] for split in _SPLITS}, **more})
 
 
 def scores_in(answers: Mapping[str, bytes]) -> Scores:
@@ -96,12 +101,17 @@ def _scores(data: bytes, client: str) -> dict[str, float | None]:
         _, fields = unpack(data, client, size_limit({}))
     except UpdateError:
         fields = {}
-    return {split: _accuracy(fields.get(split)) for split in _SPLITS}
+    found = {split: _within(fields.get(split)) for split in _SPLITS}
+    found |= {name: _within(fields[name]) for name in _MORE if name in fields}
+    if ROWS in fields:
+        found[ROWS] = _within(fields[ROWS], MOST_ROWS)
+    return found
 
 
-def _accuracy(value: Any) -> float | None:
-    sound = isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value <= 1
-    return float(value) if sound else None
+def _within(value: Any, most: float = 1) -> float | None:
+    """A number from 0 to ``most``; None for anything else."""
+    sound = isinstance(value, (int, float)) and math.isfinite(value)
+    return float(value) if sound and 0 <= value <= most else None
 
 
 update_bytes = encode_update

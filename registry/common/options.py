@@ -15,6 +15,7 @@ from ...algorithms import Client, algorithm_class
 from ...config.fields import PATH, Section, options_of, parse
 from ...config.schema import RunConfig
 from ...config.toml import to_dict
+from ...data.listing import some
 from ...data.partition import NO_TARGET
 from ...errors import ConfigError, did_you_mean
 from ...runs.host_run import Setup
@@ -33,6 +34,7 @@ LOCAL = (
     "precision",
     "on-bad-image",
     "class-names",
+    "split",
 )
 OF_THE_NODE = ("client-name", "partition-id", "num-partitions")
 
@@ -118,6 +120,7 @@ def client_settings(
         features=own.data.features,
         on_bad_image=own.data.on_bad_image,
         class_names=own.data.class_names,
+        split=own.data.split if "split" in node else config.data.split,
         targets=(NO_TARGET,) if has_own_data(node) else config.data.targets,
     )
     model = replace(
@@ -164,6 +167,13 @@ def find_client(setup: Setup, node: Values, own_data: bool, remedy: str) -> Clie
     clients = setup.fed.clients
     if place is None and (name is None or (own_data and len(clients) == 1)):
         raise ConfigError(remedy)
+    partition = setup.config.data.partition
+    if own_data and name is None and partition != "domain":
+        raise ConfigError(
+            f"--partition {partition} cuts data that are this client's own into "
+            f"{len(clients)} ({some(c.name for c in clients)}): set client-name to the "
+            "one that it is, or leave --partition out"
+        )
     if own_data and len(clients) == 1:
         alone = clients[0]
         return replace(alone, index=int(str(place)), name=str(name or alone.name))

@@ -16,12 +16,20 @@ from ...errors import ConfigError, FedClipError, UpdateError
 from ...federation import downlink
 from ...federation.evaluation import score_clients
 from ...federation.rounds import train_clients
+from ...federation.unseen import of_client
 from ...runs.host_run import Setup, open_setup
 from ...wire.message import pack, unpack
 from ...wire.update import State, on_device
 from . import messages
 from .options import check_alignment, find_client
 from .roster import make_card
+
+
+def measure(setup: Setup, client: Client, state: State) -> dict[str, float | None]:
+    """Accuracies of ``client``; with classes left out of training also on these."""
+    fed = setup.fed
+    scores = score_clients(fed.algorithm, state, [client], fed.task)[client.name]
+    return scores | of_client(fed, setup.features, client, state)
 
 
 class Site(ABC):
@@ -74,8 +82,7 @@ class Site(ABC):
         client = replace(client, kept=on_device(before, device))
         state = downlink.received(fed, on_device(sent, device))
         if task == messages.VALIDATE:
-            scores = score_clients(fed.algorithm, state, [client], fed.task)
-            return messages.scores_bytes(scores[client.name]), kept
+            return messages.scores_bytes(measure(setup, client, state)), kept
         if task != messages.TRAIN:
             raise ConfigError(f"task {task!r}: a site does {', '.join(messages.TASKS)}")
         (update,) = train_clients(fed, state, [client], number)

@@ -146,6 +146,7 @@ def site_options(args: Any) -> dict[str, Any]:
         "dataset": data.dataset,
         "on-bad-image": data.on_bad_image,
         "class-names": data.class_names,
+        "split": data.split,
         "model-config": model.config_dir,
         "pretrained": model.pretrained,
         "device": model.device,

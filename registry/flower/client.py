@@ -22,11 +22,11 @@ from flwr.common.constant import ErrorCode
 from ...algorithms import Client, algorithm_class
 from ...errors import ConfigError, FedClipError
 from ...federation import downlink
-from ...federation.evaluation import score_clients
 from ...federation.rounds import train_clients
 from ...runs.host_run import Setup, open_setup
 from ..common.options import check_alignment, find_client, has_own_data
 from ..common.roster import make_card
+from ..common.site import measure
 from . import records
 from .options import NO_PLACE, client_settings
 
@@ -87,7 +87,7 @@ def evaluate(party: Party, message: Message) -> RecordDict:
     """Accuracy on the client's rows of the adapter in the message and what it keeps."""
     fed, client = party.setup.fed, _with_kept(party)
     state = downlink.received(fed, records.to_state(message.content, fed.first))
-    scores = score_clients(fed.algorithm, state, [client], fed.task)[client.name]
+    scores = measure(party.setup, client, state)
     metrics = MetricRecord({records.ROWS: len(client.test)})
     for split, key in records.MEASURES.items():
         if scores.get(split) is not None:

@@ -14,8 +14,10 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from ...errors import UpdateError
 from ...federation.evaluation import SELECTION
 from ...federation.rounds import Scores
+from ...federation.unseen import ROWS as UNSEEN_ROWS
 from ...storage.tensors import MAX_DIMS
 from ...wire.update import ClientUpdate, State
+from ..common.messages import MOST_ROWS
 
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"  # as Flower's strategies say
 ROUND = "server-round"
@@ -28,7 +30,15 @@ _HEADERS = {
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 SPLITS = {"val": "val-accuracy", "test": "test-accuracy"}
-MEASURES = {**SPLITS, SELECTION: "val-selection"}
+MEASURES = {
+    **SPLITS,
+    SELECTION: "val-selection",
+    "local": "local-accuracy",
+    "novel": "novel-accuracy",
+    "zero_local": "zero-shot-local-accuracy",
+    "zero_novel": "zero-shot-novel-accuracy",
+    UNSEEN_ROWS: "novel-examples",
+}
 
 
 def to_arrays(state: State) -> ArrayRecord:
@@ -100,13 +110,15 @@ def to_update(
 def to_scores(content: RecordDict) -> dict[str, float | None]:
     """Validation and test accuracy in a reply; None for an empty split.
 
-    And what the best round is chosen by, where that is something else.
+    And what the best round is chosen by, where that is something else, and what base to
+    novel is made of.
     """
     scores: dict[str, float | None] = {}
     for split, key in MEASURES.items():
         values = [r[key] for r in content.metric_records.values() if key in r]
         value = values[0] if values else None
-        ok = isinstance(value, (int, float)) and 0 <= value <= 1
+        most = MOST_ROWS if split == UNSEEN_ROWS else 1
+        ok = isinstance(value, (int, float)) and 0 <= value <= most
         if split in SPLITS or ok:
             scores[split] = float(value) if ok else None  # type: ignore[arg-type]
     return scores

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -12,6 +14,8 @@ from fedclip_plugin.cli import main
 from fedclip_plugin.cli.dry_run import estimate
 from fedclip_plugin.config.inputs import DataConfig
 from fedclip_plugin.config.schema import RunConfig, TrainConfig
+from fedclip_plugin.data.classes import PRESETS
+from fedclip_plugin.data.dataset import KNOWN
 from fedclip_plugin.features.feature_set import load_features
 from fedclip_plugin.federation.build import build_federation
 from fedclip_plugin.federation.engine import federate
@@ -101,6 +105,39 @@ def test_a_medical_recipe_reads_a_folder_a_client(recipe, tmp_path, capsys):
     assert main(["run", "--config", str(recipe), *words, "--dry-run"]) == 2
     said = capsys.readouterr()
     assert "missing nevus" in said.out + said.err
+
+
+DOMAINS = ("clip", "info", "paint", "quick", "real", "sketch")
+
+
+@pytest.fixture
+def domainnet(tmp_path):
+    """Folders of DomainNet's shape: ten classes that are chosen, and another."""
+    for d, domain in enumerate(DOMAINS):
+        for c, name in enumerate((*PRESETS["domainnet-10"], "The_Eiffel_Tower")):
+            folder = tmp_path / "DomainNet" / domain / name
+            folder.mkdir(parents=True)
+            for number in range(2 if c < 10 else 1):
+                image = Image.new("RGB", (16, 16), (20 * c, 40 * d, 100 * number))
+                image.save(folder / f"{domain}_{number:03}_{name}.jpg")
+    words = ["--dataset", "domainnet", "--root", str(tmp_path)]
+    return [*words, "--model", "fedclip-tiny", "--classes", "domainnet-10"]
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_the_ten_classes_of_domainnet(domainnet, tmp_path, capsys):
+    assert main(["run", *domainnet, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "encoding: 120 images" in said  # not those of the other classes
+    assert "held out clipart, infograph, painting, quickdraw, real, sketch" in said
+    out = tmp_path / "out"
+    words = ["--target", "sketch", "--alg", "gda", "--out", str(out), "--quiet"]
+    assert main(["run", *domainnet, *words]) == 0
+    found = json.loads((out / "evaluation.json").read_text())
+    assert found["classes"] == list(PRESETS["domainnet-10"])
+    assert np.sum(found["confusion"]["gda"]) == 20
+    summary = json.loads((out / "summary.json").read_text())
+    assert tuple(summary["result"]["clients"]) == tuple(KNOWN["domainnet"].domains)[:5]
 
 
 def test_the_medical_recipes_are_the_authors():

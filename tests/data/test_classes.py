@@ -20,6 +20,7 @@ def test_names_in_any_spelling_keep_the_order_of_the_data_set() -> None:
     assert listed(CLASSES, ("zebra", "Ice Cream")) == ("ice_cream", "zebra")
     assert listed(CLASSES, ("dog,cat",)) == ("cat", "dog")
     assert listed(CLASSES, ("base",)) == CLASSES
+    assert listed((*CLASSES, "a, b"), ("a, b",)) == ("a, b",)
 
 
 def test_files_and_presets(tmp_path: Path) -> None:
@@ -30,6 +31,7 @@ def test_files_and_presets(tmp_path: Path) -> None:
     ten = PRESETS["domainnet-10"]
     assert len(ten) == 10
     assert listed([*ten, "zigzag"], ("domainnet-10",)) == ten
+    assert listed([*ten, "zigzag"], ("domainnet-10,base",)) == ten
     (tmp_path / "none.txt").write_text("\n")
     with pytest.raises(ConfigError, match="is empty"):
         listed(CLASSES, (str(tmp_path / "none.txt"),))
@@ -41,6 +43,8 @@ def test_files_and_presets(tmp_path: Path) -> None:
 def test_an_unknown_class_is_named_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"--classes zebras: no such class.*zebra"):
         listed(CLASSES, ("zebras",))
+    with pytest.raises(ConfigError, match="did you mean dog,cat"):
+        listed(CLASSES, ("dog cat",))
 
 
 def test_base_is_the_larger_half() -> None:
@@ -48,6 +52,7 @@ def test_base_is_the_larger_half() -> None:
     assert halves(CLASSES, ("base",)) == base
     assert halves(CLASSES, ("Novel",)) == base[::-1]
     assert halves(CLASSES, ("dog", "cat")) is None
+    assert halves(CLASSES, ("domainnet-10, base",)) == base
     with pytest.raises(ConfigError, match="give one of both"):
         halves(CLASSES, ("base", "novel"))
     with pytest.raises(ConfigError, match="there is only dog"):

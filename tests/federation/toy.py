@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from fedclip_plugin.features.feature_set import FeatureSet, save_features
+from fedclip_plugin.features.feature_set import (
+    FeatureSet,
+    load_features,
+    save_features,
+)
 from fedclip_plugin.federation.build import Federation
 from fedclip_plugin.federation.checkpoint import Checkpoint
 from fedclip_plugin.federation.engine import RunState, federate
@@ -51,12 +56,42 @@ def write_toy(directory: Path, **kwargs: int) -> Path:
     return directory
 
 
+def name_images(directory: Path) -> FeatureSet:
+    """The features in ``directory``, there and here with a name for each image."""
+    found = load_features(directory)
+    names = {
+        d: tuple(f"{d}/{found.classes[c]}/{i}.jpg" for i, c in enumerate(y.tolist()))
+        for d, y in found.label.items()
+    }
+    named = replace(found, files=names)
+    save_features(named, directory)
+    return named
+
+
+def write_split(file: Path, features: FeatureSet, clients: tuple[str, ...] = ()) -> str:
+    """A split as CoOp writes them, or one for each of ``clients``; the path of it."""
+    rows = [
+        [name, label]
+        for d, names in features.files.items()
+        for name, label in zip(names, features.label[d].tolist())
+    ]
+
+    def parts(rows: list[list[object]]) -> dict[str, list[list[object]]]:
+        return {"train": rows[::2], "val": rows[1::4], "test": rows[3::4]}
+
+    each = {c: parts(rows[i :: len(clients)]) for i, c in enumerate(clients)}
+    file.write_text(json.dumps(each or parts(rows)))
+    return str(file)
+
+
 def own_directories(folder: Path, features: FeatureSet | None = None) -> list[Path]:
     """A feature directory for each domain, as clients of their own have them."""
     whole = features or toy_features()
     for d in whole.domains:
         alone = {"image": {d: whole.image[d]}, "label": {d: whole.label[d]}}
-        save_features(replace(whole, domains=(d,), **alone), folder / d)
+        files = {d: whole.files[d]} if whole.files else {}
+        own = replace(whole, domains=(d,), files=files, **alone)
+        save_features(own, folder / d)
     return [folder / d for d in whole.domains]
 
 

@@ -19,10 +19,12 @@ import pytest
 
 from fedclip_plugin.federation.build import Federation
 from fedclip_plugin.federation.engine import Run, RunState, federate
-from fedclip_plugin.runs.host_run import HostRun
+from fedclip_plugin.federation.unseen import base_to_novel
+from fedclip_plugin.runs.host_run import HostRun, Setup
 from fedclip_plugin.server import privacy
 from fedclip_plugin.storage.tensors import read_tensors
 from fedclip_plugin.wire.update import State
+from tests.federation.toy import name_images, write_split
 
 PRIVATE = {"dp_noise_multiplier": 2.0, "dp_clip": 0.1, "dp_seed": "run"}
 LIAR = "cartoon"  # the client whose update is spoilt; every world has it
@@ -49,9 +51,25 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"server_optimizer": "adam", "server_lr": 1e-3, "server_ema": 0.5},
     {"server_optimizer": "momentum", "server_ema": 0.9, "compress_down": "fp16"},
     {"compress": "topk", "optimizer_state": "keep", "local_epochs": 2, PART: True},
+    {"select_by": "macro-f1"},
     {"alg": "gda"},
     {"alg": "linear", "linear_init": "text", "compress": "int8"},
     {"alg": "fedclip", "side": "text"},
+)
+SPLIT, CLIENTS = "a split file", "a split file that names the clients"
+PROTOCOLS: tuple[dict[str, Any], ...] = (
+    {"classes": "class3,class1"},
+    {"classes": "base"},
+    {"classes": "novel", "alg": "gda"},
+    {"partition": "dirichlet", "clients": 3, "alpha": 0.3},
+    {"partition": "classes", "clients": 3, "classes_per_client": 2},
+    {"partition": "shards", "clients": 3, "shards_per_client": 3},
+    {"partition": "quantity", "clients": 3},
+    {"partition": "long-tail", "clients_per_domain": 1, "imbalance": 5},
+    {"shots": 3},
+    {SPLIT: True},
+    {SPLIT: True, "partition": "iid", "clients_per_domain": 1},
+    {CLIENTS: True},
 )
 KEPT: tuple[dict[str, Any], ...] = (
     {"optimizer_state": "keep"},
@@ -92,8 +110,13 @@ def with_absences(fed: Federation, absences: Absences) -> RunState:
     return run.now
 
 
-def check_directory(out: Path, last: RunState) -> list[dict[str, Any]]:
-    """Whether ``out`` tells of a run that ended in ``last``; returns its rounds."""
+def check_directory(
+    out: Path, last: RunState, of_classes: bool = False
+) -> list[dict[str, Any]]:
+    """Whether ``out`` tells of a run that ended in ``last``; returns its rounds.
+
+    With ``of_classes`` clients may have measured themselves on novel ones, too.
+    """
     result = last.result
     assert result is not None
     assert distance(read_tensors(out / "adapter.safetensors")[0], last.best) <= 1e-6
@@ -107,8 +130,12 @@ def check_directory(out: Path, last: RunState) -> list[dict[str, Any]]:
     assert [line["round"] for line in lines] == list(range(1, result.round + 1))
     for key in ("bytes_up", "bytes_down"):
         assert summary["communication"][key] == sum(line[key] for line in lines)
-    for key in ("clients", "target", "participants"):
+    for key in ("target", "participants"):
         assert lines[-1][key] == getattr(result, key)
+    for name, scores in lines[-1]["clients"].items():
+        splits = {k: v for k, v in scores.items() if k in ("val", "test")}
+        assert (splits if of_classes else scores) == result.clients[name]
+    assert lines[-1]["clients"].keys() == result.clients.keys()
     for name in ("config.toml", "report.html", "checkpoint/last.safetensors"):
         assert (out / name).is_file()
     return lines
@@ -169,6 +196,11 @@ class World(Host):
     faults: ClassVar[Collection[str]] = tuple(FAULTS)
     resumes: ClassVar[bool] = True
     keeps: ClassVar[bool] = True  # resumed, with what clients keep
+    features: Path  # of three clients, by domains
+
+    def setup(self, **options: Any) -> Setup:
+        """The embedded engine's run of the same options."""
+        raise NotImplementedError(f"{self} has its own protocols alone")
 
     @abstractmethod
     def run(self, faults: Faults | None = None, **options: Any) -> Ended:
@@ -206,6 +238,32 @@ class Contract:
         for way in ("bytes_up", "bytes_down"):
             more = getattr(found.result, way) - getattr(last.result, way)
             assert 0 <= more <= world.slack * len(last.result.clients)
+
+    @pytest.mark.parametrize("protocol", PROTOCOLS, ids=str)
+    def test_a_protocol_is_that_of_the_embedded_engine(
+        self, world: World, protocol: dict[str, Any], tmp_path: Path
+    ) -> None:
+        if type(world).setup is World.setup:
+            pytest.skip("its own loop cuts and splits the data")
+        more = {k: v for k, v in protocol.items() if k not in (SPLIT, CLIENTS)}
+        if len(more) < len(protocol):
+            named = name_images(world.features)
+            names = ("north", "east", "south") if CLIENTS in protocol else ()
+            more["split"] = write_split(tmp_path / "split.json", named, names)
+        ended = world.run(rounds=1, out=str(tmp_path / "out"), **more)
+        setup = world.setup(rounds=1, **more)
+        *_, last = federate(setup.fed)
+        assert distance(ended.run.state, last.state) == 0
+        check_directory(tmp_path / "out", last, of_classes=True)
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        columns = summary.get("base_to_novel")
+        if setup.features.unseen is None:
+            assert columns is None
+            return
+        want = base_to_novel(setup.fed, setup.features, None, last.best)
+        assert columns["zero_shot"] == pytest.approx(want["zero_shot"])
+        assert columns["result"] == pytest.approx(want["result"])
+        assert ("novel ones" in " ".join(summary["notes"])) == ("alg" in more)
 
     def test_the_directory_is_that_of_a_run(self, world: World, tmp_path: Path) -> None:
         out = tmp_path / "out"

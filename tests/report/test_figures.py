@@ -23,6 +23,7 @@ from fedclip_plugin.report.records import RunRecord
 from fedclip_plugin.report.tables import Table
 from tests.report.synthetic_runs import evaluation_of, leaf_summary, round_metrics
 
+WHICH = ("zero_shot", "result")
 MAKERS = (
     plots.accuracy_curve,
     client_plots.domain_bars,
@@ -117,6 +118,11 @@ def test_bars_tell_the_summary_numbers() -> None:
         assert f"{100 * run.summary[which]['target']:.2f}" in texts
         for value in run.summary[which]["clients"].values():
             assert f"{100 * value:.2f}" in texts
+    shown = [
+        [name, *(f"{100 * run.summary[w]['clients'][name]:.2f}" for w in WHICH)]
+        for name in run.summary["result"]["clients"]
+    ]
+    assert table_of(chart.table)[1:] == shown
 
 
 def test_best_round_is_marked() -> None:
@@ -164,6 +170,10 @@ def test_accuracies_of_many_clients_become_a_histogram() -> None:
     assert chart is not None
     assert "60 clients" in chart.title
     assert "c59" not in chart.svg
+    tests = [list(many(60).summary[w]["clients"].values()) for w in WHICH]
+    rows = table_of(chart.table)
+    for row, pick in ((rows[0], min), (rows[-1], max)):
+        assert row[1:] == [f"{100 * pick(values):.2f}" for values in tests]
 
 
 def test_histogram_of_perfect_clients() -> None:
@@ -177,6 +187,13 @@ def test_partition_of_many_clients_is_one_image(clients: int, classes: int) -> N
     assert chart is not None
     assert "data:image/png;base64," in chart.svg
     assert f"{clients} clients, by their most frequent class" in chart.svg
+    assert (chart.table is None) == (classes > 20)
+    if chart.table is not None:
+        counts = many(clients, classes).evaluation["clients"].values()
+        first = [client["train_per_class"][0] for client in counts]
+        held = sum(images > 0 for images in first)
+        told = [f"{sum(first):,}", f"{held:,}", f"{max(first):,}"]
+        assert table_of(chart.table)[0][1:] == told
     assert len(chart.svg) < 80_000
 
 
@@ -243,6 +260,12 @@ def test_methods_are_numbered_and_zero_shot_is_the_guard() -> None:
     assert any(text.endswith(" KiB") for text in shown)
     assert any(text.endswith(" MiB") for text in shown)
     assert "nan" not in chart.svg.lower()
+    assert table_of(chart.table) == [
+        ["A", "976.6 KiB", "60.00", "80.00"],
+        ["local", "nothing", "-", "80.00"],
+        ["<B>", "3.7 GiB", "60.00", "80.00"],
+        ["zero-shot", "nothing", "-", "50.00"],
+    ]
     assert compare(line("local", 0, 0)) is None
     assert compare() is None
 

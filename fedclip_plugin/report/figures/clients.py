@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from ..classes import class_names, skew
 from ..records import NO_TARGET, RunRecord
 from ..tables import Cell, Table
-from ..wording import method_of, percent
+from ..wording import half_width, method_of, percent
 from .classes import CLEAR_TO_BLUE, MAX_COUNTED
 from .svg import SMALL, Chart, Key, clean, colour, new_axes, to_svg
 
@@ -82,7 +82,17 @@ def pair_bars(title: str, rows: Sequence[Row], method: str) -> Chart | None:
     label = f"Zero-shot to {clean(method)}, %: {'; '.join(shown)}"
     svg = to_svg(figure, label)
     note = "Whiskers: 95 % confidence interval over seeds." if halves.any() else ""
-    return Chart(title, svg, _keys(method), note)
+    return Chart(title, svg, _keys(method), note, _accuracies(names, rows, method))
+
+
+def _accuracies(names: Sequence[str], rows: Sequence[Row], method: str) -> Table:
+    """The numbers behind two bars a row, with the interval where there is one."""
+    intervals = [half_width(half) for *_, half in rows]
+    body = [
+        [Cell(name), Cell(percent(base)), Cell(percent(got), interval)]
+        for name, (_, (base, got), _), interval in zip(names, rows, intervals)
+    ]
+    return Table(["accuracy, %", "zero-shot", method], body)
 
 
 def _histogram(rows: Sequence[Row], method: str) -> Chart | None:
@@ -96,7 +106,18 @@ def _histogram(rows: Sequence[Row], method: str) -> Chart | None:
     axes.hist(columns, bins=20, color=[colour("base"), colour("method")])
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     svg = to_svg(figure, f"Accuracies of {len(rows)} clients")
-    return Chart(f"Accuracies of the {len(rows)} clients", svg, _keys(method))
+    title = f"Accuracies of the {len(rows)} clients"
+    return Chart(title, svg, _keys(method), table=_spread(columns, method))
+
+
+def _spread(columns: Sequence[Sequence[float]], method: str) -> Table:
+    """How accuracies of many clients, in per cent, are spread."""
+    words = ("lowest", "a quarter below", "half below", "three quarters below")
+    body = [
+        [Cell(word), *(Cell(f"{np.quantile(c, k / 4):.2f}") for c in columns)]
+        for k, word in enumerate((*words, "highest"))
+    ]
+    return Table(["clients' accuracy, %", "zero-shot", method], body)
 
 
 # -- the partition --------------------------------------------------------------------
@@ -113,7 +134,8 @@ def client_sizes(run: RunRecord) -> Chart | None:
     title, note = "Training images per client and class", skew(counts)
     if len(rows) > MAX_NAMED:
         figure = _cells([], classes, counts[_by_class(counts)])
-        return Chart(title, to_svg(figure, note), note=note)
+        table = _by_clients(classes, counts)
+        return Chart(title, to_svg(figure, note), note=note, table=table)
     names = [clean(name) for name in clients]
     totals = zip(names, counts.sum(axis=1))
     label = "Training images: " + ", ".join(f"{name} {n}" for name, n in totals)
@@ -133,6 +155,22 @@ def _counted(names: Sequence[str], classes: Sequence[str], counts: np.ndarray) -
         for name, row in zip(names, counts.tolist())
     ]
     return Table(["client", *(clean(name, 14) for name in classes)], body)
+
+
+def _by_clients(classes: Sequence[str], counts: np.ndarray) -> Table | None:
+    """Of many clients: how many hold a class, and how much of it."""
+    if len(classes) > MAX_COUNTED:
+        return None
+    body = [
+        [
+            Cell(clean(name)),
+            Cell(f"{column.sum():,}"),
+            Cell(f"{np.count_nonzero(column):,}"),
+            Cell(f"{column.max():,}"),
+        ]
+        for name, column in zip(classes, counts.T)
+    ]
+    return Table(["class", "training images", "clients with any", "most of one"], body)
 
 
 def _by_class(counts: np.ndarray) -> np.ndarray:

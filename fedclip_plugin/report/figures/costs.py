@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
 from ..records import RunRecord
-from ..wording import human_bytes, percent
+from ..tables import Cell, Table
+from ..wording import human_bytes, human_seconds, percent
 from .rounds import column
 from .svg import Chart, Key, colour, dashed, new_axes, to_svg
 
@@ -106,7 +107,29 @@ def compare_costs(
     description = ", ".join(
         f"{c.label} {percent(float(c.accuracy[-1]))}" for c in curves
     )
-    return Chart(title, to_svg(figure, description), tuple(legend))
+    svg = to_svg(figure, description)
+    return Chart(title, svg, tuple(legend), table=_ends(curves, cost, zero_shot))
+
+
+def _ends(curves: Sequence[CostCurve], cost: str, zero_shot: float | None) -> Table:
+    """Where every line ends, and what half of its cost had brought."""
+    body = []
+    for curve in curves:
+        total = float(curve.cost[-1])
+        place = int(np.searchsorted(curve.cost, total / 2, side="right")) - 1
+        half = float(curve.accuracy[place]) if total and place >= 0 else None
+        end = float(curve.accuracy[-1])
+        spent = human_bytes(total) if cost == "bytes" else human_seconds(total)
+        cells = spent if total else "nothing", _shown(half), _shown(end)
+        body.append([Cell(curve.label), *map(Cell, cells)])
+    if zero_shot is not None:
+        cells = "nothing", "-", _shown(zero_shot)
+        body.append([Cell("zero-shot"), *map(Cell, cells)])
+    return Table(["method", COSTS[cost], "%, at half of it", "%, at the end"], body)
+
+
+def _shown(accuracy: float | None) -> str:
+    return "-" if accuracy is None or not np.isfinite(accuracy) else percent(accuracy)
 
 
 def _number(axes: Axes, number: int, x: float | None, y: float, name: str) -> None:

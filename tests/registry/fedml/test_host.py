@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ pytest.importorskip("fedml", reason="needs FedML: pip install 'fedclip-plugin[fe
 
 from fedclip_plugin import registry
 from fedclip_plugin.errors import ConfigError
-from fedclip_plugin.features.feature_set import load_features, save_features
 from fedclip_plugin.registry import fedml_host
 from fedclip_plugin.registry.fedml.settings import bind
 from fedclip_plugin.wire.update import State
@@ -116,30 +114,6 @@ def test_clients_within_domains_are_those_of_the_embedded_engine(features):
     values |= {"client_num_in_total": 6, "client_num_per_round": 6}
     api = simulate(namespace(features, **values))
     assert distance(state_of(api), embedded(values).state) == 0
-
-
-def test_the_clients_of_a_split_file_are_those_of_the_embedded_engine(
-    features, tmp_path
-):
-    found = load_features(features)
-    names = {
-        d: tuple(f"{d}/{i}.jpg" for i in range(len(y))) for d, y in found.label.items()
-    }
-    named = tmp_path / "named"
-    save_features(replace(found, files=names), named)
-    rows = [[n, int(found.label[d][i])] for d in names for i, n in enumerate(names[d])]
-    split = {
-        "north": {"train": rows[::4], "val": rows[1::8], "test": rows[5::8]},
-        "south": {"train": rows[2::4], "val": rows[3::8], "test": rows[7::8]},
-    }
-    file = tmp_path / "split.json"
-    file.write_text(json.dumps(split))
-    values = options(named, fedclip_split=str(file), comm_round=1)
-    values |= {"client_num_in_total": 2, "client_num_per_round": 2}
-    api = simulate(namespace(named, **values))
-    last = embedded(values)
-    assert set(last.result.clients) == {"north", "south"}
-    assert distance(state_of(api), last.state) == 0
 
 
 @pytest.mark.filterwarnings("ignore")  # of wandb, about other packages

@@ -17,7 +17,7 @@ from fedclip_plugin import registry
 from fedclip_plugin.errors import FedClipError
 from fedclip_plugin.federation.build import Federation
 from fedclip_plugin.registry.fedml.settings import read_settings
-from fedclip_plugin.runs.host_run import open_setup
+from fedclip_plugin.runs.host_run import Setup, open_setup
 from fedclip_plugin.wire.update import State
 from tests.federation.toy import write_toy
 from tests.registry.contract import FAULTS, Ended, Faults, Host, World
@@ -76,7 +76,8 @@ def secured(features: Path, **keys: Any) -> Any:
 
 
 NAMES = {"rounds": "comm_round", "local_epochs": "epochs", "lr": "learning_rate"}
-NAMES |= {"seed": "random_seed"}
+NAMES |= {"seed": "random_seed", "clients": "client_num_in_total"}
+NAMES |= {"alpha": "partition_alpha"}
 
 
 class InFedMl(Host):
@@ -94,10 +95,14 @@ class InFedMl(Host):
         keys = {NAMES.get(k, f"fedclip_{k}"): v for k, v in chosen.items()}
         return options(self.features, **self.shared, **keys)
 
-    def federation(self, **chosen: Any) -> Federation:
+    def setup(self, **chosen: Any) -> Setup:
         """The embedded engine's, of the clients that FedML has."""
         config, _ = read_settings(SimpleNamespace(**self.values(**chosen)))
-        return open_setup(config).fed
+        return open_setup(config)
+
+    def federation(self, **chosen: Any) -> Federation:
+        """Its clients."""
+        return self.setup(**chosen).fed
 
 
 class SingleProcess(InFedMl, World):

@@ -11,10 +11,10 @@ import torch
 from flwr.app import Array, ArrayRecord
 
 from fedclip_plugin.errors import FedClipError
-from fedclip_plugin.features.feature_set import load_features
-from fedclip_plugin.federation.build import Federation, build_federation
+from fedclip_plugin.federation.build import Federation
 from fedclip_plugin.registry import flower_host
 from fedclip_plugin.registry.flower.records import to_state
+from fedclip_plugin.runs.host_run import Setup, open_setup
 from tests.federation.toy import DOMAINS
 from tests.registry.contract import Ended, World, spoilt
 from tests.registry.flower.grid import Fault, crash, grid_of, options
@@ -30,7 +30,7 @@ class Messages(World):
     keeps: ClassVar[bool] = False  # it is in the nodes' states, which end with the run
 
     def __init__(self, toy: Path) -> None:
-        self.toy = toy
+        self.toy = self.features = toy
 
     def run_config(self, **chosen: Any) -> dict[str, Any]:
         """The same options as a run config."""
@@ -48,9 +48,11 @@ class Messages(World):
         assert strategy.host_run is not None
         return Ended(to_state(result.arrays), strategy.host_run)
 
+    def setup(self, **chosen: Any) -> Setup:
+        return open_setup(flower_host.FedClip(self.run_config(**chosen)).config)
+
     def federation(self, **chosen: Any) -> Federation:
-        config = flower_host.FedClip(self.run_config(**chosen)).config
-        return build_federation(load_features(self.toy), config, None, 0)
+        return self.setup(**chosen).fed
 
     def refusal(self, **chosen: Any) -> str:
         with pytest.raises(FedClipError) as caught:

@@ -70,6 +70,17 @@ def test_sites_with_data_of_their_own_give_the_pooled_run(
     assert set(summary["zero_shot"]["clients"]) == set(DOMAINS)
 
 
+def test_sites_score_a_given_state(tmp_path: Path) -> None:
+    played(tmp_path)
+    state = str(tmp_path / "out" / "adapter.safetensors")
+    played(tmp_path, rounds=1, evaluate=state, out=str(tmp_path / "job"))
+    trained, job = (
+        json.loads((tmp_path / name / "summary.json").read_text())
+        for name in ("out", "job")
+    )
+    assert job["result"]["clients"] == trained["result"]["clients"]
+
+
 def test_data_named_by_a_variable_are_a_sites_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,13 +11,12 @@ from typing import Any, ClassVar
 import pytest
 
 from fedclip_plugin.errors import FedClipError
-from fedclip_plugin.features.feature_set import load_features
-from fedclip_plugin.federation.build import Federation, build_federation
+from fedclip_plugin.federation.build import Federation
 from fedclip_plugin.registry.common import messages
 from fedclip_plugin.registry.nvflare.options import server_settings
 from fedclip_plugin.registry.nvflare.server import Server
 from fedclip_plugin.registry.nvflare.site import Site
-from fedclip_plugin.runs.host_run import one_run
+from fedclip_plugin.runs.host_run import Setup, one_run, open_setup
 from fedclip_plugin.wire.message import decode_update, encode_update
 from tests.federation.toy import DOMAINS
 from tests.registry.contract import Ended, Faults, World, spoilt
@@ -99,7 +98,7 @@ class Bytes(World):
     keeps: ClassVar[bool] = False  # it is with the sites' processes of one job
 
     def __init__(self, toy: Path) -> None:
-        self.toy = toy
+        self.toy = self.features = toy
 
     def options(self, **chosen: Any) -> dict[str, Any]:
         """The same options as those of a job."""
@@ -117,9 +116,12 @@ class Bytes(World):
         assert server.run is not None
         return Ended(server.run.state, server.run)
 
-    def federation(self, **chosen: Any) -> Federation:
+    def setup(self, **chosen: Any) -> Setup:
         config, *_ = server_settings(self.options(**chosen), self.toy)
-        return build_federation(load_features(self.toy), one_run(config), None, 0)
+        return open_setup(one_run(config))
+
+    def federation(self, **chosen: Any) -> Federation:
+        return self.setup(**chosen).fed
 
     def refusal(self, **chosen: Any) -> str:
         with pytest.raises(FedClipError) as caught:

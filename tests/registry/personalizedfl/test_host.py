@@ -284,6 +284,9 @@ def test_features_of_other_images_are_refused(world, capsys):
         ({}, {"FEDCLIP_TARGET": "photo"}, "data.targets"),
         ({}, {"FEDCLIP_PARTITION": "iid", "FEDCLIP_CLIENTS": "3"}, "data.partition"),
         ({}, {"FEDCLIP_PARTICIPATION": "0.5"}, "server.participation"),
+        ({}, {"FEDCLIP_CLASSES": "base"}, "data.classes"),
+        ({}, {"FEDCLIP_SPLIT": "coop.json"}, "data.split"),
+        ({}, {"FEDCLIP_SHOTS": "4"}, "data.shots"),
         ({}, {"FEDCLIP_LRR": "0.5"}, "FEDCLIP_LR"),
     ],
 )
