@@ -98,12 +98,12 @@ def check_silo(args: Any) -> None:
                 f"{PICKLE}: true where nobody else can write to it"
             )
         return
-    read_tls(args)
     path, addresses = _rows(args)
     workers = value(args, "worker_num")  # of a run with fewer keys known later
     for place in {int(args.rank), *range(workers + 1 if workers else 0)}:
         if place not in addresses:
             raise ConfigError(f"{path}: no line for rank {place}")
+    read_tls(args)  # whose files are named by the rank
     _listening(path, *addresses[int(args.rank)][:2])
 
 

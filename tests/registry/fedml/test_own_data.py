@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,96 +20,14 @@ pytest.importorskip("fedml", reason="needs FedML: pip install 'fedclip-plugin[fe
 
 from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.features.feature_set import load_features, save_features
-from fedclip_plugin.federation.engine import RunState
 from fedclip_plugin.registry.common.roster import setup_of_server
 from fedclip_plugin.registry.fedml import private
 from fedclip_plugin.storage.tensors import read_tensors
-from tests.federation.toy import DOMAINS, own_directories, write_toy
+from tests.federation.toy import DOMAINS, own_directories
 from tests.registry.contract import check_directory, distance, lines_of
-from tests.registry.fedml.forked import Process, kill, launch
-from tests.registry.fedml.runs import (
-    SECONDS,
-    embedded,
-    environment,
-    options,
-    silo_commands,
-    write_addresses,
-    write_yaml,
-)
-
-SHARED = {
-    "training_type": "cross_silo",
-    "backend": "GRPC",
-    "grpc_ipconfig_path": "grpc_ipconfig.csv",
-    "fedclip_out": "out",
-    "scenario": "horizontal",
-}
-
-
-class Silos:
-    """A server and three clients, each a process with a folder of its own."""
-
-    def __init__(self, folder: Path, **more: Any) -> None:
-        self.folder = folder
-        own = own_directories(folder / "sites")
-        self.values = options(Path(), **SHARED, **more)
-        del self.values["fedclip_features"]
-        addresses = write_addresses(folder / "grpc_ipconfig.csv", 4)
-        self.data: list[Path | None] = [None]
-        self.keys: list[dict[str, Any]] = [{}]
-        for rank, path in enumerate(own, 1):  # nobody else sees it there
-            place = folder / f"client-{rank}"
-            place.mkdir()
-            shutil.move(path, place / "data")
-            self.data.append(place / "data")
-            self.keys.append({})
-        self.places = [folder / "server", *(folder / f"client-{n}" for n in (1, 2, 3))]
-        self.places[0].mkdir()
-        for place in self.places:
-            shutil.copy(addresses, place / "grpc_ipconfig.csv")
-        self.started: list[Process] = []
-
-    @property
-    def out(self) -> Path:
-        return self.places[0] / "out"
-
-    def start(self, rank: int, *words: str, log: str = "log.txt") -> Process:
-        """Start the process ``rank``; a client's data are in its variables."""
-        place, data = self.places[rank], self.data[rank]
-        cf = write_yaml(place / "fedml_config.yaml", {**self.values, **self.keys[rank]})
-        env = environment(place)
-        env.pop("FEDCLIP_FEATURES", None)
-        if data is not None:
-            env["FEDCLIP_FEATURES"] = str(data)
-        command = [*silo_commands(cf, 4)[rank], *words]
-        process = launch(command, place, env, place / log)
-        self.started.append(process)
-        return process
-
-    def log(self, rank: int, name: str = "log.txt") -> str:
-        path = self.places[rank] / name
-        return path.read_text() if path.is_file() else ""
-
-    def rounds(self, count: int, clients: int = 1) -> None:
-        """Wait until so many rounds are written in which so many took part."""
-        end, file = time.monotonic() + SECONDS, self.out / "metrics.jsonl"
-        while True:
-            lines = file.read_text().splitlines() if file.is_file() else []
-            parts = [len(json.loads(line)["participants"]) for line in lines]
-            if sum(part >= clients for part in parts) >= count:
-                return
-            assert time.monotonic() < end, self.log(0)
-            time.sleep(0.05)
-
-    def stop(self) -> None:
-        for process in self.started:
-            if process.poll() is None:
-                kill(process)
-
-    def pooled(self) -> RunState:
-        """The embedded engine over the data of all."""
-        toy = write_toy(self.folder / "toy")
-        return embedded({**options(toy), **self.values, "fedclip_features": str(toy)})
+from tests.registry.fedml.forked import kill
+from tests.registry.fedml.runs import SECONDS, options, write_addresses
+from tests.registry.fedml.silos import SHARED, Silos, codes
 
 
 @pytest.fixture
@@ -118,10 +35,6 @@ def silos(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
     found = Silos(tmp_path, **getattr(request, "param", {}))
     yield found
     found.stop()
-
-
-def codes(processes: Sequence[Process]) -> list[int]:
-    return [process.wait(SECONDS) for process in processes]
 
 
 @pytest.mark.slow
