@@ -38,7 +38,8 @@ STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # torch 2.10
 PATHS = f"-ffile-prefix-map={os.getcwd()}/="
 # -ffp-contract=off: an FMA only where the source says so, or an element's bits would
 # depend on how the compiler split the loop around it.
-CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-ffp-contract=off"]
+CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall"]
+CXX_FLAGS += ["-ffp-contract=off"]
 CXX_FLAGS += [PATHS, *STABLE_ABI, *os.environ.get("FEDCLIP_CXX_FLAGS", "").split()]
 CUDA_ARCHITECTURES = "7.5;8.0;9.0+PTX"  # older ones run the references
 # Files named *_<isa>.cpp are compiled for that instruction set, and left out (but the

@@ -1,7 +1,9 @@
-// Ceilings of this machine, for benchmarks/: torch.ops.fedclip_benchmark.
+// For benchmarks and tests, torch.ops.fedclip_benchmark: ceilings of this machine, and
+// the size of teams.
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/kernels.h"
+#include "cpu/team.h"
 #include "tensors.h"
 
 namespace fedclip {
@@ -29,15 +31,25 @@ Tensor read(std::vector<Tensor> xs) {
     return sums;
 }
 
+// Sets the members of a team, 0 for as many as the caches ask for; what it was before.
+std::int64_t set_team(std::int64_t members) {
+    check(members >= 0, "members: expected at least 0, got ", members);
+    const std::int64_t before = team_size();
+    set_team_size(members);
+    return before;
+}
+
 }  // namespace
 }  // namespace fedclip
 
 STABLE_TORCH_LIBRARY(fedclip_benchmark, m) {
     m.def("fma_peak(int rounds) -> int");
     m.def("read(Tensor[] xs) -> Tensor");
+    m.def("team_size(int members) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fedclip_benchmark, CompositeExplicitAutograd, m) {
     m.impl("fma_peak", TORCH_BOX(&fedclip::fma_peak));
     m.impl("read", TORCH_BOX(&fedclip::read));
+    m.impl("team_size", TORCH_BOX(&fedclip::set_team));
 }
