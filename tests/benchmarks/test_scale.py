@@ -20,6 +20,7 @@ from fedclip_plugin.report.tables import MAX_ROWS, clients_of_run
 from fedclip_plugin.report.trackers.base import scalars
 from tests.federation.toy import toy_features, write_toy
 from tests.report.synthetic_runs import leaf_summary, write_leaf
+from tests.waiting import SECONDS
 
 WIDTH = 256  # an adapter of 0.5 MB
 PARTICIPANTS = 10
@@ -43,7 +44,7 @@ def peak_of_a_run(features: Path, out: Path, clients: int) -> int:
         [sys.executable, "-c", _RUN, *map(str, argv)],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from benchmarks.command import ROOT
+from tests.waiting import SECONDS
 
 
 def run(*argv: object, home: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -19,7 +20,7 @@ def run(*argv: object, home: str | None = None) -> subprocess.CompletedProcess[s
     words = ["-m", "benchmarks", "vs-facmic", *map(str, argv)]
     return subprocess.run(
         [sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True,
-        timeout=300, check=False,
+        timeout=SECONDS, check=False,
     )  # fmt: skip
 
 

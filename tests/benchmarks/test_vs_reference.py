@@ -13,6 +13,7 @@ from benchmarks.authors import round_cost as cost
 from benchmarks.authors import vs_report
 from benchmarks.authors.vs_reference import try_out
 from benchmarks.command import ROOT
+from tests.waiting import SECONDS
 
 TARGET = "art_painting"
 
@@ -24,7 +25,7 @@ def run(*argv: object, home: str | None = None) -> subprocess.CompletedProcess[s
     words = ["-m", "benchmarks", "vs-reference", *map(str, argv)]
     return subprocess.run(
         [sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True,
-        timeout=300, check=False,
+        timeout=SECONDS, check=False,
     )  # fmt: skip
 
 

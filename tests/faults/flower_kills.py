@@ -22,7 +22,6 @@ from fedclip_plugin.runs.experiment import run_experiment
 from fedclip_plugin.settings.sources import load_config
 from fedclip_plugin.storage.tensors import read_tensors
 from tests.faults.kills import (
-    SECONDS,
     Toll,
     check_files,
     kill,
@@ -41,6 +40,7 @@ from tests.registry.flower.grid import (
     options,
     with_absences,
 )
+from tests.waiting import SECONDS
 
 ADAPTER = "adapter.safetensors"
 TRAINING = "lr=0.01 min-available-nodes=2 start-timeout=200 round-timeout=200"
@@ -139,7 +139,7 @@ class Fleet:
 
     def finish(self, run: subprocess.Popen[str]) -> str:
         """The log of the run, at its end."""
-        log, _ = run.communicate(timeout=4 * SECONDS)
+        log, _ = run.communicate(timeout=SECONDS)
         assert (self.out / "summary.json").is_file(), log
         assert self.done() == self.rounds
         return log

@@ -30,8 +30,8 @@ from fedclip_plugin.features.encode import EncodeStats, EncodingJob, encode_once
 from fedclip_plugin.features.feature_set import FeatureSet
 from fedclip_plugin.settings.sources import load_config
 from fedclip_plugin.storage.tensors import digest_tensors, read_tensors
+from tests.waiting import SECONDS
 
-SECONDS = 300.0  # after which something hangs
 PRELOAD = [
     "fedclip_plugin.runs.experiment",
     "fedclip_plugin.report.page.page",

@@ -20,6 +20,7 @@ from fedclip_plugin.features import store as store_module
 from fedclip_plugin.features.digests import digest_domain
 from fedclip_plugin.features.encode import encode_once
 from tests.clip.fake_encoder import FakeEncoder, make_dataset, make_job, png, refuse
+from tests.waiting import SECONDS
 
 
 def small_batches(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
@@ -239,7 +240,7 @@ def test_two_processes_encode_every_image_once(tmp_path):
     ]
     for process in processes:
         process.start()
-    counts = [queue.get(timeout=300) for _ in processes]
+    counts = [queue.get(timeout=SECONDS) for _ in processes]
     for process in processes:
         process.join()
     assert sorted(counts) == [0, 80]

@@ -24,6 +24,7 @@ from fedclip_plugin.features.shards import Shard, encoding
 from fedclip_plugin.features.store import FeatureStore, _read_shard
 from fedclip_plugin.ops.kernels import resolve_device, resolve_devices
 from tests.clip.fake_encoder import FakeEncoder, make_dataset, make_job, refuse
+from tests.waiting import SECONDS
 
 ROWS = 30  # in each of two domains
 SPAWN = multiprocessing.get_context("spawn")
@@ -152,7 +153,7 @@ def test_who_encodes_all_waits_for_the_shards(tmp_path: Path) -> None:
         time.sleep(0.01)
     whole = SPAWN.Process(target=run_all, args=(str(tmp_path), queue))
     whole.start()
-    encoded = queue.get(timeout=300)
+    encoded = queue.get(timeout=SECONDS)
     part.join()
     whole.join()
     assert encoded == 2 * ROWS - len(Shard(1, 2).of(stored(tmp_path)))

@@ -17,8 +17,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from tests.waiting import SECONDS
+
 _NEWNET = 0x40000000  # CLONE_NEWNET
-_SECONDS = 60.0  # for a command, and for the gateway to come up
 
 
 def enter(path: str) -> None:
@@ -75,7 +76,7 @@ class Machine:
 
 def _run(words: Sequence[str]) -> str:
     done = subprocess.run(
-        words, check=True, capture_output=True, text=True, timeout=_SECONDS
+        words, check=True, capture_output=True, text=True, timeout=SECONDS
     )
     return done.stdout
 
@@ -162,12 +163,12 @@ def _forwarding(hub: Machine) -> Iterator[None]:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
-        if not ready.wait(_SECONDS):
+        if not ready.wait(SECONDS):
             raise OSError("the gateway does not come up")
         yield
     finally:
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(_SECONDS)
+        thread.join(SECONDS)
 
 
 async def _listen() -> None:

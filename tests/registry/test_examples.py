@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedclip_plugin.registry.fedml.log import final_lines
+from tests.waiting import SECONDS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PREFIX = (
@@ -37,6 +38,6 @@ def test_the_script_for_cross_silo_shows_the_table_with_its_rows(
     done = subprocess.run(
         ["/bin/sh", script, "x.yaml", "1"],
         env={**os.environ, "PATH": path},
-        capture_output=True, text=True, check=True, timeout=60,
+        capture_output=True, text=True, check=True, timeout=SECONDS,
     )  # fmt: skip
     assert done.stdout.splitlines() == [first, *table]

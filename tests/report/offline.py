@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-SECONDS = 60.0
+from tests.waiting import SECONDS
 
 
 def assert_logged(run: Path, *words: bytes) -> None:

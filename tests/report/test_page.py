@@ -19,6 +19,7 @@ from fedclip_plugin.report.page import page
 from fedclip_plugin.report.records import RunRecord
 from fedclip_plugin.report.write import write_html
 from tests.report.synthetic_runs import leaf_summary, write_leaf, write_tree
+from tests.waiting import SECONDS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = (
@@ -275,7 +276,7 @@ def test_algorithms_stand_apart(tmp_path: Path) -> None:
 def browse(path: Path, profile: Path, *flags: str) -> subprocess.CompletedProcess:
     own = f"--user-data-dir={profile}"
     command = [str(CHROMIUM), *FLAGS, own, *flags, path.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
 
 
 def one_run(path: Path) -> int:

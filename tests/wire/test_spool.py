@@ -33,6 +33,7 @@ from fedclip_plugin.wire.codecs import CODECS
 from fedclip_plugin.wire.spool import VARIABLE, Spool
 from fedclip_plugin.wire.update import ClientUpdate, State
 from tests.federation.toy import toy_features, write_toy
+from tests.waiting import SECONDS
 
 CLIENTS = 75  # more than wait in memory at a time, and no multiple of a group
 
@@ -268,7 +269,7 @@ def test_memory_does_not_grow_with_the_clients_of_a_round(tmp_path: Path) -> Non
         done = subprocess.run(
             [sys.executable, "-c", _PEAK, *map(str, argv)],
             env={**os.environ, VARIABLE: "64"},
-            capture_output=True, text=True, timeout=600, check=False,
+            capture_output=True, text=True, timeout=SECONDS, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         peaks.append(int(done.stdout.split()[-1]) // 1024)

@@ -28,6 +28,7 @@ from fedclip_plugin.registry.fedml.settings import bind
 from fedclip_plugin.registry.fedml.transport import Transport
 from fedclip_plugin.wire.message import size_limit
 from tests.registry.fedml.runs import namespace, write_addresses
+from tests.waiting import SECONDS
 
 
 def message(sender: int = 1, receiver: int = 0, **params: Any) -> Message:
@@ -77,7 +78,7 @@ def send(address: str, data: bytes) -> None:
     options = [("grpc.enable_http_proxy", 0), ("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(address, options=options) as channel:
         gRPCCommManagerStub(channel).sendMessage(
-            CommRequest(client_id=1, message=data), timeout=20
+            CommRequest(client_id=1, message=data), timeout=SECONDS
         )
 
 

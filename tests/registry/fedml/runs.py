@@ -25,9 +25,9 @@ from fedclip_plugin.runs.host_run import HostRun, open_setup
 from fedclip_plugin.wire.update import State
 from tests.registry.contract import distance
 from tests.registry.fedml.forked import TESTS, Process, kill, launch
+from tests.waiting import SECONDS
 
 FEDCLIP = [sys.executable, "-m", "fedclip_plugin.cli"]
-SECONDS = 300.0  # after which a run that hangs is ended
 
 
 def options(features: Path, **more: Any) -> dict[str, Any]:

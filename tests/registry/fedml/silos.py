@@ -13,7 +13,6 @@ from fedclip_plugin.federation.engine import RunState
 from tests.federation.toy import own_directories, write_toy
 from tests.registry.fedml.forked import Process, kill, launch
 from tests.registry.fedml.runs import (
-    SECONDS,
     embedded,
     environment,
     options,
@@ -21,6 +20,7 @@ from tests.registry.fedml.runs import (
     write_addresses,
     write_yaml,
 )
+from tests.waiting import SECONDS
 
 SHARED = {
     "training_type": "cross_silo",

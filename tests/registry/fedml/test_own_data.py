@@ -26,8 +26,9 @@ from fedclip_plugin.storage.tensors import read_tensors
 from tests.federation.toy import DOMAINS, own_directories
 from tests.registry.contract import check_directory, distance, lines_of
 from tests.registry.fedml.forked import kill
-from tests.registry.fedml.runs import SECONDS, options, write_addresses
+from tests.registry.fedml.runs import options, write_addresses
 from tests.registry.fedml.silos import SHARED, Silos, codes
+from tests.waiting import SECONDS
 
 
 @pytest.fixture

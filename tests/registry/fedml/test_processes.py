@@ -22,7 +22,6 @@ from tests.registry.fedml import faulty
 from tests.registry.fedml.forked import launch
 from tests.registry.fedml.runs import (
     FEDCLIP,
-    SECONDS,
     adapter,
     close,
     embedded,
@@ -38,6 +37,7 @@ from tests.registry.fedml.runs import (
     write_addresses,
     write_yaml,
 )
+from tests.waiting import SECONDS
 
 HEAD = "eid,rank,grpc_server_ip,grpc_server_port\n"
 

@@ -25,7 +25,6 @@ from tests.registry.fedml import faulty
 from tests.registry.fedml.faulty import Faulty
 from tests.registry.fedml.runs import (
     FEDCLIP,
-    SECONDS,
     finish,
     mpirun,
     namespace,
@@ -35,6 +34,7 @@ from tests.registry.fedml.runs import (
     write_yaml,
 )
 from tests.registry.processes import Finished, ProcessWorld
+from tests.waiting import SECONDS
 
 
 @pytest.fixture(autouse=True)

@@ -26,9 +26,9 @@ from tests.registry.contract import Faults
 from tests.registry.flower.grid import options
 from tests.registry.flower.world import NAMES, spoiling
 from tests.registry.processes import Finished, ProcessWorld
+from tests.waiting import SECONDS
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "flower"
-SECONDS = 600.0  # after which a run that hangs is ended
 APP = """[project]
 name = "fedclip-test"
 version = "1.0.0"

@@ -36,6 +36,7 @@ from tests.federation.toy import toy_features, write_toy
 from tests.registry.contract import distance
 from tests.registry.flower.deployment import EXAMPLE, deployed, load_example
 from tests.registry.flower.grid import options, without
+from tests.waiting import SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -98,7 +99,7 @@ def test_flwr_run_on_the_example(
             env=local_superlink,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=SECONDS,
             check=False,
         )
         if "Failed to start local SuperLink" not in done.stdout + done.stderr:
@@ -203,7 +204,7 @@ def test_a_node_that_dies_costs_only_its_update(tmp_path: Path) -> None:
             lines.append(line)
             if "[ROUND 1/1]" in line:
                 load_example().kill(deployment.nodes[1], signal.SIGKILL)
-        broken.wait(60)
+        broken.wait(SECONDS)
     log = "".join(lines)
     assert "client cartoon left out of round 1: no answer within 45 s" in log
     expected = without(config_of(out), world.features, "cartoon", 1)

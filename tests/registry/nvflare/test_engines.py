@@ -22,6 +22,7 @@ from fedclip_plugin.storage.tensors import read_tensors
 from tests.federation.toy import DOMAINS, own_directories, write_toy
 from tests.registry.contract import check_directory, distance, lines_of
 from tests.registry.nvflare.world import Bytes
+from tests.waiting import SECONDS
 
 pytestmark = pytest.mark.slow
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "nvflare" / "deploy.py"
@@ -52,7 +53,7 @@ def test_the_simulator_gives_the_run_of_the_embedded_engine(tmp_path: Path) -> N
     done = subprocess.run(
         [*program, str(folder), "-w", str(workspace), "-n", "3", "-t", "3"],
         env={**os.environ, "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     out = workspace / "server" / "simulate_job" / "fedclip"

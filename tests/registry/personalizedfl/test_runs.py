@@ -37,6 +37,7 @@ from tests.registry.personalizedfl.world import (
     pacs_features,
     python,
 )
+from tests.waiting import SECONDS
 
 
 @pytest.fixture(params=REPOSITORIES)
@@ -199,7 +200,7 @@ def test_the_example_runs_as_printed(repository, tmp_path):
     done = subprocess.run(
         ["sh", str(script), str(repository), "work"],
         cwd=tmp_path, env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert contents(repository) == before

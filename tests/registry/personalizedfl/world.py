@@ -34,6 +34,7 @@ from fedclip_plugin.server import optimizer
 from fedclip_plugin.wire.update import State
 from tests.federation.toy import toy_features
 from tests.registry import contract
+from tests.waiting import SECONDS
 
 DOUBLE = Path(__file__).parent / "personalizedfl_double"
 HOME = os.environ.get("PERSONALIZEDFL_HOME")
@@ -258,7 +259,7 @@ def python(*words: object, cwd: Path, **variables: str) -> subprocess.CompletedP
     env.pop("PYTHONPATH", None)
     return subprocess.run(
         [sys.executable, *map(str, words)],
-        cwd=cwd, env=env, capture_output=True, text=True, timeout=300,
+        cwd=cwd, env=env, capture_output=True, text=True, timeout=SECONDS,
     )  # fmt: skip
 
 
