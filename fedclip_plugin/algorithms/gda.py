@@ -165,12 +165,34 @@ class Gda(RoundAlgorithm):
         moments = Moments(state)
         if not bool(moments.seen.any()):
             return (z @ text.t()).float()
-        shrinkage, zero_shot = state["chosen"].tolist()
-        if shrinkage <= 0:
-            shrinkage, zero_shot = choose(state, task)
+        shrinkage, zero_shot = _chosen(state, task)
         weight, bias = moments.classifier(shrinkage)
         scores: Tensor = z @ (weight + zero_shot * text).t() + bias
         return scores.float()
+
+    def remarks(
+        self, state: State, clients: Sequence[Client], task: Task
+    ) -> Sequence[str]:
+        """How far what came is from sums over rows, where that decides."""
+        moments = Moments(state)
+        if not bool(moments.seen.any()):
+            return ()
+        least = moments.least(_chosen(state, task)[0])
+        values = torch.linalg.eigvalsh(moments.within)
+        if not (count := int((values < least).sum())):
+            return ()
+        return (
+            f"{self.name}: the covariance that came has eigenvalues below 0, the least "
+            f"{-least:.1e}, by rounding on the way (--compress, SecAgg+) or by updates "
+            f"that are no means over rows: {count:,} of {len(values):,} directions "
+            "vary less, and count as if they varied as much",
+        )
+
+
+def _chosen(state: State, task: Task) -> tuple[float, float]:
+    """l and w of the server, or those that its statistics call for."""
+    shrinkage, zero_shot = state["chosen"].tolist()
+    return (shrinkage, zero_shot) if shrinkage > 0 else choose(state, task)
 
 
 def choose(state: State, task: Task) -> tuple[float, float]:

@@ -109,15 +109,8 @@ class Moments:
         A class without rows scores as the others on average, less one: it wins by
         zero-shot or not at all.
         """
-        eye = torch.eye(len(self.second)).to(self.second)
-        floor = shrinkage * self.variance
-        covariance = (1 - shrinkage) * self.within + floor * eye
-        factor, failed = torch.linalg.cholesky_ex(covariance)
-        if bool(failed):  # rounding, or noise, made W indefinite
-            values, vectors = torch.linalg.eigh(covariance)
-            factor = torch.linalg.cholesky(
-                (vectors * values.clamp_min(floor)) @ vectors.t()
-            )
+        within = self.sound(shrinkage)
+        factor = torch.linalg.cholesky(self._shrunk(within, shrinkage))
         weight = torch.cholesky_solve(self.means.t(), factor).t()  # (C, D)
         bias = -(self.means * weight).sum(dim=1) / 2
         weight = weight - weight[self.seen].mean(dim=0)  # no score of a row changes
@@ -126,6 +119,34 @@ class Moments:
             torch.where(self.seen[:, None], weight, 0.0),
             torch.where(self.seen, bias, -1.0),
         )
+
+    def sound(self, shrinkage: float) -> Tensor:
+        """W (D, D), its eigenvalues at least :meth:`least`."""
+        least = self.least(shrinkage)
+        if not least:
+            return self.within
+        values, vectors = torch.linalg.eigh(self.within)
+        nearer: Tensor = (vectors * values.clamp_min(least)) @ vectors.t()
+        return nearer
+
+    def least(self, shrinkage: float) -> float:
+        """Below which no eigenvalue of W is to be trusted; 0 where all are.
+
+        W has none below 0.  Rounding on the way (a codec, SecAgg+), noise and lies give
+        it some, and have moved the others as far: directions that vary less than the
+        most negative one is deep are mixed with each other, and the inverse would make
+        most of them, the more so on a domain that varies there.  Where the shrinkage is
+        stronger than that, nothing is changed.
+        """
+        covariance = self._shrunk(self.within, shrinkage)
+        _, failed = torch.linalg.cholesky_ex(covariance)
+        if not bool(failed):
+            return 0.0
+        return max(0.0, -float(torch.linalg.eigvalsh(self.within)[0]))
+
+    def _shrunk(self, within: Tensor, shrinkage: float) -> Tensor:
+        eye = torch.eye(len(within)).to(within)
+        return (1 - shrinkage) * within + shrinkage * self.variance * eye
 
     def cross_validation(self, shrinkages: Sequence[float], rows: float) -> list[float]:
         """Generalised cross-validation of each of ``shrinkages``; the least is best.

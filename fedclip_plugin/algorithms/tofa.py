@@ -137,6 +137,12 @@ class Tofa(Gda):
         """The mean over all rows."""
         return super().aggregate(updates, state, _as_gda(task))
 
+    def remarks(
+        self, state: State, clients: Sequence[Client], task: Task
+    ) -> Sequence[str]:
+        """Those of gda."""
+        return super().remarks(state, clients, _as_gda(task))
+
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Fused scores by a client's posterior if ``state`` has its rows, else by the
         global one; before any row has come, those of zero-shot."""
@@ -186,7 +192,8 @@ def _global(moments: Moments, state: State, task: Task) -> Posterior:
         strength * moments.variance * eye,
         strength,
     )
-    return prior.updated(rows * moments.share, moments.means, rows * moments.within)
+    within = moments.sound(shrinkage)
+    return prior.updated(rows * moments.share, moments.means, rows * within)
 
 
 def _as_gda(task: Task) -> Task:

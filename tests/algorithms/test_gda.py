@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
-from fedclip_plugin.algorithms import Client, Samples, with_values
+from fedclip_plugin.algorithms import Client, Samples, get_algorithm, with_values
 from fedclip_plugin.algorithms.gda import (
     SHRINKAGES,
     ZERO_SHOTS,
@@ -333,6 +334,41 @@ def test_an_indefinite_covariance_is_made_definite():
     generator = torch.Generator().manual_seed(0)
     state["second"] += 1e-2 * torch.randn(state["second"].shape, generator=generator)
     assert bool(GDA.predict(state, fed.target.x, fed.task).isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["gda", "tofa"])
+def test_rounding_on_the_way_does_not_decide(name):
+    """Clients' rows hardly vary where a new domain's do; noise of 1e-6 hides that."""
+    algorithm, dim = get_algorithm(name), 64
+    config = with_values(
+        RunConfig(name, data=DataConfig(dataset="toy")),
+        {"rounds": 1, "shrinkage": 0.001},
+    )
+    fed = build_federation(toy_features(dim=dim), config, "photo", seed=0)
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.tensor([1e-6] * (dim - 8) + [0.05] * 8)
+    y = torch.arange(600) % len(fed.task.text)
+    x = torch.randn(600, dim, generator=generator) * spread
+    x[torch.arange(600), dim - 1 - y] += 0.3
+    x[:, 0] += 1
+    unseen = x + 0.1 * torch.randn(600, dim, generator=generator) * (spread < 0.01)
+    clients = shared_out(x, y, torch.arange(600).split(200))
+    start = algorithm.init(fed.task)
+    state = algorithm.aggregate(
+        algorithm.local_round(start, clients, fed.task, 1), start, fed.task
+    )
+    noise = torch.randn(state["second"].shape, generator=generator)
+    rounded = {**state, "second": state["second"] + 1e-6 * noise}
+
+    def right(of: State) -> float:
+        scores = algorithm.predict(of, unseen, fed.task)
+        return float((scores.argmax(dim=1) == y).double().mean())
+
+    assert not algorithm.remarks(state, clients, fed.task)
+    (line,) = algorithm.remarks(rounded, clients, fed.task)
+    assert re.search(rf"[1-9]\d* of {dim} directions", line)
+    assert right(state) > 0.9
+    assert right(rounded) > right(state) - 0.05
 
 
 def test_compression_goes_with_one_round_only():
