@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ...algorithms import get_algorithm
 from ...config.schema import RunConfig
@@ -22,7 +22,8 @@ from ...federation.evaluation import summary_scores
 from ...federation.rounds import RoundResult, scored
 from ...runs.host_run import HostRun, one_run
 from ...settings.sources import Output
-from ...wire.update import on_device
+from ...wire.spool import spool_for
+from ...wire.update import ClientUpdate, on_device
 from . import messages
 from .log import Log, conclude, greet, tell
 from .options import in_order, shared_text
@@ -38,6 +39,7 @@ from .roster import (
 _PAUSE = 0.2  # seconds between two looks who has introduced itself
 _PATIENCE = 30.0  # seconds between two lines about who is missing
 _ERROR = logging.ERROR
+T = TypeVar("T")
 
 
 class Sampling(Protocol):
@@ -70,9 +72,17 @@ class Sites(Protocol):
         """The sites that may take part."""
 
     def ask(
-        self, task: str, data: bytes, sites: Sequence[str], seconds: float
-    ) -> dict[str, bytes]:
-        """The answers by site, of those that answer in time."""
+        self,
+        task: str,
+        data: bytes,
+        sites: Sequence[str],
+        seconds: float,
+        take: Callable[[str, bytes], None],
+    ) -> None:
+        """Hand each answer that comes in time to ``take``, with its site.
+
+        One at a time, as they come; none of them is kept.
+        """
 
     def post(self, task: str, data: bytes, site: str) -> None:
         """Ask without waiting: the answer will be among those that have come."""
@@ -228,20 +238,36 @@ class Server:
         chosen = draw(cards, self.config, share, opened.number, least)
         run.drawn_from = len(cards)
         counted = [0, 0]
-        answers = self._answers(
-            messages.TRAIN, opened.sent.payload, opened.number, chosen, counted
+        updates = self._answers(
+            *(messages.TRAIN, opened.sent.payload, opened.number, chosen, counted),
+            self._reader(run, opened, len(chosen)),
         )
-        device, codec = run.fed.task.text.device, self.config.wire.compress
-        received = [
-            messages.update_in(data, client, opened.sent.answer, codec)
-            for client, data in answers.items()
-        ]
-        updates = [replace(u, state=on_device(u.state, device)) for u in received]
-        run.aggregate(opened, updates, list(chosen.values()))
+        run.aggregate(opened, list(updates.values()), list(chosen.values()))
+        del updates  # and the file that they may lie in
         scores = self._scores(run, opened, counted)
         opened.count_bytes(*counted)
         result = run.close_round(opened, scores)
         self.closed(result)
+
+    def _reader(
+        self, run: HostRun, opened: Round, count: int
+    ) -> Callable[[str, bytes], ClientUpdate]:
+        """What makes a client's update of its answer.
+
+        On the disk, where memory is not to hold ``count`` of them.
+        """
+        like, codec = opened.sent.answer, self.config.wire.compress
+        device, spool = run.fed.task.text.device, None
+        if device.type == "cpu":
+            spool = spool_for(count, sum(value.nbytes for value in like.values()))
+
+        def read(client: str, data: bytes) -> ClientUpdate:
+            update = messages.update_in(data, client, like, codec)
+            if spool is not None:
+                return spool.keep([update])[0]
+            return replace(update, state=on_device(update.state, device))
+
+        return read
 
     def _present(self, run: HostRun) -> dict[str, Card]:
         """The clients of a round; waits where there is none."""
@@ -268,7 +294,8 @@ class Server:
         present = {site: card.name for site, card in self._clients().items()}
         judged = downlink.payload(run.fed, run.judged(opened))
         answers = self._answers(
-            messages.VALIDATE, judged, opened.number, present, counted
+            *(messages.VALIDATE, judged, opened.number, present, counted),
+            lambda client, data: data,
         )
         return messages.scores_in(answers)
 
@@ -279,28 +306,42 @@ class Server:
         number: int,
         clients: Mapping[str, str],
         counted: list[int],
-    ) -> dict[str, bytes]:
-        """Answers by client, in client order; the log names those who gave none."""
+        read: Callable[[str, bytes], T],
+    ) -> dict[str, T]:
+        """What ``read`` makes of answers, by client, in client order.
+
+        The log names those who gave none.
+        """
         data = messages.request(dict(payload), number, self._shared, self._names)
         seconds = self.sampling.round_timeout
-        came = self.sites.ask(task, data, list(clients), seconds)
-        counted[0] += sum(map(len, came.values()))
+        answers: dict[str, T] = {}
+        heard: set[str] = set()
+        missing = dict.fromkeys(clients, f"no answer within {seconds:g} s")
+
+        def take(site: str, answer: bytes) -> None:
+            heard.add(site)
+            counted[0] += len(answer)
+            if reason := self._failure(site, answer):
+                missing[site] = reason
+                return
+            missing.pop(site, None)
+            answers[site] = read(clients[site], answer)
+
+        self.sites.ask(task, data, list(clients), seconds, take)
         counted[1] += len(data) * len(clients)
+        self._away |= missing.keys() - heard
         phase = "round" if task == messages.TRAIN else "the evaluation of round"
-        found = {}
-        for site, client in clients.items():
-            reason = None
-            if site not in came:
-                self._away.add(site)
-                reason = f"no answer within {seconds:g} s"
-            else:
-                try:
-                    reason = messages.failure_in(came[site], f"{self.word} {site}")
-                except UpdateError as error:
-                    self.log(_ERROR, f"fedclip: {error}")
-            if reason is None:
-                found[client] = came[site]
-            else:
-                line = f"client {client} left out of {phase} {number}: {reason}"
-                self.log(_ERROR, line)
-        return found
+        for site, reason in missing.items():
+            line = f"client {clients[site]} left out of {phase} {number}: {reason}"
+            self.log(_ERROR, line)
+        return {
+            name: answers[site] for site, name in clients.items() if site in answers
+        }
+
+    def _failure(self, site: str, answer: bytes) -> str | None:
+        """Why a site could not do what was asked; torn bytes are left to screening."""
+        try:
+            return messages.failure_in(answer, f"{self.word} {site}")
+        except UpdateError as error:
+            self.log(_ERROR, f"fedclip: {error}")
+            return None

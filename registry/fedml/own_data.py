@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,10 +130,14 @@ class Ranks:
         return list(self._names)
 
     def ask(
-        self, task: str, data: bytes, sites: Sequence[str], seconds: float
-    ) -> dict[str, bytes]:
-        """The answers that come within ``seconds``; the log names who is missing."""
-        answers: dict[str, bytes] = {}
+        self,
+        task: str,
+        data: bytes,
+        sites: Sequence[str],
+        seconds: float,
+        take: Callable[[str, bytes], None],
+    ) -> None:
+        """Hand over what comes within ``seconds``; the log names who is missing."""
         request = self._request(task, data)
         for rank in sites:
             self._posted.discard(rank)
@@ -146,11 +150,10 @@ class Ranks:
                 _log.warning("waiting for rank %s since %.0f s", missing, now - begun)
             self._take(_POLL)
             for rank in sorted(waiting & self._came.keys()):
-                answers[rank] = self._came.pop(rank)
+                take(rank, self._came.pop(rank))
                 waiting.discard(rank)
         for rank in waiting:
             self._open.pop(rank, None)
-        return answers
 
     def post(self, task: str, data: bytes, site: str) -> None:
         """Ask without waiting."""

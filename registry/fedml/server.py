@@ -29,6 +29,7 @@ from ...federation.rounds import Scores, next_state, screen_round, stepped
 from ...runs.host_run import HostRun
 from ...wire.compression import decoded
 from ...wire.message import update_bytes
+from ...wire.spool import Spool, let_go, spool_for
 from ...wire.update import ClientUpdate, State, on_device
 from .data import Params, asked, parameters
 from .log import final_lines, round_line
@@ -121,6 +122,7 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         self._voters: list[str] = []
         self._unread: list[ClientUpdate] = []  # those whose values nobody has looked at
         self._codec = "none"  # of what on_before_aggregation gave
+        self._spool: tuple[Round, Spool | None] | None = None
 
     @cached_property
     def run(self) -> HostRun:
@@ -146,6 +148,24 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
     def set_model_params(self, model_parameters: Params) -> None:
         """Take over an adapter."""
         self.model.load_state_dict(model_parameters)
+
+    def keep(self, params: Any) -> Any:
+        """What a client sent; on the disk where memory is not to hold a round of it."""
+        tensors = isinstance(params, Mapping) and all(
+            isinstance(value, Tensor) for value in params.values()
+        )
+        if not tensors or self.binding.setup.fed.task.text.device.type != "cpu":
+            return params
+        if self._spool is None or self._spool[0] is not self.opened:
+            size = sum(value.nbytes for value in self.opened.sent.answer.values())
+            count = len(asked(self.binding, self.args))
+            self._spool = self.opened, spool_for(count, size)
+        spool = self._spool[1]
+        if spool is None:
+            return params
+        kept = OrderedDict(spool.place(params))
+        let_go()
+        return kept
 
     def close_round(self, raw: Raw) -> Params:
         """FedML's three steps in a row; the model holds the result."""
@@ -299,7 +319,7 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         )
 
     def _close_round(self, state: State) -> None:
-        opened, self._opened = self.opened, None
+        opened, self._opened, self._spool = self.opened, None, None
         if not opened.screened.participants:  # FedML aggregated nothing of ours
             return
         opened.state = state

@@ -48,7 +48,7 @@ _FROM_CLIENT = MyMessage.MSG_TYPE_C2S_SEND_MODEL_TO_SERVER
 class _Aggregator(FedMLAggregator):  # type: ignore[misc]
     def add_local_trained_result(self, index: int, params: Any, count: Any) -> None:
         # FedML would move whatever came to the device, and fail where it cannot
-        self.model_dict[index] = params
+        self.model_dict[index] = self.aggregator.keep(params)
         self.sample_num_dict[index] = count
         self.flag_client_model_uploaded_dict[index] = True
 

@@ -131,6 +131,9 @@ _MODEL = MyMessage.MSG_ARG_KEY_MODEL_PARAMS
 
 
 class _Server(FedAVGAggregator):  # type: ignore[misc]
+    def add_local_trained_result(self, index: int, params: Any, count: Any) -> None:
+        super().add_local_trained_result(index, self.aggregator.keep(params), count)
+
     def aggregate(self) -> Params:
         raw = [
             (self.sample_num_dict[i], self.model_dict[i])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,29 @@ class _Sites:
         return [client.name for client in engine.get_clients()]
 
     def ask(
-        self, task: str, data: bytes, sites: Sequence[str], seconds: float
-    ) -> dict[str, bytes]:
-        posted = Task(task, _shareable(data), timeout=int(seconds))
+        self,
+        task: str,
+        data: bytes,
+        sites: Sequence[str],
+        seconds: float,
+        take: Callable[[str, bytes], None],
+    ) -> None:
+        failed: list[Exception] = []  # NVFlare would write them down and go on
+
+        def came(client_task: ClientTask, fl_ctx: FLContext) -> None:
+            answer, client_task.result = _bytes(client_task), None
+            if answer is None or client_task.client.name not in sites:
+                return
+            with self._lock:
+                try:
+                    if not failed:
+                        take(client_task.client.name, answer)
+                except Exception as error:
+                    failed.append(error)
+
+        posted = Task(
+            task, _shareable(data), timeout=int(seconds), result_received_cb=came
+        )
         self._host.broadcast_and_wait(
             task=posted,
             fl_ctx=self._context,
@@ -87,12 +107,8 @@ class _Sites:
             abort_signal=self._abort,
         )
         self._check()
-        answers = {}
-        for each in posted.client_tasks:
-            found = _bytes(each)
-            if found is not None and each.client.name in sites:
-                answers[each.client.name] = found
-        return answers
+        if failed:
+            raise failed[0]
 
     def post(self, task: str, data: bytes, site: str) -> None:
         def came(client_task: ClientTask, fl_ctx: FLContext) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from fedclip_plugin.errors import ConfigError
 from fedclip_plugin.federation.downlink import broadcast
 from fedclip_plugin.federation.rounds import train_clients
 from fedclip_plugin.registry import fedml_host
+from fedclip_plugin.wire import spool
 from fedclip_plugin.wire.compression import decoded
 from fedclip_plugin.wire.update import State
 from tests.registry.contract import distance
@@ -58,6 +60,26 @@ def test_a_round_that_waits_on_the_disk_ends_in_the_same_bits(
     two = simulate(namespace(features, **values))
     assert (tmp_path / "spool").is_dir()
     assert distance(state_of(one), state_of(two)) == 0
+
+
+@pytest.mark.parametrize("change", [{}, VARIANTS[1]])
+def test_what_ranks_send_waits_on_the_disk(features, change, tmp_path, monkeypatch):
+    """As the servers of MPI and cross-silo take it in, one after the other."""
+    states = []
+    monkeypatch.setenv("FEDCLIP_CACHE", str(tmp_path))
+    for limit in ("", "0"):
+        monkeypatch.setenv("FEDCLIP_UPDATE_MEMORY", "")
+        args = namespace(features, **options(features, **change))
+        fedml_host.load(args)
+        server = fedml_host.FedCLIPAggregator(fedml_host.create_model(args), args)
+        fed, opened = server.binding.setup.fed, server.opened
+        updates = train_clients(fed, opened.sent.seen, fed.clients, 1)
+        monkeypatch.setenv("FEDCLIP_UPDATE_MEMORY", limit)
+        raw = [(u.num_examples, server.keep(OrderedDict(u.state))) for u in updates]
+        assert server.keep(None) is None
+        assert spool.on_disk() == bool(limit)
+        states.append(server.close_round(raw))
+    assert distance(*states) == 0
 
 
 def test_a_trainer_that_does_not_compress_is_refused(features):

@@ -43,6 +43,7 @@ class Apart(Silos):
     def __init__(self, folder: Path, network: list[Machine]) -> None:
         super().__init__(folder)
         self.machines = network
+        self.cache = folder / "cache"
 
     def command(self, rank: int, cf: Path) -> list[str]:
         python, dash_m, *rest = super().command(rank, cf)
@@ -51,7 +52,8 @@ class Apart(Silos):
 
     def variables(self, rank: int) -> dict[str, str]:
         ways = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
-        return {**super().variables(rank), **dict.fromkeys(ways, NOBODY)}
+        more = {"FEDCLIP_UPDATE_MEMORY": "0", "FEDCLIP_CACHE": str(self.cache)}
+        return {**super().variables(rank), **dict.fromkeys(ways, NOBODY), **more}
 
     def write_addresses(self, text: str) -> None:
         """The same file for all."""
@@ -102,6 +104,7 @@ def test_machines_behind_a_gateway_with_ipv6_and_tls_give_the_pooled_run(
         for rank in range(4)
     ]
     assert notices == [False, False, False, True]
+    assert (silos.cache / "spool").is_dir()  # the rounds were too large for no memory
     lines = lines_of(silos.out / "metrics.jsonl")
     assert come > sum(line["bytes_up"] for line in lines)
     assert gone > sum(line["bytes_down"] for line in lines)

@@ -256,8 +256,11 @@ def test_keys_of_tls_are_checked(features, tmp_path):
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-def test_a_run_goes_on_under_attack(features, tmp_path, tls):
+def test_a_run_goes_on_under_attack(features, tmp_path, tls, monkeypatch):
     """Pickles and noise to all three ports, for as long as the run lasts."""
+    if tls:  # and a round waits on the disk
+        monkeypatch.setenv("FEDCLIP_UPDATE_MEMORY", "0")
+        monkeypatch.setenv("FEDCLIP_CACHE", str(tmp_path / "cache"))
     path = write_addresses(tmp_path / "ip.csv", 3)
     values = options(
         features, training_type="cross_silo", backend="GRPC", fedclip_out="out",
@@ -284,6 +287,7 @@ def test_a_run_goes_on_under_attack(features, tmp_path, tls):
     assert codes == [0, 0, 0], log
     assert not marker.exists()
     assert close(adapter(tmp_path / "out"), embedded(values).best)
+    assert (tmp_path / "cache" / "spool").is_dir() == tls
     if tls:
         assert "INVALID_ARGUMENT" not in answers
     else:

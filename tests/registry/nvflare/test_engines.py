@@ -50,12 +50,14 @@ def test_the_simulator_gives_the_run_of_the_embedded_engine(tmp_path: Path) -> N
     nvflare_host.allow(workspace)
     folder = job(tmp_path / "job", features=str(toy), rounds=2)
     program = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator"]
+    cache = {"FEDCLIP_UPDATE_MEMORY": "0", "FEDCLIP_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
         [*program, str(folder), "-w", str(workspace), "-n", "3", "-t", "3"],
-        env={**os.environ, "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "HOME": str(tmp_path), "OMP_NUM_THREADS": "1", **cache},
         cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "cache" / "spool").is_dir()  # as if memory did not hold a round
     out = workspace / "server" / "simulate_job" / "fedclip"
     check_directory(out, Bytes(toy).embedded(rounds=2))
 

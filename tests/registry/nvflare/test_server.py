@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,12 +17,14 @@ from fedclip_plugin.algorithms import get_algorithm
 from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.registry import nvflare_host
 from fedclip_plugin.registry.common import messages
+from fedclip_plugin.registry.common import server as common_server
 from fedclip_plugin.registry.common.options import in_order, shared_text
 from fedclip_plugin.registry.nvflare.job import ALLOWED
 from fedclip_plugin.registry.nvflare.options import read_site_file, server_settings
 from fedclip_plugin.registry.nvflare.server import Server
 from fedclip_plugin.registry.nvflare.site import Site
 from fedclip_plugin.registry.nvflare.worker import Aborted, Worker
+from fedclip_plugin.wire import spool
 from fedclip_plugin.wire.message import pack
 from tests.federation.toy import DOMAINS, own_directories, write_toy
 from tests.registry.contract import distance, lines_of
@@ -178,6 +181,35 @@ def test_what_a_site_says_is_one_line_of_text() -> None:
     line = messages.failure_in(messages.failure("a\nb\x1b[31m" + "x" * 999), "site")
     assert line.startswith("a b?[31mx")
     assert len(line) == 400
+
+
+@pytest.mark.parametrize("options", [{}, {"compress": "int8"}, {"alg": "gda"}])
+def test_answers_wait_on_the_disk_and_end_in_the_same_bits(
+    tmp_path: Path, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[spool.Spool | None] = []
+
+    def open_one(count: int, size: int) -> spool.Spool | None:
+        opened.append(spool.spool_for(count, size))
+        return opened[-1]
+
+    monkeypatch.setattr(common_server, "spool_for", open_one)
+    one, _ = played(tmp_path / "memory", **options)
+    monkeypatch.setenv("FEDCLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(spool.VARIABLE, "0")
+    two, _ = played(tmp_path / "disk", **options)
+    rounds = len(opened) // 2
+    assert [bool(each) for each in opened] == [False] * rounds + [True] * rounds
+    assert distance(one.run.state, two.run.state) == 0
+
+
+def test_a_disk_that_is_full_ends_the_job_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(spool.VARIABLE, "0")
+    monkeypatch.setattr(spool.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(RunError, match="the updates of a round take"):
+        played(tmp_path)
 
 
 # ------------------------------------------------------------- the process that trains

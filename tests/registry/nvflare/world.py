@@ -40,11 +40,18 @@ class Local:
         return list(reversed(self.sites))
 
     def ask(
-        self, task: str, data: bytes, sites: Sequence[str], seconds: float
-    ) -> dict[str, bytes]:
+        self,
+        task: str,
+        data: bytes,
+        sites: Sequence[str],
+        seconds: float,
+        take: Callable[[str, bytes], None],
+    ) -> None:
         self.asked.append((task, list(sites)))
-        found = {site: self._answer(site, task, data) for site in reversed(sites)}
-        return {site: data for site, data in found.items() if data is not None}
+        for site in reversed(sites):
+            answer = self._answer(site, task, data)
+            if answer is not None:
+                take(site, answer)
 
     def post(self, task: str, data: bytes, site: str) -> None:
         answer = self._answer(site, task, data)
