@@ -277,6 +277,16 @@ def test_time_has_a_scale_in_powers_of_ten() -> None:
     assert {"1", "10", "100"} <= set(shown)
 
 
+def test_costs_of_one_round_have_a_mark_and_a_scale() -> None:
+    chart = compare(line("gda", 0.16), line("A", 0.2, 0.75), cost="seconds")
+    assert chart is not None
+    shown = re.findall(r">([^<>]+)</text>", chart.svg)
+    ticks = [float(text) for text in shown if re.fullmatch(r"0\.\d+", text)]
+    assert len(ticks) >= 2
+    assert ticks == sorted(ticks)
+    assert "<use " in chart.svg  # a marker
+
+
 def test_confusion_counts_are_shown() -> None:
     run = record(classes=4)
     chart = draw(class_plots.method_confusion, run)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from ..records import RunRecord
 from ..tables import Cell, Table
@@ -98,6 +98,7 @@ def compare_costs(
             axes.axhline(end, color=colour(name), linewidth=1.4, linestyle=(0, (1, 2)))
         else:
             steps: dict[str, Any] = {"linewidth": 1.8, "drawstyle": "steps-post"}
+            steps |= {"marker": "o", "markersize": 4} if len(curve.cost) == 1 else {}
             axes.plot(curve.cost, 100 * curve.accuracy, color=colour(name), **steps)
         _number(axes, number, None if free else float(curve.cost[-1]), end, name)
         text = f"{number} {curve.label}" + (" (free)" if free else "")
@@ -144,13 +145,20 @@ def _number(axes: Axes, number: int, x: float | None, y: float, name: str) -> No
 
 
 def _log_axis(axes: Axes, cost: str, curves: Sequence[CostCurve]) -> None:
-    """Some five ticks at powers of two (bytes) or of ten (seconds)."""
+    """Some five ticks at powers of two (bytes) or of ten (seconds).
+
+    Where costs lie closer together than two of these, ticks as they come.
+    """
     positive = np.concatenate([c.cost[c.cost > 0] for c in curves])
     base = 2.0 if cost == "bytes" else 10.0
     axes.set_xscale("log", base=base)
-    axes.set_xlim(positive.min() / 1.1, positive.max() * 1.25)
+    low, high = positive.min() / 1.1, positive.max() * 1.25
+    axes.set_xlim(low, high)
     axes.minorticks_off()
-    axes.xaxis.set_major_locator(LogLocator(base, numticks=6))
+    first, last = np.log([low, high]) / np.log(base)
+    powers = LogLocator(base, numticks=6)
+    apart = np.floor(last) > np.ceil(first)
+    axes.xaxis.set_major_locator(powers if apart else MaxNLocator(4))
     axes.xaxis.set_major_formatter(
         lambda v, _: human_bytes(v).replace(".0 ", " ") if base == 2 else f"{v:g}"
     )
