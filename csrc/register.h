@@ -33,7 +33,7 @@ struct Lead {
     bool served(bool float32) const {
         if (float32 && dtype != aoti_torch_dtype_float32()) return false;
 #ifdef FEDCLIP_GPU
-        return refusal(device).empty();
+        return gpu::refusal(device).empty();
 #else
         return true;
 #endif

@@ -33,7 +33,7 @@ SHAPES = """
 int main(int count, char** numbers) {
     const int dim = std::atoi(numbers[1]), blocks = std::atoi(numbers[2]);
     const auto shape =
-        fedclip::choose_shape(dim, blocks, std::atoi(numbers[3]) / 4, 0);
+        fedclip::gpu::choose_shape(dim, blocks, std::atoi(numbers[3]) / 4, 0);
     std::printf("%d %d %d %ld", shape.features, shape.group, shape.resident,
                 long(4 * shape.shared_floats()));
 }
@@ -64,10 +64,10 @@ def kernels_in(report: str) -> Iterator[Kernel]:
 
 
 def readable(mangled: str) -> str:
-    """`fedclip::mean_of<fedclip::Four, float>` without the namespace and arguments."""
+    """A kernel as in the source: without its namespace and arguments."""
     text = subprocess.run(["c++filt", mangled], capture_output=True, text=True).stdout
     text = text.replace("(anonymous namespace)::", "")
-    return re.sub(r"^void |fedclip::|\(.*", "", text.strip())
+    return re.sub(r"^void |fedclip::|gpu::|\(.*", "", text.strip())
 
 
 def compile_all(nvcc: str, quick: bool) -> tuple[list[Kernel], dict[str, float]]:

@@ -3,7 +3,7 @@
 
 #include "cpu/gemm.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 template <class V>
 struct AdamRegs {
@@ -84,4 +84,4 @@ FEDCLIP_INLINE void adam_run(const AdamRegs<V>& adam, const Parameter& p,
     if (k < count) adam_vector<V>(adam, p, at + k, V::load(grad + k), int(count - k));
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

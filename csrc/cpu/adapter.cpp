@@ -7,6 +7,9 @@
 #include "torch_calls.h"
 
 namespace fedclip {
+
+using namespace cpu;
+
 namespace {
 
 constexpr std::int64_t kForwardRows = 128;   // activations of a block stay in L2

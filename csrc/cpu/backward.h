@@ -3,7 +3,7 @@
 
 #include "cpu/forward.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 // A sum that starts from zero.
 struct FromZero {
@@ -146,4 +146,4 @@ void gate_backward(const Batch& batch, std::int64_t unit) {
     }
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

@@ -6,7 +6,7 @@
 #include "cpu/team.h"
 #include "tensors.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 namespace {
 
 // Floating-point operations of `rounds` rounds of register FMAs, done on one thread.
@@ -40,7 +40,7 @@ std::int64_t set_team(std::int64_t members) {
 }
 
 }  // namespace
-}  // namespace fedclip
+}  // namespace fedclip::cpu
 
 STABLE_TORCH_LIBRARY(fedclip_benchmark, m) {
     m.def("fma_peak(int rounds) -> int");
@@ -49,7 +49,7 @@ STABLE_TORCH_LIBRARY(fedclip_benchmark, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fedclip_benchmark, CompositeExplicitAutograd, m) {
-    m.impl("fma_peak", TORCH_BOX(&fedclip::fma_peak));
-    m.impl("read", TORCH_BOX(&fedclip::read));
-    m.impl("team_size", TORCH_BOX(&fedclip::set_team));
+    m.impl("fma_peak", TORCH_BOX(&fedclip::cpu::fma_peak));
+    m.impl("read", TORCH_BOX(&fedclip::cpu::read));
+    m.impl("team_size", TORCH_BOX(&fedclip::cpu::set_team));
 }

@@ -5,7 +5,7 @@
 #include <sstream>
 #include <string>
 
-namespace fedclip {
+namespace fedclip::cpu {
 namespace {
 
 const std::string kProcessor = "/sys/devices/system/cpu/cpu0/";
@@ -65,4 +65,4 @@ std::int64_t cache_of_core() {
     return bytes;
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

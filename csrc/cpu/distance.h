@@ -3,7 +3,7 @@
 
 #include "cpu/gemm.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 // sum_k of(k)^2, k < count: `of` gives V::lanes elements from k on, `one` the k-th.
 // Blocks are summed in fp32 registers and the blocks in float64.
@@ -52,4 +52,4 @@ double squared_norm_int8(const signed char* q, const float* scales, std::int64_t
     return total;
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

@@ -5,6 +5,8 @@
 
 namespace fedclip {
 
+using namespace cpu;
+
 Tensor squared_distances(Tensors& xs, const Tensor& origin) {
     xs.push_back(origin);  // of the same type and shape
     expect_like_first("xs", xs, ScalarType::Float);

@@ -7,7 +7,7 @@
 #include "clients.h"
 #include "cpu/workspace.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 inline Parameter parameter(const TrainingClient& client, int i) {
     const auto& all = client.parameters;
@@ -140,4 +140,4 @@ class Epoch {
     Batch batch_;
 };
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

@@ -5,7 +5,7 @@
 #include "cpu/to_pairs.h"
 #include "cpu/vec_math.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 // Copies `lanes` rows into chunks and, where `panels` has data, into panels.
 template <class V>
@@ -193,4 +193,4 @@ void gate(const Batch& batch, std::int64_t unit) {
     }
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

@@ -4,7 +4,7 @@
 #include "cpu/inline.h"
 #include "cpu/kernels.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 template <class V>
 constexpr std::int64_t panel_width = 2 * V::lanes;
@@ -203,4 +203,4 @@ FEDCLIP_INLINE void product(const Batch& batch, const A& a, const T* b,
     });
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

@@ -12,10 +12,10 @@
 #define FEDCLIP_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 // Into all caches, or only into the outer ones.  A hint: any address will do.
 FEDCLIP_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 FEDCLIP_INLINE void prefetch_outer(const void* p) { __builtin_prefetch(p, 0, 2); }
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

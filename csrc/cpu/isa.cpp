@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <string_view>
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 namespace {
 
@@ -60,4 +60,4 @@ Isa isa() {
     return chosen;
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

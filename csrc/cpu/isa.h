@@ -16,7 +16,7 @@
 #define FEDCLIP_BEST_ISA 3
 #endif
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 enum class Isa { generic, avx2, avx512, avx512bf16 };
 
@@ -31,4 +31,4 @@ bool isa_requested();
 
 const char* isa_name(Isa isa);
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

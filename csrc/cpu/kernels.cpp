@@ -2,7 +2,7 @@
 
 #include "cpu/isa.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 const Kernels& kernels() {
     switch (isa()) {
@@ -23,4 +23,4 @@ const Kernels& kernels() {
     }
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

@@ -23,7 +23,7 @@
 
 #include "cpu/pair.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 // Row b, panel p, lane l is at data[p * panel + b * row + l].
 template <class T>
@@ -150,4 +150,4 @@ extern const Kernels kernels_generic, kernels_avx2, kernels_avx512, kernels_avx5
 // Those of the instruction set in use, see isa.h.
 const Kernels& kernels();
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

@@ -1,8 +1,8 @@
 #include "cpu/kernels_of.h"
 #include "cpu/vec_avx512.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 const Kernels kernels_avx512 = kernels_of<Avx512>();
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

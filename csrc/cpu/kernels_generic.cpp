@@ -1,8 +1,8 @@
 #include "cpu/kernels_of.h"
 #include "cpu/vec_generic.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 const Kernels kernels_generic = kernels_of<Generic>();
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

@@ -9,7 +9,7 @@
 #include "cpu/peak.h"
 #include "cpu/update.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 template <class V, class T>
 constexpr Products products_of() {
@@ -45,4 +45,4 @@ constexpr Kernels kernels_of() {
     return k;
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

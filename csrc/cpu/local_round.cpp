@@ -11,6 +11,9 @@
 #include "ops.h"
 
 namespace fedclip {
+
+using namespace cpu;
+
 namespace {
 
 const Products& products(const TrainingArguments& all) {

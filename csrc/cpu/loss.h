@@ -7,7 +7,7 @@
 
 #include "cpu/forward.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 // Logits of R classes and one vector of rows, `width` apart.
 template <class V, int R>
@@ -134,4 +134,4 @@ void loss(const Batch& batch, std::int64_t) {
     *batch.loss = float(total / double(2 * batch.rows));
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

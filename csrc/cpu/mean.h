@@ -6,7 +6,7 @@
 
 #include "cpu/gemm.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 constexpr int kGroup = 8;  // clients, as in ops/means.py
 // Of int8 there are twice as many: their totals are more memory than they are.
@@ -162,4 +162,4 @@ void mean_int8(const signed char* const* qs, const float* const* scales,
                              out + begin);
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

@@ -6,7 +6,7 @@
 
 #include "cpu/inline.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 struct Pair {
     std::uint32_t bits;  // the first number in the lower half
@@ -24,4 +24,4 @@ FEDCLIP_INLINE std::int64_t elements(std::int64_t count) {
     return (count + numbers_in<T> - 1) / numbers_in<T>;
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

@@ -3,7 +3,7 @@
 
 #include "cpu/gemm.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 // rounds * kPeakFmas register FMAs in 10 independent chains.
 template <class V>
@@ -38,4 +38,4 @@ float read(const float* data, std::int64_t count) {
     return V::sum(sum);
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <thread>
 
-namespace fedclip {
+namespace fedclip::cpu {
 namespace {
 
 // About 2 and 50 us: the latter is longer than members are apart on an idle machine.
@@ -194,4 +194,4 @@ void Crew::grow(Team& team) {
     if (team.size_ != before) change_.notify_all();
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

@@ -18,7 +18,7 @@
 
 #include "cpu/kernels.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 // A phase, and how many units it has in each of `layers`, one layer's behind the
 // other's.
@@ -128,4 +128,4 @@ class Crew {
     std::vector<Helper*> waiting_;
 };
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

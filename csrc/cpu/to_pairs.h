@@ -3,7 +3,7 @@
 
 #include "cpu/gemm.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 // Features begin..end of one vector of rows: two features a pair.
 template <class V>
@@ -93,4 +93,4 @@ FEDCLIP_INLINE void pair_weights(const Batch& batch, int l, const float* weight,
     }
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

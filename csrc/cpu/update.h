@@ -10,7 +10,7 @@
 #include "cpu/adam.h"
 #include "cpu/to_pairs.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 // A tile of a weight matrix whose gradient is there, (rows, panel width) in `grad`.
 struct Tile : Part {
@@ -286,4 +286,4 @@ void grad_weights(const Batch& batch, std::int64_t unit) {
     }
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

@@ -5,7 +5,7 @@
 
 #include "cpu/pair.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 struct Avx2 {
     using Reg = __m256;
@@ -162,4 +162,4 @@ struct Avx2 {
     }
 };
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

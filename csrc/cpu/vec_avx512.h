@@ -9,7 +9,7 @@
 
 #include "cpu/pair.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 struct Avx512 {
     using Reg = __m512;
@@ -148,4 +148,4 @@ struct Avx512 {
     }
 };
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

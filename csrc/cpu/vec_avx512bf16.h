@@ -4,7 +4,7 @@
 
 #include "cpu/vec_avx512.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 struct Avx512Bf16 : Avx512 {
     using Avx512::fma;
@@ -25,4 +25,4 @@ struct Avx512Bf16 : Avx512 {
     }
 };
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

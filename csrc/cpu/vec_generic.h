@@ -10,7 +10,7 @@
 
 #include "cpu/pair.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 struct Generic {
 #if defined(__aarch64__)
@@ -165,4 +165,4 @@ struct Generic {
     }
 };
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

@@ -3,7 +3,7 @@
 
 #include "cpu/inline.h"
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 // Cody-Waite reduction to |r| <= ln(2)/2 and the Cephes polynomial of expf.
 template <class V>
@@ -39,4 +39,4 @@ FEDCLIP_INLINE typename V::Reg tanh(typename V::Reg x) {
     return V::if_less(size, V::set(0.625f), near, V::copy_sign(far, x));
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

@@ -8,6 +8,9 @@
 #include "tensors.h"
 
 namespace fedclip {
+
+using namespace cpu;
+
 namespace {
 
 std::int64_t parts_of(std::int64_t size, std::int64_t part) {

@@ -2,7 +2,7 @@
 
 #include <new>
 
-namespace fedclip {
+namespace fedclip::cpu {
 namespace {
 
 constexpr std::int64_t kLine = 16;  // floats of a cache line
@@ -120,4 +120,4 @@ void run(Phase phase, const Batch& batch, std::int64_t units, bool parallel) {
     });
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

@@ -9,7 +9,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
-namespace fedclip {
+namespace fedclip::cpu {
 
 enum class Use { forward, backward, training, bf16_training };
 
@@ -61,4 +61,4 @@ void share_out(std::int64_t tasks, std::int64_t workers, const F& task) {
         });
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::cpu

@@ -7,6 +7,9 @@
 #include "torch_calls.h"
 
 namespace fedclip {
+
+using namespace gpu;
+
 namespace {
 
 // a b.  Not through the dispatcher: autocast would turn it into half precision.

@@ -6,7 +6,7 @@
 #include "product.cuh"
 #include "update.cuh"
 
-namespace fedclip {
+namespace fedclip::gpu {
 
 enum { kW1, kB1, kW2, kB2 };
 
@@ -229,4 +229,4 @@ __device__ inline void store_state(const Block& block, const Client& client) {
     __syncthreads();
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::gpu

@@ -10,7 +10,7 @@
 
 #include <cuda/atomic>
 
-namespace fedclip {
+namespace fedclip::gpu {
 
 __device__ inline float* dynamic_shared() {
     extern __shared__ float4 shared[];
@@ -34,10 +34,10 @@ __device__ inline unsigned arrived(unsigned* counter) {
     return Counter(*counter).load(cuda::memory_order_acquire);
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::gpu
 #endif
 
-namespace fedclip {
+namespace fedclip::gpu {
 
 constexpr unsigned kWholeWarp = 0xffffffffu;
 
@@ -66,4 +66,4 @@ __device__ inline float warp_max(float value) {
 constexpr float kLowest = -3.402823466e38f;  // finite: e^(u - lowest) is never NaN
 constexpr float kNormFloor = 1e-12f;  // a feature row of zeros gives z = 0, not NaN
 
-}  // namespace fedclip
+}  // namespace fedclip::gpu

@@ -4,7 +4,7 @@
 
 #include "mean.cuh"
 
-namespace fedclip {
+namespace fedclip::gpu {
 
 constexpr std::int64_t kPart = 16 * 4 * kThreads;  // elements of a block
 
@@ -76,4 +76,4 @@ __global__ void __launch_bounds__(kThreads)
     found[blockIdx.x] = sum;
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::gpu

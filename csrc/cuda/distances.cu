@@ -4,6 +4,9 @@
 #include "ops.h"
 
 namespace fedclip {
+
+using namespace gpu;
+
 namespace {
 
 // The sums over all elements of each client; (clients,) float64.

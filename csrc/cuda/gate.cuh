@@ -6,7 +6,7 @@
 #include "device.cuh"
 #include "plan.h"
 
-namespace fedclip {
+namespace fedclip::gpu {
 
 // The row of this warp, or `rows` or more.
 __device__ inline std::int64_t row_of_warp() {
@@ -76,4 +76,4 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::gpu

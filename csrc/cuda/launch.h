@@ -14,7 +14,7 @@
 #include "tensors.h"
 #include "torch_calls.h"
 
-namespace fedclip {
+namespace fedclip::gpu {
 
 inline void check_cuda(const char* op, cudaError_t error) {
     if (error == cudaSuccess) return;
@@ -126,4 +126,4 @@ bool aligned(const std::vector<const T*>& pointers, std::size_t bytes) {
     });
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::gpu

@@ -8,6 +8,9 @@
 #include "prepare.cuh"
 
 namespace fedclip {
+
+using namespace gpu;
+
 namespace {
 
 constexpr const char* kOp = "local_round";

@@ -5,7 +5,7 @@
 #include "device.cuh"
 #include "plan.h"
 
-namespace fedclip {
+namespace fedclip::gpu {
 
 struct Loss {
     int rows, classes;
@@ -137,4 +137,4 @@ __device__ inline void loss_gradient(const Loss& loss, int features, float* stag
     }
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::gpu

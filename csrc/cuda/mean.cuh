@@ -6,7 +6,7 @@
 #include "device.cuh"
 #include "plan.h"
 
-namespace fedclip {
+namespace fedclip::gpu {
 
 constexpr int kGroup = 8;  // clients, as in ops/means.py
 
@@ -109,4 +109,4 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::gpu

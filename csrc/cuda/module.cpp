@@ -11,6 +11,6 @@ STABLE_TORCH_LIBRARY_IMPL(fedclip, CUDA, m) {
 
 PYBIND11_MODULE(_C_cuda, m) {
     m.doc() = "CUDA kernels of fedclip_plugin.";
-    m.def("refusal", &fedclip::refusal,
+    m.def("refusal", &fedclip::gpu::refusal,
           "Why the kernels cannot run on a device index; empty where they can.");
 }

@@ -10,7 +10,7 @@
 
 #include "steps.h"
 
-namespace fedclip {
+namespace fedclip::gpu {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
@@ -133,4 +133,4 @@ inline Schedule share_out_clients(const std::vector<std::int64_t>& steps, int gr
     return schedule;
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::gpu

@@ -3,7 +3,7 @@
 
 #include "round.cuh"
 
-namespace fedclip {
+namespace fedclip::gpu {
 
 // The first wrong index of a call, in the order of the clients, y before perm.
 struct IndexError {
@@ -94,4 +94,4 @@ __global__ void __launch_bounds__(kThreads)
                   error);
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::gpu

@@ -5,7 +5,7 @@
 #include "device.cuh"
 #include "plan.h"
 
-namespace fedclip {
+namespace fedclip::gpu {
 
 // Rows of a matrix in global memory; outside it, zeros.
 struct Rows {
@@ -171,4 +171,4 @@ __device__ inline void product(float* stage, const Rows& in, int row, const Weig
     }
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::gpu

@@ -20,7 +20,7 @@
 
 #include "block.cuh"
 
-namespace fedclip {
+namespace fedclip::gpu {
 
 template <bool Bf16>
 __device__ inline void hidden_phase(const Block& block, const Batch& batch) {
@@ -231,4 +231,4 @@ __global__ void __launch_bounds__(kThreads, 1) train_round(const Round round) {
     }
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::gpu

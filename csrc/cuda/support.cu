@@ -6,7 +6,7 @@
 #include "device.cuh"
 #include "launch.h"
 
-namespace fedclip {
+namespace fedclip::gpu {
 namespace {
 
 __global__ void nothing() {}
@@ -27,4 +27,4 @@ const std::string& refusal(std::int32_t device) {
     return known[device] = error == cudaSuccess ? "" : cudaGetErrorString(error);
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::gpu

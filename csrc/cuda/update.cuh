@@ -3,7 +3,7 @@
 
 #include "product.cuh"
 
-namespace fedclip {
+namespace fedclip::gpu {
 
 // torch.optim.Adam with its bias corrections folded in; the averages as on the CPU.
 struct Adam {
@@ -143,4 +143,4 @@ __device__ inline void update_layer(float* stage, const Rows& d, int features,
     }
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::gpu

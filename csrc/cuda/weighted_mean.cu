@@ -5,6 +5,9 @@
 #include "ops.h"
 
 namespace fedclip {
+
+using namespace gpu;
+
 namespace {
 
 // `scales` is empty or has a client's scale for each row of `columns`.

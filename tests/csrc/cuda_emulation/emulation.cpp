@@ -16,7 +16,7 @@ Index threadIdx, blockIdx;
 namespace emulation {
 namespace {
 
-constexpr unsigned kThreads = fedclip::kThreads;
+constexpr unsigned kThreads = fedclip::gpu::kThreads;
 constexpr std::size_t kStack = 256 << 10;
 constexpr int kSpins = 1 << 22;  // without anything else happening
 

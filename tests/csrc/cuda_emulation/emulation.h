@@ -60,7 +60,7 @@ std::string launch(unsigned blocks, std::int64_t shared_floats, std::uint64_t se
 
 }  // namespace emulation
 
-namespace fedclip {
+namespace fedclip::gpu {
 
 template <class T>
 T min(T a, T b) {
@@ -89,4 +89,4 @@ inline void atomicMin(unsigned long long* at, unsigned long long value) {
     *at = min(*at, value);
 }
 
-}  // namespace fedclip
+}  // namespace fedclip::gpu

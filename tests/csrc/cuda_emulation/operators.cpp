@@ -30,17 +30,17 @@ FEDCLIP_EXPORT std::int64_t* emulated_device() {
 FEDCLIP_EXPORT int emulated_error() { return cudaGetLastError(); }
 
 // Asks anew which devices there is code for.
-FEDCLIP_EXPORT void emulated_forget() { fedclip::known.clear(); }
+FEDCLIP_EXPORT void emulated_forget() { fedclip::gpu::known.clear(); }
 
 FEDCLIP_EXPORT void emulate_round_bf16(float* value) {
-    *value = fedclip::round_bf16(*value);
+    *value = fedclip::gpu::round_bf16(*value);
 }
 
 // How a round is laid out: features of a block, blocks of a group, resident slabs.
 FEDCLIP_EXPORT void emulated_shape(std::int64_t dim, std::int64_t blocks,
                                    std::int64_t shared_bytes, std::int64_t group,
                                    std::int64_t* found) {
-    const fedclip::Shape shape = fedclip::choose_shape(
+    const fedclip::gpu::Shape shape = fedclip::gpu::choose_shape(
         int(dim), int(blocks), shared_bytes / std::int64_t(sizeof(float)), int(group));
     found[0] = shape.features, found[1] = shape.group, found[2] = shape.resident;
 }
