@@ -177,10 +177,10 @@ class Gda(RoundAlgorithm):
         moments = Moments(state)
         if not bool(moments.seen.any()):
             return ()
-        least = moments.least(_chosen(state, task)[0])
+        if not (least := moments.least(_chosen(state, task)[0])):
+            return ()  # what is below 0 by float rounding alone does not decide
         values = torch.linalg.eigvalsh(moments.within)
-        if not (count := int((values < least).sum())):
-            return ()
+        count = int((values < least).sum())
         return (
             f"{self.name}: the covariance that came has eigenvalues below 0, the least "
             f"{-least:.1e}, by rounding on the way (--compress, SecAgg+) or by updates "

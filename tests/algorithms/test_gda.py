@@ -375,3 +375,13 @@ def test_compression_goes_with_one_round_only():
     assert make(compress="int8").first
     with pytest.raises(ConfigError, match="--rounds 1 only"):
         _ = make(rounds=2, compress="int8").first
+
+
+def test_directions_in_which_nothing_varies_are_no_remark() -> None:
+    fed = make()
+    x, y = rows_of(fed)
+    x = torch.cat([x[:, :8], x[:, :8]], dim=1)  # half of the covariance's rank
+    clients = shared_out(x, y, [torch.arange(len(y))])
+    state = one_round(fed, clients)
+    assert float(torch.linalg.eigvalsh(Moments(state).within)[0]) < 1e-6
+    assert not GDA.remarks(state, clients, fed.task)
