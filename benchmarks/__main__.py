@@ -41,6 +41,11 @@ def without(package: str) -> Callable[[], str]:
     return lambda: "" if spec(package) else f"{package} is not installed here"
 
 
+def by_hand() -> str:
+    """Says so of what runs in one host's environment, and as root."""
+    return "a host by its name, as root: see --help"
+
+
 def without_gpu() -> str:
     """Says so where torch sees no GPU."""
     import torch
@@ -101,6 +106,7 @@ BENCHMARKS = {
     "participants": Benchmark("scale.participants"),
     "sweep": Benchmark("scale.sweep"),
     "scale-hosts": Benchmark("scale.hosts"),
+    "host-sites": Benchmark("scale.sites", by_hand),
     "flower-round": Benchmark("scale.flower_round", without("flwr")),
     "fedml-round": Benchmark("scale.fedml_round", without("fedml")),
 }

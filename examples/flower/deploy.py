@@ -47,7 +47,11 @@ def write_certificates(folder: Path) -> None:
     def certificate(
         name: x509.Name, public: ec.EllipticCurvePublicKey, ca: bool
     ) -> bytes:
-        address = x509.IPAddress(ipaddress.ip_address(HOST))
+        # the SuperLink's own processes come to it by its loopback address
+        addresses = [
+            x509.IPAddress(ipaddress.ip_address(text))
+            for text in dict.fromkeys((HOST, "127.0.0.1"))
+        ]
         return (
             x509.CertificateBuilder()
             .subject_name(name)
@@ -57,7 +61,7 @@ def write_certificates(folder: Path) -> None:
             .not_valid_before(now - datetime.timedelta(minutes=5))
             .not_valid_after(now + datetime.timedelta(days=1))
             .add_extension(x509.BasicConstraints(ca, None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+            .add_extension(x509.SubjectAlternativeName(addresses), critical=False)
             .sign(ca_key, hashes.SHA256())
             .public_bytes(serialization.Encoding.PEM)
         )
@@ -118,7 +122,8 @@ class Deployment:
         port = self.address.partition(":")[2]
         try:
             self._start(
-                "superlink", "flower-superlink", "--port", port, *certificate,
+                "superlink", "flower-superlink", "--host", HOST, "--port", port,
+                *certificate,
                 "--disable-runtime-dependency-installation",
             )  # fmt: skip
             self._wait_for("superlink", "Application startup complete")

@@ -86,11 +86,11 @@ class Deployment:
         finally:
             self.stop()
 
-    def start(self, name: str) -> None:
-        """Start the server or a site, as the last line of its `sub_start.sh` does."""
+    def command(self, name: str) -> list[str]:
+        """Of the server or a site, as in the last line of its `sub_start.sh`."""
         part = "server" if name == HOST else "client"
         own = [] if name == HOST else [f"uid={name}"]
-        command = [
+        return [
             *(
                 sys.executable,
                 "-u",
@@ -100,9 +100,12 @@ class Deployment:
             *("-m", str(self.kits / name), "-s", f"fed_{part}.json"),
             *("--set", "secure_train=true", *own, f"org={ORG}", "config_folder=config"),
         ]
+
+    def start(self, name: str) -> None:
+        """Start the server or a site."""
         with (self.work / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                command,
+                self.command(name),
                 cwd=self.work,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(self.work)},
                 stdin=subprocess.DEVNULL,

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 from pathlib import Path
 
+from fedclip_plugin.errors import FedClipError, whole_line
 from tests.faults.kills import running, write_to
 from tests.federation.toy import write_toy
 
@@ -43,6 +45,26 @@ def flower(folder: Path, out: Path) -> tuple[int, str]:
     with running(serve, toy(folder), out, ROUNDS, log) as process:
         process.join()
     return process.exitcode or 0, log.read_text()
+
+
+def nvflare(folder: Path, out: Path) -> tuple[int, str]:
+    """A job's server; its sites are in the same process."""
+    log = folder / "log"
+    log.unlink(missing_ok=True)
+    with running(_job, toy(folder), out, log) as process:
+        process.join()
+    return process.exitcode or 0, log.read_text()
+
+
+def _job(features: Path, out: Path, log: Path) -> None:
+    """What goes wrong is one line, as ``controller.py`` gives it to NVFlare."""
+    from tests.faults.nvflare_kills import serve
+
+    try:
+        serve(features, out, ROUNDS, log)
+    except FedClipError as error:
+        print(f"fedclip: error: {whole_line(error)}", file=sys.stderr)
+        sys.exit(2)
 
 
 def personalizedfl(folder: Path, out: Path) -> tuple[int, str]:

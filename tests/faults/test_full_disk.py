@@ -89,12 +89,17 @@ HOSTS: dict[tuple[str, str], tuple[int, str]] = {
     ("flower", "the first file"): (0, "config.toml"),
     ("flower", "a round"): (4, "last.safetensors"),
     ("flower", "the report"): (8, "report.html"),
+    ("nvflare", "the first file"): (0, "config.toml"),
+    ("nvflare", "a round"): (4, "last.safetensors"),
+    ("nvflare", "the report"): (8, "report.html"),
     ("personalizedfl", "a round"): (3, "last.safetensors"),
     ("personalizedfl", "the report"): (9, "report.html"),
 }
 CODES = {"flower": 1}  # of Python's, for what Flower logs; ours is 2
-NEEDS = {"fedml": "fedml", "flower": "flwr", "personalizedfl": "torch"}
-MARKS = {"personalizedfl": pytest.mark.embedded}  # needs nothing that .venv lacks
+NEEDS = {"fedml": "fedml", "flower": "flwr"}
+NEEDS |= {"nvflare": "torch", "personalizedfl": "torch"}
+MARKS = dict.fromkeys(("nvflare", "personalizedfl"), pytest.mark.embedded)
+# which need nothing that .venv lacks
 
 
 @mounts

@@ -79,13 +79,21 @@ TABLE: dict[tuple[str, str], tuple[Callable[[Path, Toll], None], dict[str, int]]
         lambda p, toll: the("flower", "break_deployment")(p, toll, ["ServerApp"]),
         {"ServerApp": 1},
     ),
+    ("nvflare", "the server"): (
+        lambda p, toll: the("nvflare", "break_server")(p, write_toy(p / "f"), toll, 3),
+        {"NVFlare server": 3},
+    ),
 }
 NEEDS = {"fedml": "fedml", "flower": "flwr"}
+MARKS = {"nvflare": "embedded"}  # its server's rounds need nothing of NVFlare's
 
 
 @pytest.mark.parametrize(
     ("host", "moment"),
-    [pytest.param(*row, marks=getattr(pytest.mark, row[0])) for row in TABLE],
+    [
+        pytest.param(*row, marks=getattr(pytest.mark, MARKS.get(row[0], row[0])))
+        for row in TABLE
+    ],
 )
 def test_ended_at_any_moment_it_goes_on_to_the_same_bits(
     host: str, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,20 +19,11 @@ from fedclip_plugin.registry import nvflare_host
 from fedclip_plugin.storage.tensors import read_tensors
 from tests.federation.toy import DOMAINS, own_directories, write_toy
 from tests.registry.contract import check_directory, distance, lines_of
+from tests.registry.nvflare.deployment import load_example
 from tests.registry.nvflare.world import Bytes
 from tests.waiting import SECONDS
 
 pytestmark = pytest.mark.slow
-EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "nvflare" / "deploy.py"
-
-
-def load_example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("nvflare_deploy", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def job(folder: Path, **options: Any) -> Path:

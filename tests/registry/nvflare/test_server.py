@@ -207,7 +207,7 @@ def test_a_disk_that_is_full_ends_the_job_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(spool.VARIABLE, "0")
-    monkeypatch.setattr(spool.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(RunError, match="the updates of a round take"):
         played(tmp_path)
 
