@@ -67,6 +67,7 @@ TABLE: dict[str, dict[str, Tests | No]] = {
         "secure transport": (
             f"{_FEDML}wire.py::test_with_tls_each_rank_speaks_for_itself_alone",
             f"{_FEDML}wire.py::test_a_run_goes_on_under_attack",
+            f"{_FEDML}roads.py::test_machines_behind_a_gateway_with_ipv6_and_tls_give_the_pooled_run",
         ),
     },
     "Flower": {
