@@ -138,14 +138,15 @@ def nvflare(
     deploy: Any = load_example()
     deploy.HOST = network[0].ipv4
     sites = {f"site-{n}": {"features": str(path)} for n, path in enumerate(own, 1)}
-    places = dict(zip([deploy.HOST, *sites], network))
+    places: dict[str, Machine] = dict(zip([deploy.HOST, *sites], network))
 
     class Apart(deploy.Deployment):  # type: ignore[misc]
         """Each process on its machine."""
 
         def command(self, name: str) -> list[str]:
-            words: list[str] = super().command(name)
-            return places[name].command(words)
+            words = super().command(name)
+            there: list[str] = places[name].command(words)
+            return there
 
     options = {
         "dataset": "sites", "rounds": rounds, "lr": LR, "min-sites": SITES,
