@@ -49,6 +49,36 @@ def read_split(
     return clients
 
 
+def missing_note(path: str, files: Mapping[str, Sequence[str]]) -> str:
+    """A line on images that the file names and `files` has not; "" for all or none.
+
+    They are passed over: a site has a part of the images, a copy may be unfinished.
+    With none, `read_split` refuses.  Raises ConfigError for a file of another form.
+    """
+    names = _Names(path, [name for domain in files.values() for name in domain])
+    entries = [
+        _path(path, entry)
+        for parts in _clients(path).values()
+        for part in PARTS
+        for entry in parts.get(part) or ()
+    ]
+    missing = [entry for entry in entries if names.find(entry) is None]
+    if len(missing) in (0, len(entries)):
+        return ""
+    return (
+        f"--split {path}: {len(missing):,} of the {len(entries):,} images named in it "
+        f"are not in the data set, such as {some(missing, 2)}"
+    )
+
+
+def _path(path: str, entry: object) -> str:
+    """The image that an entry of a part names."""
+    sound = isinstance(entry, list) and len(entry) >= 2
+    if not sound or not isinstance(entry[0], str):
+        raise ConfigError(f"--split {path}: {str(entry)[:80]}: expected [path, label]")
+    return str(entry[0])
+
+
 def _clients(path: str) -> dict[str, dict[str, Any]]:
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -68,20 +98,46 @@ def _clients(path: str) -> dict[str, dict[str, Any]]:
     return value
 
 
+class _Names:
+    """The images of the data set, found by their paths or the ends of those."""
+
+    def __init__(self, path: str, names: Sequence[str]) -> None:
+        self.path = path
+        self.all = names
+        self.by_name = {name: row for row, name in enumerate(names)}
+        self.by_last: dict[str, list[int]] = {}
+        for row, name in enumerate(names):
+            self.by_last.setdefault(name.rsplit("/", 1)[-1], []).append(row)
+
+    def find(self, path: str) -> int | None:
+        """The row of the image; None where there is none."""
+        path = path.replace("\\", "/")
+        if path in self.by_name:
+            return self.by_name[path]
+        path = path.lstrip("./")
+        rows = [
+            row
+            for row in self.by_last.get(path.rsplit("/", 1)[-1], ())
+            if self.all[row].endswith(f"/{path}") or path.endswith(self.all[row])
+        ]
+        if len(rows) > 1:
+            raise ConfigError(
+                f"--split {self.path}: {path!r} may be any of "
+                f"{some(self.all[row] for row in rows)}; write more of its path"
+            )
+        return rows[0] if rows else None
+
+
 class _Finder:
     """Rows by the paths of a split file; each at most once."""
 
     def __init__(self, path: str, names: Sequence[str], labels: Rows) -> None:
         self.path = path
-        self.names = names
+        self.names = _Names(path, names)
         self.labels = labels
         self.taken: set[int] = set()
         self.missing: list[str] = []
         self.classes: dict[object, int] = {}
-        self.by_name = {name: row for row, name in enumerate(names)}
-        self.by_last: dict[str, list[int]] = {}
-        for row, name in enumerate(names):
-            self.by_last.setdefault(name.rsplit("/", 1)[-1], []).append(row)
 
     def rows(self, entries: object) -> Rows:
         """The rows of the entries of one part."""
@@ -91,14 +147,10 @@ class _Finder:
 
     def _rows(self, entries: list[Any]) -> Iterator[int]:
         for entry in entries:
-            sound = isinstance(entry, list) and len(entry) >= 2
-            if not sound or not isinstance(entry[0], str):
-                raise ConfigError(
-                    f"--split {self.path}: {str(entry)[:80]}: expected [path, label]"
-                )
-            row = self._row(entry[0].replace("\\", "/"))
+            name = _path(self.path, entry)
+            row = self.names.find(name)
             if row is None:
-                self.missing.append(entry[0])
+                self.missing.append(name)
                 continue
             if row in self.taken:
                 raise ConfigError(f"--split {self.path}: {entry[0]!r} is in it twice")
@@ -111,28 +163,12 @@ class _Finder:
                 )
             yield row
 
-    def _row(self, path: str) -> int | None:
-        if path in self.by_name:
-            return self.by_name[path]
-        path = path.lstrip("./")
-        rows = [
-            row
-            for row in self.by_last.get(path.rsplit("/", 1)[-1], ())
-            if self.names[row].endswith(f"/{path}") or path.endswith(self.names[row])
-        ]
-        if len(rows) > 1:
-            raise ConfigError(
-                f"--split {self.path}: {path!r} may be any of "
-                f"{some(self.names[row] for row in rows)}; write more of its path"
-            )
-        return rows[0] if rows else None
-
     def check(self) -> None:
         """Refuse a file that is of other images, or that numbers a class twice."""
         if not self.taken:
             raise ConfigError(
                 f"--split {self.path}: none of its images is in the data set, such as "
-                f"{some(self.missing, 2)}; the data set has {some(self.names, 2)}"
+                f"{some(self.missing, 2)}; the data set has {some(self.names.all, 2)}"
             )
         if len(set(self.classes.values())) < len(self.classes):
             raise ConfigError(

@@ -11,6 +11,7 @@ import pytest
 
 from fedclip_plugin.config.inputs import DataConfig
 from fedclip_plugin.data.partition import ClientRows, partition_clients
+from fedclip_plugin.data.split_file import missing_note
 from fedclip_plugin.errors import ConfigError
 
 FILES = {
@@ -61,6 +62,19 @@ def test_a_split_a_client(tmp_path: Path) -> None:
     assert len(north.train) == 0
     with pytest.raises(ConfigError, match="names the clients itself"):
         clients_of(tmp_path / "s.json", split, partition="iid", clients=2)
+
+
+def test_images_that_are_not_there_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+    there = [["a/cat/0.jpg", 0], ["dog/9.jpg", 1]]
+    path.write_text(json.dumps({"train": there, "test": [["a/cat/77.jpg", 0]]}))
+    told = missing_note(str(path), FILES)
+    assert told.endswith(
+        "1 of the 3 images named in it are not in the data set, such as a/cat/77.jpg"
+    )
+    path.write_text(json.dumps({"north": {"train": there}}))
+    assert missing_note(str(path), FILES) == ""
+    assert missing_note(str(path), {}) == ""  # refused elsewhere
 
 
 @pytest.mark.parametrize(
