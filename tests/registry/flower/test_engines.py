@@ -198,7 +198,7 @@ def test_a_node_that_dies_costs_only_its_update(tmp_path: Path) -> None:
         deployment, out = world.deployment, tmp_path / "out"
         broken = deployment.run(
             config=f'{TRAINING} min-available-nodes=2 dataset="toy" out="{out}" '
-            "num-server-rounds=1 round-timeout=45 fraction-evaluate=0.0"
+            "num-server-rounds=1 round-timeout=90 fraction-evaluate=0.0"
         )
         for line in broken.stdout or ():
             lines.append(line)
@@ -206,7 +206,7 @@ def test_a_node_that_dies_costs_only_its_update(tmp_path: Path) -> None:
                 load_example().kill(deployment.nodes[1], signal.SIGKILL)
         broken.wait(SECONDS)
     log = "".join(lines)
-    assert "client cartoon left out of round 1: no answer within 45 s" in log
+    assert "client cartoon left out of round 1: no answer within 90 s" in log
     expected = without(config_of(out), world.features, "cartoon", 1)
     assert distance(adapter(out), expected) < 1e-6
     assert all(process.poll() is not None for process in deployment.nodes)
