@@ -40,7 +40,7 @@ nox.needs_version = ">=2024.4"
 nox.options.sessions = ["everything"]
 SESSIONS: tuple[str, ...] = ("core", "flower", "fedml", "nvflare", "benchmarks")
 SESSIONS += ("sanitize", "pure", "lowered", "docs", "lint", "isolated")
-LANES = 4  # sessions at a time on two cores: those of hosts mostly wait for processes
+LANES = 3  # sessions at a time on two cores: those of hosts mostly wait for processes
 
 # What another release of NumPy might change: fedml pins one below 2.
 NUMPY_TESTS = tuple(f"tests/{name}" for name in ("data", "server", "storage", "wire"))
