@@ -15,10 +15,8 @@ VENV := .venv
 MAKEFLAGS += -j2
 unexport MAKEFLAGS
 BIN := $(VENV)/bin
-# Of the 20,000 sources that PyTorch and the rest bring most are never imported: those
-# that are get compiled then.
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install \
-	--progress-bar off --no-compile
+	--progress-bar off
 # The interpreter that is to be used, also before .venv is there.
 ANY_PYTHON = $(firstword $(wildcard $(BIN)/python) $(PYTHON))
 KERNELS := fedclip_plugin/_C$(shell $(ANY_PYTHON) -c \
@@ -89,7 +87,7 @@ $(BIN)/python:
 	@echo "==> making $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) build_backend/make_venv.py $(VENV)
 
-$(VENV)/.torch: | $(BIN)/python
+$(VENV)/.torch: pyproject.toml | $(BIN)/python
 	@echo "==> installing fedclip-plugin into $(VENV), once: $(SIZE)"
 	@$(PIP_INSTALL) $(FIRST) 2> >($(ERRORS)) | $(PROGRESS)
 	@touch $@

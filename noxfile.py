@@ -26,7 +26,6 @@ from checks.common import (
     PYTHON,
     ROOT,
     build_wheel,
-    install,
     output,
     run,
     run_installed,
@@ -213,7 +212,7 @@ def _copy_sources(tree: Path) -> Path:
 def _test_host(session: nox.Session, host: str, *more: str) -> None:
     """The host's own tests, in its environment with ``more`` packages."""
     share_torch(session)
-    install(session, f"{_wheel()}[{host},privacy]", "pytest", "hypothesis", *more)
+    session.install(f"{_wheel()}[{host},privacy]", "pytest", "hypothesis", *more)
     run_installed(session, "pytest", f"tests/registry/{host}")
     faults = ("tests/faults/test_kills.py", "tests/faults/test_full_disk.py")
     run_installed(session, "pytest", *faults, "-m", host)
@@ -246,7 +245,7 @@ def flower(session: nox.Session) -> None:
 def nvflare(session: nox.Session) -> None:
     """The environment of NVFlare, which takes another protobuf than FedML."""
     share_torch(session)
-    install(session, f"{_wheel()}[nvflare,privacy]", "pytest", "hypothesis")
+    session.install(f"{_wheel()}[nvflare,privacy]", "pytest", "hypothesis")
     run_installed(session, "pytest", "tests/registry/nvflare")
     session.run("pip", "check")
 
@@ -257,10 +256,10 @@ def oldest(session: nox.Session) -> None:
     """What computes, built and run with the oldest PyTorch of pyproject.toml."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     pins = [f"{n}=={v}.*" for n, v in re.findall(r'"(torch\w*)>=([0-9.]+)"', text)]
-    install(session, *pins, "setuptools>=77", "ninja")
+    session.install(*pins, "setuptools>=77", "ninja")
     extras = ".[export,hub,lora,privacy,tensorboard]"
     tools = ("pytest", "pytest-xdist", "hypothesis")
-    install(session, extras, *pins, *tools, env={"FEDCLIP_CUDA": "0"})
+    session.install(extras, *pins, *tools, env={"FEDCLIP_CUDA": "0"})
     tests = ("-m", "not slow", *PARALLEL, *CORE_TESTS, *session.posargs)
     run_installed(session, "pytest", *tests)
     session.run("pip", "check")

@@ -74,11 +74,6 @@ def build_wheel(tree: Path, folder: Path, *options: str, **env: str) -> Path:
     return wheel
 
 
-def install(session: nox.Session, *words: str, **options: Any) -> None:
-    """``pip install`` that compiles no sources: most of them are never imported."""
-    session.install("--no-compile", *words, **options)
-
-
 def share_torch(session: nox.Session) -> None:
     """Show the environment the PyTorch of .venv: gigabytes that are there already.
 

@@ -16,7 +16,6 @@ from checks.common import (
     PYTHON,
     ROOT,
     build_wheel,
-    install,
     run_installed,
     share_torch,
     timed,
@@ -120,7 +119,7 @@ def wheel(session: nox.Session) -> None:
         shutil.copy2(made, dist)
         session.log(_size(made))
     share_torch(session)
-    install(session, str(kernels), "pytest", "hypothesis")
+    session.install(str(kernels), "pytest", "hypothesis")
     bare = {"PATH": str(session.bin)}
     session.run("fedclip", "run", "--target", "scan", "--quiet", env=bare)
     run_installed(session, "pytest", "-q", "-m", "not slow", *CORE_TESTS)
@@ -130,7 +129,7 @@ def wheel(session: nox.Session) -> None:
 @nox.session
 def sources(session: nox.Session) -> None:
     """The sdist and the wheel without kernels in dist/: needs no torch."""
-    install(session, "build")
+    session.install("build")
     for kind in ("--sdist", "--wheel"):
         session.run(
             *("python", "-m", "build", kind, "--outdir", "dist"),
@@ -141,7 +140,7 @@ def sources(session: nox.Session) -> None:
 @nox.session
 def wheels(session: nox.Session) -> None:
     """The wheels of this platform for every Python, by cibuildwheel, in dist/."""
-    install(session, "cibuildwheel>=3.1")
+    session.install("cibuildwheel>=3.1")
     session.run("cibuildwheel", "--output-dir", "dist", *session.posargs)
 
 
