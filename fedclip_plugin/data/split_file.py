@@ -71,7 +71,7 @@ def missing_note(path: str, files: Mapping[str, Sequence[str]]) -> str:
     )
 
 
-def _path(path: str, entry: object) -> str:
+def _path(path: str, entry: Any) -> str:
     """The image that an entry of a part names."""
     sound = isinstance(entry, list) and len(entry) >= 2
     if not sound or not isinstance(entry[0], str):
