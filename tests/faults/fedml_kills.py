@@ -19,7 +19,6 @@ from tests.faults.kills import (
     rounds_in,
     sha256,
     timeless,
-    wait_until,
 )
 from tests.federation.toy import DOMAINS
 from tests.registry.fedml.forked import Process, kill, launch
@@ -36,6 +35,7 @@ from tests.registry.fedml.runs import (
     write_addresses,
     write_yaml,
 )
+from tests.waiting import wait_until
 
 CLIENTS = 2  # processes; FedML draws which of three clients they are in a round
 APART = 4  # rounds between two kills, at most

@@ -29,7 +29,6 @@ from tests.faults.kills import (
     running,
     sha256,
     timeless,
-    wait_until,
     write_to,
 )
 from tests.federation.toy import own_directories, toy_features
@@ -40,7 +39,7 @@ from tests.registry.flower.grid import (
     options,
     with_absences,
 )
-from tests.waiting import SECONDS
+from tests.waiting import SECONDS, wait_until
 
 ADAPTER = "adapter.safetensors"
 TRAINING = "lr=0.01 min-available-nodes=2 start-timeout=200 round-timeout=200"

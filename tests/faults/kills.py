@@ -30,7 +30,7 @@ from fedclip_plugin.features.encode import EncodeStats, EncodingJob, encode_once
 from fedclip_plugin.features.feature_set import FeatureSet
 from fedclip_plugin.settings.sources import load_config
 from fedclip_plugin.storage.tensors import digest_tensors, read_tensors
-from tests.waiting import SECONDS
+from tests.waiting import SECONDS, wait_until
 
 PRELOAD = [
     "fedclip_plugin.runs.experiment",
@@ -62,13 +62,6 @@ def sha256(path: Path) -> str:
 
 def rounds_in(metrics: Path) -> int:
     return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-
-
-def wait_until(done: Callable[[], bool], pause: float = 0.001) -> None:
-    end = time.monotonic() + SECONDS
-    while not done():
-        assert time.monotonic() < end, f"nothing happened for {SECONDS:.0f} s"
-        time.sleep(pause)
 
 
 # ------------------------------------------------------------- processes of our own

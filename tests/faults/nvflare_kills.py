@@ -18,12 +18,11 @@ from tests.faults.kills import (
     running,
     sha256,
     timeless,
-    wait_until,
     write_to,
 )
 from tests.federation.toy import DOMAINS
 from tests.registry.nvflare.world import Local, log
-from tests.waiting import SECONDS
+from tests.waiting import SECONDS, wait_until
 
 ADAPTER = "adapter.safetensors"
 

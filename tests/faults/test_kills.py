@@ -28,9 +28,9 @@ from tests.faults.kills import (
     running,
     sha256,
     share_cache,
-    wait_until,
 )
 from tests.federation.toy import write_toy
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

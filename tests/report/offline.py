@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
-from tests.waiting import SECONDS
+from tests.waiting import wait_until
 
 
 def assert_logged(run: Path, *words: bytes) -> None:
@@ -14,7 +13,8 @@ def assert_logged(run: Path, *words: bytes) -> None:
     Its service writes the file, and may still do so when ``finish`` has returned.
     """
     (log,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
-    end = time.monotonic() + SECONDS
-    while not all(word in log.read_bytes() for word in words):
-        assert time.monotonic() < end, f"{words} not in {log.stat().st_size} bytes"
-        time.sleep(0.05)
+    wait_until(
+        lambda: all(word in log.read_bytes() for word in words),
+        pause=0.05,
+        otherwise=lambda: f"{words} not in {log.stat().st_size} bytes",
+    )

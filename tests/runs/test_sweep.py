@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.report.records import load_runs
 from fedclip_plugin.runs.pool import Outcome, run_tasks
 from fedclip_plugin.runs.sweep import choose
+from tests.waiting import wait_until
 
 GRID = {"grid": {"lr": [1e-4, 1e-2]}}
 
@@ -146,11 +146,9 @@ def test_kill_9_costs_what_is_not_finished(toy: Path, tmp_path: Path) -> None:
     words += ["--jobs", "2", "--out"]
     process = subprocess.Popen([*words, str(out)], start_new_session=True)
     try:
-        deadline = time.monotonic() + 600
-        while not any(out.glob("*/photo/seed-*/checkpoint/last.safetensors")):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        saved = "*/photo/seed-*/checkpoint/last.safetensors"
+        wait_until(lambda: process.poll() is not None or any(out.glob(saved)), 0.01)
+        assert process.poll() is None
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()

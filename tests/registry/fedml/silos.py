@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from tests.registry.fedml.runs import (
     write_addresses,
     write_yaml,
 )
-from tests.waiting import SECONDS
+from tests.waiting import SECONDS, wait_until
 
 SHARED = {
     "training_type": "cross_silo",
@@ -90,14 +89,14 @@ class Silos:
 
     def rounds(self, count: int, clients: int = 1) -> None:
         """Wait until so many rounds are written in which so many took part."""
-        end, file = time.monotonic() + SECONDS, self.out / "metrics.jsonl"
-        while True:
+        file = self.out / "metrics.jsonl"
+
+        def written() -> bool:
             lines = file.read_text().splitlines() if file.is_file() else []
             parts = [len(json.loads(line)["participants"]) for line in lines]
-            if sum(part >= clients for part in parts) >= count:
-                return
-            assert time.monotonic() < end, self.log(0)
-            time.sleep(0.05)
+            return sum(part >= clients for part in parts) >= count
+
+        wait_until(written, 0.05, lambda: self.log(0))
 
     def stop(self) -> None:
         for process in self.started:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -36,7 +35,7 @@ from tests.federation.toy import toy_features, write_toy
 from tests.registry.contract import distance
 from tests.registry.flower.deployment import EXAMPLE, deployed, load_example
 from tests.registry.flower.grid import options, without
-from tests.waiting import SECONDS
+from tests.waiting import SECONDS, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -125,10 +124,7 @@ def local_superlink(tmp_path: Path, deploy: ModuleType) -> Iterator[dict[str, st
     }
     for pid in superlinks(port):
         os.kill(pid, signal.SIGTERM)
-    end = time.monotonic() + 30
-    while superlinks(port):
-        assert time.monotonic() < end, "the local SuperLink does not stop"
-        time.sleep(0.2)
+    wait_until(lambda: not superlinks(port), 0.2)
 
 
 def superlinks(port: str) -> list[int]:

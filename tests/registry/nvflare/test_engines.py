@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from tests.federation.toy import DOMAINS, own_directories, write_toy
 from tests.registry.contract import check_directory, distance, lines_of
 from tests.registry.nvflare.deployment import load_example
 from tests.registry.nvflare.world import Bytes
-from tests.waiting import SECONDS
+from tests.waiting import SECONDS, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -69,11 +68,8 @@ def deployment(folder: Path) -> Iterator[Any]:
 
 
 def wait_for_rounds(out: Path, count: int) -> None:
-    end = time.monotonic() + SECONDS
     path = out / "metrics.jsonl"
-    while not path.is_file() or len(lines_of(path)) < count:
-        assert time.monotonic() < end, f"no round {count}"
-        time.sleep(0.1)
+    wait_until(lambda: path.is_file() and len(lines_of(path)) >= count, 0.1)
 
 
 def test_an_aborted_job_leaves_whole_rounds_and_another_goes_on(
@@ -84,10 +80,8 @@ def test_an_aborted_job_leaves_whole_rounds_and_another_goes_on(
     wait_for_rounds(out, 2)
     deployment.session.abort_job(number)
     assert "ABORTED" in deployment.ended(number)
-    end = time.monotonic() + 60
-    while "fedclip: the job was aborted" not in deployment.log("localhost"):
-        assert time.monotonic() < end
-        time.sleep(0.2)
+    aborted = "fedclip: the job was aborted"
+    wait_until(lambda: aborted in deployment.log("localhost"), 0.2)
     lines = lines_of(out / "metrics.jsonl")
     assert all(set(line["clients"]) == set(DOMAINS) for line in lines)
     rounds = len(lines) + 2
