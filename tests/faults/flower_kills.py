@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,9 @@ from fedclip_plugin.settings.sources import load_config
 from fedclip_plugin.storage.tensors import read_tensors
 from tests.faults.kills import (
     Toll,
+    break_serving,
     check_files,
-    kill,
     rounds_in,
-    running,
     sha256,
     timeless,
     write_to,
@@ -57,30 +57,7 @@ def serve(toy: Path, out: Path, rounds: int, log: Path) -> None:
     flower_host.server_app(grid_of(config), context)
 
 
-def break_strategy(folder: Path, toy: Path, toll: Toll, kills: int) -> None:
-    """Kill the process of the strategy, and submit the run again."""
-    rounds = 6 * (kills + 1)
-    serve_whole = running(serve, toy, folder / "whole", rounds, folder / "log")
-    with serve_whole as process:
-        process.join(SECONDS)
-        assert process.exitcode == 0, (folder / "log").read_text()
-    out = folder / "out"
-    for _ in range(kills):
-        metrics = out / "metrics.jsonl"
-        goal = rounds_in(metrics) + toll.rng.randint(1, 4)
-        with running(serve, toy, out, rounds, folder / "log") as process:
-            wait_until(lambda m=metrics, g=goal: rounds_in(m) >= g)
-            time.sleep(toll.rng.random() * 0.03)
-            assert process.is_alive()
-            kill(process)
-        toll.count("Flower strategy")
-        check_files(out)
-    with running(serve, toy, out, rounds, folder / "log") as process:
-        process.join(SECONDS)
-        assert process.exitcode == 0, (folder / "log").read_text()
-    assert sha256(folder / "whole" / ADAPTER) == sha256(out / ADAPTER)
-    assert timeless(folder / "whole") == timeless(out)
-    toll.compared += 1
+break_strategy = partial(break_serving, serve, "Flower strategy")
 
 
 # ------------------------------------------------------------------ real deployments

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 from fedclip_plugin.cli import main
 from fedclip_plugin.config.schema import RunConfig
@@ -189,6 +190,47 @@ def timeless(leaf: Path) -> list[dict[str, object]]:
     """The lines of ``metrics.jsonl`` without what is never the same twice."""
     lines = (leaf / "metrics.jsonl").read_text().splitlines()
     return [{**json.loads(line), "seconds": None} for line in lines]
+
+
+# ------------------------------------- a host's server, whose sites are in its process
+
+
+def break_serving(
+    serve: Callable[[Path, Path, int, Path], None],
+    victim: str,
+    folder: Path,
+    toy: Path,
+    toll: Toll,
+    kills: int,
+) -> None:
+    """Kill the process of a host's server in some round, and submit the run again.
+
+    ``serve(toy, out, rounds, log)`` is a run that goes on where there is one.
+    """
+    rounds, out, log = 6 * (kills + 1), folder / "out", folder / "log"
+    _serve_all(serve, toy, folder / "whole", rounds, log)
+    for _ in range(kills):
+        metrics = out / "metrics.jsonl"
+        goal = rounds_in(metrics) + toll.rng.randint(1, 4)
+        with running(serve, toy, out, rounds, log) as process:
+            wait_until(lambda m=metrics, g=goal: rounds_in(m) >= g)
+            time.sleep(toll.rng.random() * 0.03)
+            assert process.is_alive()
+            kill(process)
+        toll.count(victim)
+        check_files(out)
+    _serve_all(serve, toy, out, rounds, log)
+    adapter = "adapter.safetensors"
+    assert sha256(folder / "whole" / adapter) == sha256(out / adapter)
+    assert timeless(folder / "whole") == timeless(out)
+    toll.compared += 1
+
+
+def _serve_all(serve: Callable[..., None], *arguments: Any) -> None:
+    """To the last round; ``arguments`` end with the log."""
+    with running(serve, *arguments) as process:
+        process.join(SECONDS)
+        assert process.exitcode == 0, arguments[-1].read_text()
 
 
 # ----------------------------------------------------------------------- the encoder
