@@ -102,9 +102,9 @@ def train_clients(
     memory wait on the disk (``wire/spool.py``).
     """
     spool = None
-    if fed.task.text.device.type == "cpu" and fed.algorithm.communicates:
+    if fed.algorithm.communicates:
         like = fed.algorithm.answer_like(seen, fed.task)
-        spool = spool_for(len(clients), sum(v.nbytes for v in like.values()))
+        spool = spool_for(len(clients), like, fed.task.text.device)
     if spool is None:
         return _trained(fed, seen, clients, round_number)
     updates: list[ClientUpdate] = []

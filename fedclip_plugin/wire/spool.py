@@ -56,12 +56,16 @@ def limit() -> int:
     return int(mib * (1 << 20))
 
 
-def spool_for(count: int, size: int) -> Spool | None:
-    """Where ``count`` updates of ``size`` bytes go; None: memory holds them.
+def spool_for(count: int, like: State, device: torch.device) -> Spool | None:
+    """Where ``count`` updates go that are ``like`` this one and meant for ``device``.
 
-    Raises RunError where the disk has no room for them.
+    None where its memory is to hold them: a GPU's always.  Raises RunError where the
+    disk has no room for them.
     """
-    return Spool(count * size) if count * size > limit() else None
+    if device.type != "cpu":
+        return None
+    need = count * sum(value.nbytes for value in like.values())
+    return Spool(need) if need > limit() else None
 
 
 def on_disk() -> bool:

@@ -257,9 +257,8 @@ class Server:
         On the disk, where memory is not to hold ``count`` of them.
         """
         like, codec = opened.sent.answer, self.config.wire.compress
-        device, spool = run.fed.task.text.device, None
-        if device.type == "cpu":
-            spool = spool_for(count, sum(value.nbytes for value in like.values()))
+        device = run.fed.task.text.device
+        spool = spool_for(count, like, device)
 
         def read(client: str, data: bytes) -> ClientUpdate:
             update = messages.update_in(data, client, like, codec)

@@ -154,12 +154,12 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
         tensors = isinstance(params, Mapping) and all(
             isinstance(value, Tensor) for value in params.values()
         )
-        if not tensors or self.binding.setup.fed.task.text.device.type != "cpu":
+        if not tensors:
             return params
         if self._spool is None or self._spool[0] is not self.opened:
-            size = sum(value.nbytes for value in self.opened.sent.answer.values())
             count = len(asked(self.binding, self.args))
-            self._spool = self.opened, spool_for(count, size)
+            device = self.binding.setup.fed.task.text.device
+            self._spool = self.opened, spool_for(count, self.opened.sent.answer, device)
         spool = self._spool[1]
         if spool is None:
             return params

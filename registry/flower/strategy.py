@@ -158,8 +158,8 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
         share, least = self.config.server.participation, self.sampling.min_train_nodes
         chosen = self.nodes.draw(grid, share, opened.number, least)
         self._run.drawn_from, self._trained = self.nodes.drawn_from, chosen
-        size = sum(value.nbytes for value in opened.sent.answer.values())
-        self._spool = spool_for(len(chosen), size)
+        device = self._run.fed.task.text.device
+        self._spool = spool_for(len(chosen), opened.sent.answer, device)
         return self._send(
             MessageType.TRAIN, opened.sent.payload, config, opened.number, chosen
         )

@@ -274,3 +274,13 @@ def test_memory_does_not_grow_with_the_clients_of_a_round(tmp_path: Path) -> Non
         assert done.returncode == 0, done.stdout + done.stderr
         peaks.append(int(done.stdout.split()[-1]) // 1024)
     assert peaks[1] - peaks[0] < 150
+
+
+def test_updates_for_a_gpu_stay_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDCLIP_CACHE", str(tmp_path))
+    monkeypatch.setenv(VARIABLE, "0")
+    like = {"w": torch.zeros(3)}
+    assert isinstance(spool.spool_for(2, like, torch.device("cpu")), Spool)
+    assert spool.spool_for(2, like, torch.device("cuda")) is None

@@ -26,6 +26,7 @@ from fedclip_plugin.registry.nvflare.site import Site
 from fedclip_plugin.registry.nvflare.worker import Aborted, Worker
 from fedclip_plugin.wire import spool
 from fedclip_plugin.wire.message import pack
+from fedclip_plugin.wire.update import State
 from tests.federation.toy import DOMAINS, own_directories, write_toy
 from tests.registry.contract import distance, lines_of
 from tests.registry.nvflare.world import Bytes, Fault, Local, log
@@ -189,8 +190,8 @@ def test_answers_wait_on_the_disk_and_end_in_the_same_bits(
 ) -> None:
     opened: list[spool.Spool | None] = []
 
-    def open_one(count: int, size: int) -> spool.Spool | None:
-        opened.append(spool.spool_for(count, size))
+    def open_one(count: int, like: State, device: torch.device) -> spool.Spool | None:
+        opened.append(spool.spool_for(count, like, device))
         return opened[-1]
 
     monkeypatch.setattr(common_server, "spool_for", open_one)
