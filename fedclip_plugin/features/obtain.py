@@ -14,6 +14,7 @@ from ..data.dataset import ImageDataset
 from ..data.folders import list_images
 from ..data.partition import check_names
 from ..data.progress import Progress, silent
+from ..data.split_file import missing_note
 from ..errors import ConfigError, GpuMemoryError
 from ..ops.kernels import resolve_devices
 from ..storage.hashes import cache_dir
@@ -61,10 +62,21 @@ def obtain_features(
     data = data or open_data(config)
     if isinstance(data, ImageDataset):
         features, stats = encode_dataset(data, config, progress)
-        return halved(features, config.data), stats
-    count = sum(len(v) for v in data.label.values())
-    stats = EncodeStats(count, 0, time.perf_counter() - start)
-    return halved(data, config.data), stats
+    else:
+        features, count = data, sum(len(v) for v in data.label.values())
+        stats = EncodeStats(count, 0, time.perf_counter() - start)
+    return _split_noted(halved(features, config.data), config), stats
+
+
+def _split_noted(features: FeatureSet, config: RunConfig) -> FeatureSet:
+    """With a note on images of ``--split`` that are not there.
+
+    None where classes were chosen: the file's others are left out on purpose.
+    """
+    if config.data.split is None or config.data.classes:
+        return features
+    note = missing_note(config.data.split, features.files)
+    return replace(features, notes=(*features.notes, *([note] if note else [])))
 
 
 def encode_dataset(

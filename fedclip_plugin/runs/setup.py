@@ -10,7 +10,6 @@ from ..algorithms import Client
 from ..clip.encoder import scale_note
 from ..config.schema import RunConfig
 from ..data.partition import NO_TARGET, resolve_targets
-from ..data.split_file import missing_note
 from ..errors import ConfigError
 from ..features import obtain
 from ..features.feature_set import FeatureSet
@@ -72,11 +71,9 @@ class Setup:
 
 def all_notes(features: FeatureSet, config: RunConfig) -> tuple[str, ...]:
     """The notes on features and options, each once, as they may be shown."""
-    notes = [*features.notes, scale_note(features.logit_scale), *config.notes]
-    split = config.data.split
-    if split is not None and not config.data.classes:  # else most may be of others
-        notes.append(missing_note(split, features.files))
-    return tuple(dict.fromkeys(cleaned([note for note in notes if note])))
+    odd = scale_note(features.logit_scale)
+    notes = [*features.notes, *([odd] if odd else []), *config.notes]
+    return tuple(dict.fromkeys(cleaned(notes)))
 
 
 def one_run(config: RunConfig) -> RunConfig:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from fedclip_plugin.clip.encoder import EncoderSpec, FrozenClip
-from fedclip_plugin.config.inputs import ModelConfig
+from fedclip_plugin.config.inputs import DataConfig, ModelConfig
 from fedclip_plugin.config.schema import RunConfig
 from fedclip_plugin.errors import GpuMemoryError
 from fedclip_plugin.features import obtain
 from tests.clip.fake_encoder import make_dataset
+from tests.federation.toy import DOMAINS, toy_features
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -63,3 +66,15 @@ def test_a_full_gpu_is_no_fault_of_the_weights():
     size = clip.source.image_size
     with pytest.raises(GpuMemoryError, match="--device cpu"):
         clip.encode_images(torch.zeros(1, 3, *size))
+
+
+def test_images_of_a_split_that_are_not_there_are_noted_once(tmp_path: Path) -> None:
+    names = {d: tuple(f"{d}/{i}.jpg" for i in range(60)) for d in DOMAINS}
+    features = replace(toy_features(), files=names)
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": [["art/0.jpg", 0], ["art/99.jpg", 0]]}))
+    for classes, said in (((), ["art/99.jpg"]), (("class0",), [])):
+        data = DataConfig(split=str(split), classes=classes)
+        found, _ = obtain.obtain_features(RunConfig(data=data), data=features)
+        notes = [note.rpartition(" ")[2] for note in found.notes if "--split" in note]
+        assert notes == said
