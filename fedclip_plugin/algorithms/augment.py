@@ -27,13 +27,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
 from ..wire.update import ClientUpdate, State
-from .base import Algorithm, Client, RoundAlgorithm, Samples, Task
+from .base import Algorithm, Client, RoundAlgorithm, Samples, Task, generator_of
+from .statistics import packed, unpacked
 
 OURS = "ggeur."  # before the names of what is not the method's
 READY, FACTORS, MEANS = OURS + "ready", OURS + "factors", OURS + "means"
@@ -196,13 +196,12 @@ def _moments(client: Client, like: State) -> ClientUpdate:
     """Share, mean and covariance of the client's rows of every class."""
     moments = {key: torch.zeros_like(value) for key, value in like.items()}
     x, y = client.train.x.double(), client.train.y
-    row, column = torch.triu_indices(x.shape[1], x.shape[1], device=x.device)
     for c in y.unique().tolist():
         part = x[y == c]
         gap = part - part.mean(dim=0)
         moments[SHARE][c] = len(part) / len(y)
         moments[MEANS][c] = part.mean(dim=0)
-        moments[COVARIANCES][c] = (gap.t() @ gap / len(part))[row, column]
+        moments[COVARIANCES][c] = packed(gap.t() @ gap / len(part))
     return ClientUpdate(client.name, moments, len(y))
 
 
@@ -221,7 +220,7 @@ def spread(updates: Sequence[ClientUpdate], state: State, task: Task) -> State:
         mean, covariance = pooled(
             [n for n, _ in parts],
             [s[MEANS][c].double() for _, s in parts],
-            [_square(s[COVARIANCES][c]) for _, s in parts],
+            [unpacked(s[COVARIANCES][c]) for _, s in parts],
         )
         values, vectors = torch.linalg.eigh(covariance)
         values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
@@ -246,19 +245,9 @@ def pooled(
     return mean, covariance
 
 
-def _square(triangle: Tensor) -> Tensor:
-    dim = int(((8 * len(triangle) + 1) ** 0.5 - 1) / 2)
-    row, column = torch.triu_indices(dim, dim, device=triangle.device)
-    upper = triangle.new_zeros(dim, dim, dtype=torch.float64)
-    upper[row, column] = triangle.double()
-    return upper + upper.triu(1).t()
-
-
 def augmented(own: Samples, place: int, state: State, task: Task) -> Samples:
     """The rows of a client and what it draws: a function of seed and ``place``."""
-    entropy = np.random.SeedSequence([task.seed, _DRAW, place])
-    generator = torch.Generator()
-    generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    generator = generator_of(task.seed, _DRAW, place)
     drawn = [(own.x, own.y), *_drawn(own, state, task, generator)]
     x, y = (torch.cat(parts) for parts in zip(*drawn))
     return Samples(x, y)

@@ -123,7 +123,7 @@ class Task:
         """The CLIP itself; raises ConfigError where there are only features."""
         if self.clip is None:
             raise ConfigError(
-                "this algorithm trains CLIP itself and needs the images: use "
+                "this algorithm runs CLIP itself and needs the images: use "
                 "`fedclip run --root DIR`, not --features, and none of the hosts"
             )
         return self.clip
@@ -185,8 +185,17 @@ class Algorithm(abc.ABC):
     it is given: then a trained state predicts classes that it never saw, too."""
     needs_clip = False
     """Whether features are not enough, see :attr:`Task.whole_clip`."""
+    personalizes = True
+    """Whether what ``local_train`` gives of one client predicts by itself, so that the
+    client can go on alone (``--personalize``)."""
     rows_at_once = 4096
     """Rows scored at once: bounds memory, changes no result."""
+
+    @property
+    def why_clip(self) -> str:
+        """What one that ``needs_clip`` does with it, after its name."""
+        text = self.needs == "text tower"
+        return "trains through CLIP's text tower" if text else "trains CLIP itself"
 
     @abc.abstractmethod
     def init(self, task: Task) -> State:
@@ -312,7 +321,11 @@ def sample_order(
     A function of its arguments alone: no state to save, so a resumed run and every
     host draw the same order.
     """
-    entropy = np.random.SeedSequence([seed, round_number, client, epoch])
-    generator = torch.Generator()
-    generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    generator = generator_of(seed, round_number, client, epoch)
     return torch.randperm(count, generator=generator)
+
+
+def generator_of(*entropy: int) -> torch.Generator:
+    """A generator on the CPU, seeded by all of ``entropy``, whole numbers >= 0."""
+    mixed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))

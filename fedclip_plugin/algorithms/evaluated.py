@@ -33,7 +33,7 @@ class Evaluated(Algorithm):
 
     def __init__(self, inner: Algorithm, path: Path) -> None:
         if not inner.communicates or inner.needs_clip:
-            why = "trains CLIP itself" if inner.needs_clip else "shares no state"
+            why = inner.why_clip if inner.needs_clip else "shares no state"
             raise ConfigError(f"--evaluate: --alg {inner.name} {why}")
         self.inner, self.path = inner, path
         self.name, self.source, self.needs = inner.name, inner.source, inner.needs

@@ -18,7 +18,7 @@ from ..config.fields import Section, option
 from ..wire.update import ClientUpdate, State
 from .adapter import contrastive_loss
 from .base import Algorithm, Client, Samples, Task
-from .training import client_update, make_optimizer, train_local
+from .training import fit_state
 
 
 class FedAvg(Algorithm):
@@ -53,9 +53,8 @@ class FedAvg(Algorithm):
     ) -> ClientUpdate:
         """Local epochs of Adam on all weights."""
         model, tokens = self.model(task), task.whole_clip.tokens
-        params = {k: v.clone().requires_grad_() for k, v in state.items()}
 
-        def loss(rows: Tensor) -> Tensor:
+        def loss(params: State, rows: Tensor) -> Tensor:
             batch = client.train[rows]
             present, column = torch.unique(batch.y, return_inverse=True)
             images, text, scale = functional_call(
@@ -64,10 +63,8 @@ class FedAvg(Algorithm):
             contrast = contrastive_loss(images, column, text, scale)
             return contrast + self.proximal(params, state, task)
 
-        optimizer = make_optimizer(params.values(), task.train)
-        losses = train_local(optimizer, loss, client, task, round_number)
-        after = {key: value.detach() for key, value in params.items()}
-        return client_update(client, after, losses)
+        # alone, a row has no negatives in the in-batch loss
+        return fit_state(state, loss, client, task, round_number, least=2)
 
     def proximal(self, params: State, start: State, task: Task) -> Tensor | float:
         """What FedProx adds to the loss."""

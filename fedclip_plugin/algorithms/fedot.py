@@ -28,7 +28,7 @@ from ..config.fields import Section, option
 from ..errors import ConfigError
 from ..wire.update import ClientUpdate, State
 from .base import Algorithm, Client, Task, kept_state
-from .training import client_update, make_optimizer, train_local
+from .training import fit_state
 
 SKEW = "skew"  # what a client keeps: the upper triangles of the blocks of R_i
 
@@ -68,20 +68,17 @@ class FedOt(Algorithm):
         self, state: State, client: Client, task: Task, round_number: int
     ) -> ClientUpdate:
         """Local epochs on W_g and R_i together."""
-        start = {**state, **kept_state(client, first_skew(task))}
-        params = {k: v.clone().requires_grad_() for k, v in start.items()}
         z, y = F.normalize(client.train.x, dim=1), client.train.y
 
-        def loss(rows: Tensor) -> Tensor:
+        def loss(params: State, rows: Tensor) -> Tensor:
             turned = rotated(z[rows], params[SKEW], block_size(task))
             scores = task.logit_scale * turned @ params["weight"].t()
             return F.cross_entropy(scores, y[rows])
 
-        optimizer = make_optimizer(params.values(), task.train)
-        losses = train_local(optimizer, loss, client, task, round_number, least=1)
-        after = {key: value.detach() for key, value in params.items()}
-        kept = {SKEW: after.pop(SKEW)}
-        return replace(client_update(client, after, losses), kept=kept)
+        start = {**state, **kept_state(client, first_skew(task))}
+        update = fit_state(start, loss, client, task, round_number)
+        shared = {key: update.state[key] for key in state}
+        return replace(update, state=shared, kept={SKEW: update.state[SKEW]})
 
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Scores of turned features; of features as they are without a rotation."""

@@ -22,14 +22,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.fields import Section, option
 from ..wire.update import ClientUpdate, State
-from .base import Client, RoundAlgorithm, Samples, Task
+from .base import Client, RoundAlgorithm, Samples, Task, generator_of
 from .linear import Linear, LinearParams
 
 _log = logging.getLogger("fedclip")
@@ -64,6 +63,7 @@ class FedPft(RoundAlgorithm):
     Params = FedPftParams
     moves = False
     averages = False
+    personalizes = False
     text_at_server = True
     defaults: ClassVar = {
         "rounds": 1, "compress": "fp16", "error_feedback": "off",
@@ -177,10 +177,7 @@ def draw(
         gaussians = {key: value.cpu() for key, value in update.state.items()}
         counts = (gaussians["share"].double() * update.num_examples).round().long()
         for c, k in counts.clamp_min(0).nonzero().tolist():
-            entropy = np.random.SeedSequence([task.seed, _DRAW, place, c, k])
-            generator = torch.Generator()
-            seed = int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1))
-            generator.manual_seed(seed)
+            generator = generator_of(task.seed, _DRAW, place, c, k)
             count, mean = int(counts[c, k]), gaussians["means"][c, k]
             noise = torch.randn(count, len(mean), generator=generator)
             spread = gaussians["variances"][c, k].clamp_min(0).sqrt()

@@ -35,7 +35,7 @@ from ..wire.update import ClientUpdate, State
 from .adapter import seeded
 from .base import Algorithm, Client, Task
 from .context import scores_of, text_under, token_embedding
-from .training import client_update, make_optimizer, train_local
+from .training import fit_state
 
 HEADS = 4
 
@@ -108,16 +108,12 @@ class FedTpg(Algorithm):
         self, state: State, client: Client, task: Task, round_number: int
     ) -> ClientUpdate:
         """Local epochs on the cross-entropy over all classes."""
-        params = {k: v.clone().requires_grad_() for k, v in state.items()}
 
-        def loss(rows: Tensor) -> Tensor:
+        def loss(params: State, rows: Tensor) -> Tensor:
             scores = scores_of(self.text(params, task), client.train.x[rows], task)
             return F.cross_entropy(scores, client.train.y[rows])
 
-        optimizer = make_optimizer(params.values(), task.train)
-        losses = train_local(optimizer, loss, client, task, round_number, least=1)
-        after = {key: value.detach() for key, value in params.items()}
-        return client_update(client, after, losses)
+        return fit_state(state, loss, client, task, round_number)
 
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Scaled cosine with the captions under the prompt for the task's classes."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..config.fields import Section, option
 from ..wire.update import ClientUpdate, State
 from .base import Algorithm, Client, Task
-from .training import client_update, make_optimizer, train_local
+from .training import fit_state
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,12 @@ class Linear(Algorithm):
         self, state: State, client: Client, task: Task, round_number: int
     ) -> ClientUpdate:
         """Local epochs on the cross-entropy over all classes."""
-        params = {k: v.clone().requires_grad_() for k, v in state.items()}
 
-        def loss(rows: Tensor) -> Tensor:
+        def loss(params: State, rows: Tensor) -> Tensor:
             scores = self.predict(params, client.train.x[rows], task)
             return F.cross_entropy(scores, client.train.y[rows])
 
-        optimizer = make_optimizer(params.values(), task.train)
-        losses = train_local(optimizer, loss, client, task, round_number, least=1)
-        after = {key: value.detach() for key, value in params.items()}
-        return client_update(client, after, losses)
+        return fit_state(state, loss, client, task, round_number)
 
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Class scores of normalised features."""

@@ -19,7 +19,7 @@ from ..errors import ConfigError
 from ..wire.update import ClientUpdate, State
 from .base import Algorithm, Client, Task
 from .context import scores_of, text_under, token_embedding
-from .training import client_update, make_optimizer, train_local
+from .training import fit_state
 
 
 class PromptFL(Algorithm):
@@ -53,17 +53,14 @@ class PromptFL(Algorithm):
         self, state: State, client: Client, task: Task, round_number: int
     ) -> ClientUpdate:
         """Local epochs on the cross-entropy over all classes."""
-        context = state["context"].clone().requires_grad_()
 
-        def loss(rows: Tensor) -> Tensor:
-            text = self.text(context, task)
+        def loss(params: State, rows: Tensor) -> Tensor:
+            text = self.text(params["context"], task)
             scores = scores_of(text, client.train.x[rows], task)
             error = F.cross_entropy(scores, client.train.y[rows])
             return error + self.penalty(text, task)
 
-        optimizer = make_optimizer([context], task.train)
-        losses = train_local(optimizer, loss, client, task, round_number, least=1)
-        return client_update(client, {"context": context.detach()}, losses)
+        return fit_state(state, loss, client, task, round_number)
 
     def penalty(self, text: Tensor, task: Task) -> Tensor | float:
         """What is added to the loss for the learned text features ``text`` (C, D)."""

@@ -58,6 +58,30 @@ def train_local(
     return losses
 
 
+def fit_state(
+    state: State,
+    loss_of: Callable[[State, Tensor], Tensor],
+    client: Client,
+    task: Task,
+    round_number: int,
+    least: int = 1,
+) -> ClientUpdate:
+    """Local epochs of all tensors of ``state``, which stays as it is.
+
+    ``loss_of`` takes the tensors as they are then and the row numbers of a batch of
+    ``least`` rows or more, and gives the loss ().
+    """
+    params = {key: value.clone().requires_grad_() for key, value in state.items()}
+
+    def loss(rows: Tensor) -> Tensor:
+        return loss_of(params, rows)
+
+    optimizer = make_optimizer(params.values(), task.train)
+    losses = train_local(optimizer, loss, client, task, round_number, least)
+    after = {key: value.detach() for key, value in params.items()}
+    return client_update(client, after, losses)
+
+
 def train_module(
     state: State, client: Client, task: Task, round_number: int
 ) -> ClientUpdate:

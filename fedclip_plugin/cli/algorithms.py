@@ -11,6 +11,8 @@ from ..algorithms import ALGORITHMS, Algorithm, Task, algorithm_class
 from ..config.schema import TrainConfig
 from ..errors import whole_line
 from ..report.wording import human_bytes
+from ..wire.codecs import CODECS
+from ..wire.compression import PLAIN, encode
 from ..wire.message import state_bytes
 from ..wire.update import State
 
@@ -56,11 +58,19 @@ def _travels(algorithm: Algorithm, classes: int, dim: int) -> str:
     task = Task(torch.zeros(classes, dim), 100.0, params=algorithm.Params())
     sent = algorithm.update_like(algorithm.init(task))
     answer = algorithm.answer_like(sent, task)
-    if answer is sent:
+    codec = algorithm.defaults.get("compress", PLAIN)
+    if answer is sent and codec == PLAIN:
         return f"{_amount(sent)}, each way between server and client in a round"
-    return f"{_amount(sent)} down to each client in a round, {_amount(answer)} up"
+    up = _amount(answer, codec)
+    return f"{_amount(sent)} down to each client in a round, {up} up"
 
 
-def _amount(state: State) -> str:
+def _amount(state: State, codec: str = PLAIN) -> str:
+    """Of a state that travels by ``codec``."""
     count = sum(value.numel() for value in state.values())
-    return f"{count:,} numbers, {human_bytes(state_bytes(state))}"
+    travels, how = state, ""
+    if codec != PLAIN:
+        zeros = {key: torch.zeros_like(value) for key, value in state.items()}
+        travels, _ = encode(CODECS[codec], zeros, zeros, {})
+        how = f" in {codec}"
+    return f"{count:,} numbers{how}, {human_bytes(state_bytes(travels))}"

@@ -251,6 +251,7 @@ def _print_checks(checks: Sequence[Check], display: Display) -> int:
 
 def algorithms(args: argparse.Namespace, display: Display) -> int:
     """``fedclip algorithms``."""
+    from ..algorithms import ELSEWHERE
     from .algorithms import list_algorithms
 
     for flag, value in (("--classes", args.classes), ("--dim", args.dim)):
@@ -261,6 +262,10 @@ def algorithms(args: argparse.Namespace, display: Display) -> int:
         for label, text in facts.items():
             line = f"  {label:<12} {text}"
             display.out.print(line, markup=False, highlight=False, soft_wrap=True)
+    display.out.print("[bold]options, not --alg of their own[/]", highlight=False)
+    for name, use in ELSEWHERE.items():
+        line = f"  {name:<12} {use}"
+        display.out.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

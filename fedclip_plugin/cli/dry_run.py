@@ -56,8 +56,9 @@ def estimate(config: RunConfig) -> list[Cost]:
     )
     if features.unseen is not None:
         costs += _halves(config, features, features.unseen)
-    if get_algorithm(config.algorithm).needs_clip:
-        detail = f"--alg {config.algorithm} trains CLIP itself: measure one round"
+    algorithm = get_algorithm(config.algorithm)
+    if algorithm.needs_clip:
+        detail = f"--alg {algorithm.name} {algorithm.why_clip}: measure one round"
         return [*costs, Cost("training", detail)]
     return [*costs, *_training(config, features, targets[0], runs)]
 

@@ -92,7 +92,7 @@ def _dry_run(found: Sweep, output: Output, processes: int, display: Display) -> 
     seconds = [run_seconds(job.config, job.plan.target) for job in firsts[::step]]
     known = [s for s in seconds if s is not None]
     processes = min(processes, len(jobs))
-    about = "unknown: --alg trains CLIP itself"
+    about = "unknown: --alg needs CLIP itself"
     if known:
         total = sum(known) / len(known) * len(jobs)
         wall = human_seconds(total / processes)

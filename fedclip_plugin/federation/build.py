@@ -106,6 +106,11 @@ def check_together(config: RunConfig, algorithm: Algorithm) -> None:
             f"--alg {config.algorithm}: what its clients keep ties rounds together, "
             "which --dp-noise-multiplier cannot account for (docs/privacy.md)"
         )
+    if config.train.personalize != "none" and not algorithm.personalizes:
+        raise ConfigError(
+            f"--alg {config.algorithm}: what its clients send is no model that one of "
+            f"them could go on with: leave out --personalize {config.train.personalize}"
+        )
     if not (algorithm.communicates and algorithm.moves):
         why = "makes its state anew each round"
         if not algorithm.communicates:

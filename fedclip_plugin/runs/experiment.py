@@ -126,12 +126,13 @@ def run_experiment(
 
 
 def whole_clip(config: RunConfig, features: FeatureSet) -> WholeClip | None:
-    """The CLIP itself where the algorithm trains it, else nothing."""
-    if not get_algorithm(config.algorithm).needs_clip:
+    """The CLIP itself where the algorithm needs it, else nothing."""
+    algorithm = get_algorithm(config.algorithm)
+    if not algorithm.needs_clip:
         return None
     if config.data.features is not None:
         raise ConfigError(
-            f"--alg {config.algorithm} trains CLIP itself: it needs the images "
+            f"--alg {algorithm.name} {algorithm.why_clip}: it needs the images "
             "(--dataset, --root), not --features"
         )
     dataset = open_data(config)

@@ -202,6 +202,7 @@ def _notes(setup: Setup, now: RunState) -> list[str]:
     algorithm = setup.fed.algorithm
     if algorithm.personal and algorithm.communicates and not now.best_kept:
         notes.append(_OF_SHARED if setup.fed.clients else _OF_CLIENTS)
+    notes += _one_round_notes(setup)
     notes += algorithm.remarks(now.state, setup.fed.clients, setup.fed.task)
     notes += _novel_notes(setup, now)
     if (count := len(setup.features.classes)) > MAX_CLASSES:
@@ -209,6 +210,19 @@ def _notes(setup: Setup, now: RunState) -> list[str]:
             f"{count:,} classes: confusion matrices are left out beyond {MAX_CLASSES:,}"
         )
     return notes
+
+
+def _one_round_notes(setup: Setup) -> list[str]:
+    """Whose rows no model has that is made of one round's clients alone."""
+    config, algorithm = setup.config, setup.fed.algorithm
+    anew = algorithm.communicates and not algorithm.moves
+    share = config.server.participation
+    if not anew or share >= 1 or config.train.evaluate is not None:
+        return []
+    return [
+        f"--participation {share:g}: --alg {algorithm.name} makes its model of the "
+        "clients of one round; what the others hold is not in it"
+    ]
 
 
 def _novel_notes(setup: Setup, now: RunState) -> list[str]:

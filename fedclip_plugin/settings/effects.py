@@ -82,6 +82,11 @@ _RULES: tuple[_Rule, ...] = (  # options, what they need, and whether it is ther
         "a held-out domain and an --alg that aligns to it: facmic or faa-clip",
         _sees_held_out,
     ),
+    (
+        "personalize",
+        "an --alg that trains or counts something",
+        lambda c: c.algorithm.lower() != "zeroshot",
+    ),
     ("gap-step", "--weighting gap", lambda c: c.server.weighting == "gap"),
     (
         "server-momentum",

@@ -72,7 +72,7 @@ def settings_of(
             "a given state"
         )
     if algorithm.needs_clip or not algorithm.communicates:
-        why = "trains CLIP itself" if algorithm.needs_clip else "sends nothing"
+        why = algorithm.why_clip if algorithm.needs_clip else "sends nothing"
         raise ConfigError(f"--alg {algorithm.name} {why}: `fedclip run` has it")
     if algorithm.transductive:
         raise ConfigError(

@@ -8,6 +8,8 @@ from fedclip_plugin.algorithms import ALGORITHMS
 from fedclip_plugin.cli import main
 from tests.algorithms.installed import install_warm_start
 
+OPTIONS = "options, not --alg of their own"
+
 
 def listed(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, str]:
     assert main(["algorithms", *flags]) == 0
@@ -23,6 +25,9 @@ def listed(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, str]:
 
 def test_every_algorithm_tells_what_it_is(capsys):
     blocks = listed(capsys)
+    options = blocks.pop(OPTIONS)
+    assert "ggeur augmentation" in options
+    assert "feddg-ga weights of clients" in options
     assert list(blocks) == ALGORITHMS.names()
     for text in blocks.values():
         labels = [line.split()[0] for line in text.splitlines()]
@@ -33,6 +38,11 @@ def test_every_algorithm_tells_what_it_is(capsys):
     assert "travels nothing" in blocks["zeroshot"]
     assert "rounds 1 by default" in blocks["gda"]
     assert "needs images" in blocks["fedavg"]
+
+
+def test_what_is_compressed_by_default_is_listed_as_it_travels(capsys):
+    blocks = listed(capsys, "--classes", "7", "--dim", "512")
+    assert "3,598 numbers in fp16, 7.2 KiB up" in blocks["fedpft"]
 
 
 @pytest.mark.parametrize(("classes", "dim"), [(7, 512), (3, 8)])

@@ -242,12 +242,22 @@ def test_the_command_line(images, weights, tmp_path, capsys):
     assert "has none" in capsys.readouterr().err
 
 
-def test_a_feature_directory_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("alg", "why"),
+    [
+        ("fedavg", "trains CLIP itself"),
+        ("promptfl", "trains through CLIP's text tower"),
+        ("fedtpg", "trains through CLIP's text tower"),
+    ],
+)
+def test_a_feature_directory_is_refused(tmp_path, capsys, alg, why):
     from tests.federation.toy import write_toy
 
-    argv = ["run", "--alg", "fedavg", "--features", write_toy(tmp_path / "f")]
+    argv = ["run", "--alg", alg, "--features", write_toy(tmp_path / "f")]
     assert run([*argv, "--out", tmp_path / "x"]) == 2
-    assert "not --features" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "not --features" in error
+    assert f"--alg {alg} {why}" in error
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedavg-lora", "promptfl"])

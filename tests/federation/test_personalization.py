@@ -16,6 +16,7 @@ from fedclip_plugin.federation.engine import federate
 from fedclip_plugin.federation.evaluation import predict_labels
 from fedclip_plugin.federation.metrics import accuracy
 from fedclip_plugin.federation.personalization import EPOCHS, SHARES, personalize
+from fedclip_plugin.settings.sources import configure
 from fedclip_plugin.storage.tensors import read_tensors
 from tests.federation.toy import toy_features, write_toy
 
@@ -124,3 +125,26 @@ def test_the_command_writes_and_prints_it(tmp_path, capsys):
         )
         assert set(state) == {"0.weight", "0.bias", "2.weight", "2.bias"}
         assert json.loads(meta["classes"]) == [f"class{i}" for i in range(4)]
+
+
+@pytest.mark.parametrize("method", ["finetune", "mix"])
+def test_what_sends_no_model_cannot_be_personalized(tmp_path, capsys, method):
+    argv = ["run", "--features", write_toy(tmp_path / "f"), "--target", "photo"]
+    argv += ["--alg", "fedpft", "--personalize", method, "--out", tmp_path / "out"]
+    assert main([str(a) for a in argv]) == 2
+    assert f"leave out --personalize {method}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("alg", ["gda", "tofa", "linear", "fedot", "fedmedclip"])
+def test_whatever_predicts_by_itself_can_be_personalized(alg):
+    config = configure({"alg": alg, "rounds": 1, "personalize": "mix"})
+    fed = build_federation(toy_features(), config, "photo", seed=0)
+    *_, last = federate(fed)
+    summary, states = run(fed, last.best, "mix")
+    assert set(summary["clients"]) == {client.name for client in fed.clients}
+    for client in fed.clients:
+        found = predict_labels(
+            fed.algorithm, states[client.name], client.test, fed.task
+        )
+        row = summary["clients"][client.name]
+        assert row["personal"] == accuracy(found, client.test.y)

@@ -272,3 +272,15 @@ def test_the_summary_tells_what_was_changed(tmp_path):
     assert other["variant"] == "lr 0.001, weight-decay 0.0"
     evaluation = json.loads((tmp_path / "a" / "evaluation.json").read_text())
     assert set(evaluation["metrics"]) == {"fedclip", "zero_shot"}
+
+
+@pytest.mark.parametrize(("alg", "share"), [("gda", 0.5), ("gda", 1), ("linear", 0.5)])
+def test_clients_that_the_one_round_leaves_out_are_told_of(tmp_path, alg, share):
+    config = make_config(
+        write_toy(tmp_path / "f"),
+        algorithm=alg,
+        train={"rounds": 1, "participation": share},
+    )
+    notes = run(config, tmp_path / "out")["notes"]
+    left_out = alg == "gda" and share < 1
+    assert any("the clients of one round" in note for note in notes) == left_out
