@@ -19,7 +19,12 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 # The same examples everywhere, and no verdict that depends on the machine's load.
-hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
+hypothesis.settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("tests")
 
 

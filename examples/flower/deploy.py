@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import ipaddress
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -31,7 +32,8 @@ from fedclip_plugin.cli.parser import main as fedclip
 APP = Path(__file__).resolve().parent
 DOMAINS = ("scan", "negative", "photo", "sketch")  # in the order of the data set
 HOST = "127.0.0.1"
-PATIENCE = 60.0  # seconds for a process to come up, or to end
+PATIENCE = 300.0  # seconds for a process to come up
+ENDING = 60.0  # seconds for one to end
 
 
 def write_certificates(folder: Path) -> None:
@@ -80,9 +82,12 @@ def write_certificates(folder: Path) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """Of those that systems do not hand out: no connection gets it by chance."""
+    while True:
+        port = secrets.choice(range(10_000, 32_000))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            return port
 
 
 class Deployment:
@@ -166,7 +171,7 @@ class Deployment:
             kill(process, signal.SIGTERM)
         for process in reversed(self._all):
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(PATIENCE)
+                process.wait(ENDING)
             kill(process, signal.SIGKILL)
             process.wait()
 

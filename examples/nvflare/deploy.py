@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -30,7 +31,7 @@ from fedclip_plugin.registry import nvflare_host
 
 HOST, ADMIN, ORG = "localhost", "admin@example.org", "hospitals"
 DOMAINS = ("scan", "negative", "photo")  # a site's each
-PATIENCE = 90.0  # seconds for a process to come up, or to end
+PATIENCE = 300.0  # seconds for a process to come up, and for its answers
 PROJECT = """\
 api_version: 3
 name: fedclip
@@ -49,9 +50,12 @@ builders:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+    """Of those that systems do not hand out: no connection gets it by chance."""
+    while True:
+        port = secrets.choice(range(10_000, 32_000))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 class Deployment:
@@ -200,7 +204,10 @@ class Deployment:
     def _connect(self) -> Any:
         from nvflare.fuel.flare_api.flare_api import new_secure_session
 
-        return new_secure_session(ADMIN, str(self.kits / ADMIN), timeout=PATIENCE)
+        kit = str(self.kits / ADMIN)
+        session = new_secure_session(ADMIN, kit, timeout=PATIENCE)
+        session.set_timeout(60.0)  # NVFlare's own 5 are few on a busy machine
+        return session
 
 
 def split_digits(folder: Path) -> dict[str, Path]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fedclip_plugin.registry import fedml_host
+from tests.faults.brake import RELEASED, Brake
 from tests.faults.kills import (
     Toll,
     check_files,
@@ -35,7 +36,7 @@ from tests.registry.fedml.runs import (
     write_addresses,
     write_yaml,
 )
-from tests.waiting import wait_until
+from tests.waiting import SECONDS, wait_until
 
 CLIENTS = 2  # processes; FedML draws which of three clients they are in a round
 APART = 4  # rounds between two kills, at most
@@ -55,6 +56,8 @@ class Silo:
         cf = write_yaml(folder / "fedml_config.yaml", self.values)
         self.commands = silo_commands(cf, CLIENTS + 1)
         self.commands[0].append("--resume")
+        self.stop = Brake(folder / "brake")
+        self.commands[0] = self.stop.command(self.commands[0])
         self.environment = environment(folder)
         self.running: dict[int, Process] = {}
 
@@ -116,6 +119,7 @@ def break_silo(folder: Path, features: Path, toll: Toll, victims: list[int]) -> 
     with Silo(folder, features, rounds) as silo:
         for rank in victims:
             goal = silo.rounds() + toll.rng.randint(1, APART)
+            silo.stop.let(goal + 1)
             wait_until(lambda g=goal: silo.rounds() >= g or _ended(silo))
             time.sleep(toll.rng.random() * 0.1)
             assert not _ended(silo), silo.log(0)
@@ -123,6 +127,7 @@ def break_silo(folder: Path, features: Path, toll: Toll, victims: list[int]) -> 
             toll.count("FedML client" if rank else "FedML server")
             check_files(silo.out)
             silo.start(rank)
+        silo.stop.let(RELEASED)
         assert silo.finish() == [0] * (CLIENTS + 1), silo.log(0)
     check_silo(silo, folder, toll)
 
@@ -149,10 +154,11 @@ def end_simulation(folder: Path, features: Path, toll: Toll) -> None:
     values = options(features, comm_round=200, fedclip_out=str(out))
     cf = write_yaml(folder / "fedml_config.yaml", values)
     command = [*FEDCLIP, "fedml", "--cf", str(cf), "--offline", "--resume"]
-    with processes(folder, [command]) as (process,):
+    stop = Brake(folder / "brake", 100)
+    with processes(folder, [stop.command(command)]) as (process,):
         wait_until(lambda: rounds_in(out / "metrics.jsonl") > 3)
         os.kill(process.pid, signal.SIGTERM)
-        assert process.wait() == 143
+        assert process.wait(SECONDS) == 143
     last = (folder / "0.log").read_text().splitlines()[-1]
     assert last.endswith(f"resume with: {shlex.join(['fedclip', *command[3:]])}")
     done = rounds_in(out / "metrics.jsonl")

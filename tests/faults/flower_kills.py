@@ -6,12 +6,16 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from flwr.app import Context, RecordDict
 
 from fedclip_plugin.config.schema import RunConfig
@@ -22,6 +26,7 @@ from fedclip_plugin.runs.directory import prepare_out
 from fedclip_plugin.runs.experiment import run_experiment
 from fedclip_plugin.settings.sources import load_config
 from fedclip_plugin.storage.tensors import read_tensors
+from tests.faults.brake import RELEASED, Brake
 from tests.faults.kills import (
     Toll,
     break_serving,
@@ -32,7 +37,7 @@ from tests.faults.kills import (
     write_to,
 )
 from tests.federation.toy import own_directories, toy_features
-from tests.registry.flower.deployment import load_example, two_domains
+from tests.registry.flower.deployment import load_example, two_domains, write_app
 from tests.registry.flower.grid import (
     equal,
     grid_of,
@@ -42,7 +47,11 @@ from tests.registry.flower.grid import (
 from tests.waiting import SECONDS, wait_until
 
 ADAPTER = "adapter.safetensors"
-TRAINING = "lr=0.01 min-available-nodes=2 start-timeout=200 round-timeout=200"
+SERVER = """from pathlib import Path
+from tests.faults.brake import brake
+brake(Path({file!r}))
+from fedclip_plugin.registry.flower_host import server_app as app
+"""
 
 
 # -------------------------------------------------- Flower's messages in one process
@@ -75,19 +84,29 @@ class Fleet:
         ]
         self.example = load_example()
         self.number = 0
+        self.brake = Brake(folder / "brake", RELEASED)
+        waits = {"min_available_nodes": 2, "start_timeout": 600, "round_timeout": 200}
+        config = options(
+            None, dataset="toy", num_server_rounds=rounds, out=str(self.out),
+            resume=True, **waits,
+        )  # fmt: skip
+        text = SERVER.format(file=str(self.brake.file))
+        self.app = write_app(folder / "app", config, server=text)
 
-    def deploy(self) -> Any:
+    @contextmanager
+    def deploy(self) -> Iterator[Any]:
         """A SuperLink and its SuperNodes, in a directory of their own."""
         self.number += 1
         self.work = self.folder / f"deployment-{self.number}"
         self.work.mkdir()
-        return self.example.Deployment(self.work, self.nodes)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+            with self.example.Deployment(self.work, self.nodes) as deployment:
+                yield deployment
 
     def submit(self, deployment: Any) -> subprocess.Popen[str]:
         """``flwr run`` with ``resume=true``."""
-        config = f'{TRAINING} dataset="toy" num-server-rounds={self.rounds}'
-        config = f'{config} out="{self.out}" resume=true'
-        run: subprocess.Popen[str] = deployment.run(config=config)
+        run: subprocess.Popen[str] = deployment.run(self.app)
         return run
 
     def done(self) -> int:
@@ -123,14 +142,15 @@ class Fleet:
 
 def break_deployment(folder: Path, toll: Toll, victims: list[str]) -> None:
     """Kill ``SuperLink`` or ``ServerApp`` and submit again with ``resume=true``."""
-    fleet = Fleet(folder, rounds=len(victims) + 2)
+    fleet = Fleet(folder, rounds=2 * len(victims) + 1)
     left = list(victims)
     while not (fleet.out / "summary.json").is_file():
         with fleet.deploy() as deployment:
             run = fleet.submit(deployment)
             while left:
-                victim = left.pop(0)
-                fleet.reach(run, fleet.done() + 1)
+                victim, goal = left.pop(0), fleet.done() + 1
+                fleet.brake.let(goal + 1)
+                fleet.reach(run, goal)
                 time.sleep(toll.rng.random() * 2)
                 _strike(fleet, deployment, victim)
                 toll.count(victim)
@@ -140,6 +160,7 @@ def break_deployment(folder: Path, toll: Toll, victims: list[str]) -> None:
                     break
                 run = fleet.submit(deployment)
             else:
+                fleet.brake.let(RELEASED)
                 fleet.finish(run)
         # the SuperExec of a SuperLink that was killed looks for it every few seconds
         wait_until(lambda: not fleet.processes(), 0.2)

@@ -31,6 +31,7 @@ from fedclip_plugin.features.encode import EncodeStats, EncodingJob, encode_once
 from fedclip_plugin.features.feature_set import FeatureSet
 from fedclip_plugin.settings.sources import load_config
 from fedclip_plugin.storage.tensors import digest_tensors, read_tensors
+from tests.faults.brake import RELEASED, Brake, braked
 from tests.waiting import SECONDS, wait_until
 
 PRELOAD = [
@@ -208,11 +209,13 @@ def break_serving(
     ``serve(toy, out, rounds, log)`` is a run that goes on where there is one.
     """
     rounds, out, log = 6 * (kills + 1), folder / "out", folder / "log"
+    stop = Brake(folder / "brake")
     _serve_all(serve, toy, folder / "whole", rounds, log)
     for _ in range(kills):
         metrics = out / "metrics.jsonl"
         goal = rounds_in(metrics) + toll.rng.randint(1, 4)
-        with running(serve, toy, out, rounds, log) as process:
+        stop.let(goal + 2)
+        with running(braked, stop.file, serve, toy, out, rounds, log) as process:
             wait_until(lambda m=metrics, g=goal: rounds_in(m) >= g)
             time.sleep(toll.rng.random() * 0.03)
             assert process.is_alive()
@@ -246,27 +249,52 @@ def some_digits(rows: int) -> ImageDataset:
     return ImageDataset("some-digits", whole.classes, domains)
 
 
-def encode(rows: int, cache: Path) -> tuple[FeatureSet, EncodeStats]:
-    """Encode with the shipped CLIP; a shard for every batch."""
+def encode(
+    rows: int, cache: Path, stop: Path | None = None
+) -> tuple[FeatureSet, EncodeStats]:
+    """Encode with the shipped CLIP; a shard for every batch.
+
+    ``stop`` is a file that holds how many shards there may be.
+    """
     from fedclip_plugin.clip.encoder import EncoderSpec, FrozenClip, fingerprint
     from fedclip_plugin.features import store
 
     store.SHARD_ROWS = 1
     spec = EncoderSpec.from_config(RunConfig())
+
+    def load() -> FrozenClip:
+        clip = FrozenClip.load(spec)
+        return clip if stop is None else _held(clip, cache, stop)
+
     job = EncodingJob(
         dataset=some_digits(rows),
         model="fedclip-tiny",
         pretrained="fedclip-tiny",
         prompts=("a picture of a {}",),
         encoder_key=fingerprint(spec),
-        load_encoder=lambda: FrozenClip.load(spec),
+        load_encoder=load,
     )
     return encode_once(job, cache)
 
 
-def encode_in_a_process(rows: int, cache: Path, log: Path) -> None:
+def _held(clip: Any, cache: Path, stop: Path) -> Any:
+    """The encoder, which waits where there are as many shards as there may be."""
+    encode_images = clip.encode_images
+
+    def encode_or_wait(pixels: Any) -> Any:
+        while len(shards(cache)) >= int(stop.read_text()):
+            time.sleep(0.01)
+        return encode_images(pixels)
+
+    clip.encode_images = encode_or_wait
+    return clip
+
+
+def encode_in_a_process(
+    rows: int, cache: Path, log: Path, stop: Path | None = None
+) -> None:
     logging.basicConfig(filename=log, level=logging.WARNING)
-    encode(rows, cache)
+    encode(rows, cache, stop)
 
 
 def digest_features(features: FeatureSet) -> str:
@@ -284,6 +312,7 @@ def break_encoder(folder: Path, rows: int, toll: Toll, kills: int) -> None:
     """Encoding, killed ``kills`` times; it goes on, and ends in the same bits."""
     whole, _ = encode(rows, folder / "whole")
     cache, log, killed = folder / "cache", folder / "log", 0
+    log.touch()  # a process may be killed before it does
     most = max(1, rows * 4 // 16 // (kills + 1))  # batches of 16 between two kills
     while killed < kills:
         goal = len(shards(cache)) + toll.rng.randint(0, most)
@@ -314,17 +343,23 @@ def share_cache(folder: Path, rows: int, toll: Toll, kills: int) -> None:
     """Four processes encode the same images; ``kills`` of them are killed."""
     whole, _ = encode(rows, folder / "whole")
     cache, log = folder / "cache", folder / "log"
+    log.touch()
+    stop = Brake(folder / "brake")
     with contextlib.ExitStack() as stack:
         four = [
-            stack.enter_context(running(encode_in_a_process, rows, cache, log))
+            stack.enter_context(
+                running(encode_in_a_process, rows, cache, log, stop.file)
+            )
             for _ in range(4)
         ]
         for process in toll.rng.sample(four, kills):
             goal = len(shards(cache)) + toll.rng.randint(1, 3)
+            stop.let(goal)
             wait_until(lambda g=goal: len(shards(cache)) >= g)
             assert process.is_alive()  # it encodes, or waits for the one that does
             kill(process)
             toll.count("one of four at a cache")
+        stop.let(RELEASED)
         for process in four:
             process.join(SECONDS)
     codes = sorted(p.exitcode or 0 for p in four)

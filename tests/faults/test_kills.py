@@ -19,6 +19,7 @@ import pytest
 from fedclip_plugin.cli import main
 from fedclip_plugin.runs.directory import prepare_out
 from fedclip_plugin.runs.files import MetricsFile
+from tests.faults.brake import Brake, braked
 from tests.faults.kills import (
     Toll,
     break_encoder,
@@ -30,7 +31,7 @@ from tests.faults.kills import (
     share_cache,
 )
 from tests.federation.toy import write_toy
-from tests.waiting import wait_until
+from tests.waiting import SECONDS, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -156,15 +157,16 @@ def test_a_signal_leaves_a_run_that_goes_on(
     features, out = write_toy(tmp_path / "f"), tmp_path / "my out"
     argv = ["run", "--features", str(features), "--target", "photo", "--quiet"]
     argv += ["--rounds", "300"]
-    with running(command, [*argv, "--out", str(out)], tmp_path) as process:
+    stop, line = Brake(tmp_path / "brake", 100), [*argv, "--out", str(out)]
+    with running(braked, stop.file, command, line, tmp_path) as process:
         wait_until(lambda: rounds_in(out / "metrics.jsonl") > 3)
         assert process.pid is not None
         for each in signals:
             os.kill(process.pid, each)
-        process.join()
+        process.join(SECONDS)
     assert process.exitcode == code
-    (line,) = (tmp_path / "log").read_text().splitlines()
-    said, _, how = line.partition("resume with: ")
+    (text,) = (tmp_path / "log").read_text().splitlines()
+    said, _, how = text.partition("resume with: ")
     assert said == "fedclip: error: interrupted; nothing is lost; "
     assert 3 < rounds_in(out / "metrics.jsonl") < 300
     words = shlex.split(how)

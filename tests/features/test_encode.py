@@ -20,7 +20,7 @@ from fedclip_plugin.features import store as store_module
 from fedclip_plugin.features.digests import digest_domain
 from fedclip_plugin.features.encode import encode_once
 from tests.clip.fake_encoder import FakeEncoder, make_dataset, make_job, png, refuse
-from tests.waiting import SECONDS
+from tests.waiting import SECONDS, wait_until
 
 
 def small_batches(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
@@ -212,9 +212,8 @@ def test_killed_encoder_goes_on_where_it_was(tmp_path):
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=encode_until_stuck, args=(str(tmp_path),))
     process.start()
-    while len(shards(tmp_path)) < 5:
-        assert process.is_alive()
-        time.sleep(0.01)
+    wait_until(lambda: len(shards(tmp_path)) >= 5 or not process.is_alive(), 0.01)
+    assert process.is_alive()
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     dataset, _ = make_dataset(rows=40)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from fedclip_plugin.features.shards import Shard, encoding
 from fedclip_plugin.features.store import FeatureStore, _read_shard
 from fedclip_plugin.ops.kernels import resolve_device, resolve_devices
 from tests.clip.fake_encoder import FakeEncoder, make_dataset, make_job, refuse
-from tests.waiting import SECONDS
+from tests.waiting import SECONDS, wait_until
 
 ROWS = 30  # in each of two domains
 SPAWN = multiprocessing.get_context("spawn")
@@ -65,22 +68,33 @@ def test_a_shard_that_is_none_is_refused(text: str) -> None:
         Shard.parse(text)
 
 
-def encode_part(cache: str, number: int, count: int, slow: float) -> None:
+def encode_part(
+    cache: str, number: int, count: int, encoder: Callable[[], FakeEncoder]
+) -> None:
     small()
     dataset, _ = make_dataset(ROWS)
-    job = make_job(dataset, lambda: FakeEncoder(slow))
+    job = make_job(dataset, encoder)
     encode_shard(job, Path(cache), Shard(number, count))
+
+
+class Stuck(FakeEncoder):
+    """It never comes back from its fourth batch."""
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        if self.seen >= 3 * 4:
+            time.sleep(SECONDS)
+        return super().encode_images(pixels)
 
 
 def test_shards_at_once_encode_every_image_once_and_merge(tmp_path: Path) -> None:
     processes = [
-        SPAWN.Process(target=encode_part, args=(str(tmp_path), k, 3, 0.002))
+        SPAWN.Process(target=encode_part, args=(str(tmp_path), k, 3, FakeEncoder))
         for k in (1, 2, 3)
     ]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(300)
+        process.join(SECONDS)
         assert process.exitcode == 0
     found = stored(tmp_path)
     assert len(found) == 2 * ROWS
@@ -106,11 +120,10 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 
 
 def test_a_killed_shard_goes_on_where_it_was(tmp_path: Path) -> None:
-    process = SPAWN.Process(target=encode_part, args=(str(tmp_path), 1, 2, 0.05))
+    process = SPAWN.Process(target=encode_part, args=(str(tmp_path), 1, 2, Stuck))
     process.start()
-    while len(stored(tmp_path)) < 8:
-        assert process.is_alive()
-        time.sleep(0.01)
+    wait_until(lambda: len(stored(tmp_path)) >= 8 or not process.is_alive(), 0.01)
+    assert process.is_alive()
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
@@ -146,11 +159,11 @@ def run_all(cache: str, queue: Any) -> None:
 
 def test_who_encodes_all_waits_for_the_shards(tmp_path: Path) -> None:
     queue = SPAWN.Queue()
-    part = SPAWN.Process(target=encode_part, args=(str(tmp_path), 1, 2, 0.01))
+    slow = partial(FakeEncoder, 0.01)
+    part = SPAWN.Process(target=encode_part, args=(str(tmp_path), 1, 2, slow))
     part.start()
-    while not stored(tmp_path):
-        assert part.is_alive()
-        time.sleep(0.01)
+    wait_until(lambda: bool(stored(tmp_path)) or not part.is_alive(), 0.01)
+    assert stored(tmp_path)
     whole = SPAWN.Process(target=run_all, args=(str(tmp_path), queue))
     whole.start()
     encoded = queue.get(timeout=SECONDS)
@@ -215,20 +228,31 @@ def test_every_device_takes_its_share(tmp_path: Path, more: int) -> None:
     same_as_one(tmp_path, features)
 
 
+GONE = threading.Event()
+
+
 class Broken(FakeEncoder):
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        GONE.set()
         raise DataError("this device is gone")
+
+
+class Later(FakeEncoder):
+    """It has done no more than a batch when the other device is gone."""
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        assert not self.seen or GONE.wait(SECONDS)
+        return super().encode_images(pixels)
 
 
 def test_a_device_that_fails_ends_it_and_nothing_encoded_is_lost(
     tmp_path: Path,
 ) -> None:
     dataset, _ = make_dataset(ROWS)
-    slow = make_job(
-        dataset, lambda: FakeEncoder(0.01), more_encoders=(lambda: Broken(),)
-    )
+    GONE.clear()
+    job = make_job(dataset, lambda: Later(0.01), more_encoders=(Broken,))
     with pytest.raises(DataError, match="this device is gone"):
-        encode_once(slow, tmp_path)
+        encode_once(job, tmp_path)
     left = len(stored(tmp_path))
     assert left < ROWS
     features, stats = encode_once(make_job(dataset, FakeEncoder), tmp_path)

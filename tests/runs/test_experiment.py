@@ -23,7 +23,9 @@ from fedclip_plugin.runs.directory import drop_if_empty, hold, prepare_out
 from fedclip_plugin.runs.experiment import run_experiment
 from fedclip_plugin.runs.files import MetricsFile
 from fedclip_plugin.settings.sources import load_config
+from tests.faults.brake import RELEASED, Brake, brake
 from tests.federation.toy import write_toy
+from tests.waiting import SECONDS, wait_until
 
 
 def make_config(features: Path, **changes: object) -> RunConfig:
@@ -200,7 +202,8 @@ def same_results(one: Path, other: Path) -> bool:
     )
 
 
-def child_run(features: str, out: str, resume: bool) -> None:
+def child_run(features: str, out: str, resume: bool, stop: str) -> None:
+    brake(Path(stop))
     config = make_config(Path(features), train={"rounds": 120})
     run(config, Path(out), resume)
 
@@ -213,27 +216,27 @@ def test_kill_9_at_random_moments_and_resume_gives_the_same_bits(tmp_path):
         ["fedclip_plugin.runs.experiment", "tests.runs.test_experiment"]
     )
     out, rng, kills = tmp_path / "broken", random.Random(5), 0
-    metrics = out / "metrics.jsonl"
-    for attempt in range(40):
+    metrics, stop = out / "metrics.jsonl", Brake(tmp_path / "brake")
+    while True:
+        goal = rounds_in(metrics) + rng.randint(1, 15)
+        stop.let(goal + 3 if kills < 5 else RELEASED)
         process = context.Process(
             target=child_run,
-            args=(str(features), str(out), (out / "config.toml").exists()),
+            args=(
+                *(str(features), str(out), (out / "config.toml").exists()),
+                str(stop.file),
+            ),
         )
         process.start()
         if kills == 5:
-            process.join()
-            assert process.exitcode == 0, attempt
             break
-        start = rounds_in(metrics)
-        goal = start + rng.randint(1, 15)
-        while process.is_alive() and rounds_in(metrics) < goal:
-            time.sleep(0.001)
+        wait_until(lambda g=goal: rounds_in(metrics) >= g)
         time.sleep(rng.random() * 0.01)
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
+        os.kill(process.pid, signal.SIGKILL)
+        kills += 1
         process.join()
-    assert kills == 5
+    process.join(SECONDS)
+    assert process.exitcode == 0
     assert same_results(tmp_path / "whole", out)
 
 

@@ -141,7 +141,7 @@ def test_finished_runs_are_kept_and_other_options_are_refused(
 @pytest.mark.slow
 def test_kill_9_costs_what_is_not_finished(toy: Path, tmp_path: Path) -> None:
     """Workers end with the first process, and the sweep ends as if unbroken."""
-    file, out = written(toy, tmp_path, rounds=30, seed=[0, 1]), tmp_path / "out"
+    file, out = written(toy, tmp_path, rounds=45, seed=[0, 1]), tmp_path / "out"
     words = [sys.executable, "-m", "fedclip_plugin.cli", "sweep", str(file), "--quiet"]
     words += ["--jobs", "2", "--out"]
     process = subprocess.Popen([*words, str(out)], start_new_session=True)

@@ -3,7 +3,8 @@
     python -m tests.registry.fedml.faulty PLAN --cf fedml_config.yaml --rank 1 ...
 
 PLAN is JSON, a list of (client, round from 1, fault): what ``contract.FAULTS`` spoils,
-or "late" (25 s), "dies", "dies once".  Other words are FedML's.
+or "late" (when the server has gone on, by its log), "dies", "dies once".  Other words
+are FedML's.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,8 +19,9 @@ import fedml
 
 from fedclip_plugin.registry import fedml_host, register
 from tests.registry.contract import Faults, spoilt
+from tests.waiting import wait_until
 
-LATE = 25.0  # seconds
+SERVER_LOG = Path("0.log")
 
 
 class Faulty(fedml_host.FedCLIPTrainer):  # type: ignore[misc]
@@ -28,11 +29,13 @@ class Faulty(fedml_host.FedCLIPTrainer):  # type: ignore[misc]
 
     faults: ClassVar[Faults] = {}
     fault: str | None = None
+    overdue: str = ""  # what the server's log says when it waits no longer
 
     def train(self, train_data: Any, device: Any, args: Any) -> None:
         """FedCLIP's, and a look at what is to go wrong."""
         super().train(train_data, device, args)
         self.fault = self.faults.get((train_data.client.name, args.round_idx + 1))
+        self.overdue = f"(rank {args.rank}) did not answer"
 
     def get_model_params(self) -> Any:
         """The update, spoilt, late, or never."""
@@ -42,7 +45,7 @@ class Faulty(fedml_host.FedCLIPTrainer):  # type: ignore[misc]
             died.touch()
             os._exit(9)
         if fault == "late":
-            time.sleep(LATE)
+            wait_until(lambda: self.overdue in SERVER_LOG.read_text(), 0.1)
         if fault is None or fault in ("late", "dies once"):
             return params
         return None if fault == "nothing" else spoilt(fault, params)

@@ -71,7 +71,7 @@ def listening(features: Path, folder: Path, rank: int, **more: Any) -> Iterator[
         yield transport, observer, address
     finally:
         transport.stop_receive_message()
-        loop.join(10)
+        loop.join(SECONDS)
 
 
 def send(address: str, data: bytes) -> None:

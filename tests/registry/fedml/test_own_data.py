@@ -54,7 +54,7 @@ def test_the_adapter_is_that_of_the_pooled_folder(silos: Silos) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "silos",
-    [{"fedclip_round_timeout": 60, "comm_round": 5000, "epochs": 1}],
+    [{"fedclip_round_timeout": 600, "comm_round": 5000, "epochs": 1}],
     indirect=True,
 )
 def test_a_stranger_is_refused_a_late_one_joins_and_a_killed_server_goes_on(

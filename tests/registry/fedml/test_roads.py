@@ -17,6 +17,7 @@ from tests.federation.toy import DOMAINS
 from tests.registry.contract import check_directory, distance, lines_of
 from tests.registry.fedml.silos import Silos, codes
 from tests.registry.machines import Machine, machines
+from tests.waiting import SECONDS
 
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "fedml"
@@ -84,7 +85,7 @@ def test_machines_behind_a_gateway_with_ipv6_and_tls_give_the_pooled_run(
         silos.values[f"fedclip_tls_{key}"] = str(tls / f"rank-{{rank}}.{end}")
     try:
         nobody = silos.start(7)
-        assert nobody.wait(60) == 2
+        assert nobody.wait(SECONDS) == 2
         said = silos.log(3).partition("fedclip: error: ")[2].splitlines()
         assert said[0].endswith("grpc_ipconfig.csv: no line for rank 7")
         before = server.traffic()

@@ -5,6 +5,7 @@ Bytes go to a real port.  A pickle that runs leaves a file behind: none may be t
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import time
 from collections import OrderedDict
@@ -25,11 +26,13 @@ from fedclip_plugin.errors import ConfigError, UpdateError
 from fedclip_plugin.registry.fedml.grpc import check_silo
 from fedclip_plugin.registry.fedml.messages import decode_message, encode_message
 from fedclip_plugin.wire.message import MARGIN, pack
+from tests.registry.fedml.forked import launch
 from tests.registry.fedml.port import attacks, listening, message, send, worked
 from tests.registry.fedml.runs import (
     adapter,
     close,
     embedded,
+    environment,
     namespace,
     options,
     processes,
@@ -37,6 +40,7 @@ from tests.registry.fedml.runs import (
     write_addresses,
     write_yaml,
 )
+from tests.waiting import SECONDS, wait_until
 
 CERTIFICATES = (
     Path(__file__).resolve().parents[3] / "examples/fedml/make_certificates.sh"
@@ -136,7 +140,7 @@ def test_a_pickle_does_not_run_and_costs_only_its_message(
                 send(address, data)
         assert observer.got == []
         send(address, good)
-        assert observer.here.wait(10)
+        assert observer.here.wait(SECONDS)
         assert observer.got[0].get_sender_id() == 1 - rank
         assert transport.received == len(good)
 
@@ -183,7 +187,7 @@ def test_types_that_nobody_waits_for_are_left_out(features, tmp_path, caplog):
         send(address, kind(0))  # FedML's own word that the connection is there
         send(address, kind(77))
         send(address, kind(5))
-        assert observer.here.wait(10)
+        assert observer.here.wait(SECONDS)
     assert [found.get_type() for found in observer.got] == [5]
     assert "message of rank 1: type 77 is refused" in caplog.text
     assert "message of rank 1: type 0 is refused" in caplog.text
@@ -222,7 +226,7 @@ def test_with_tls_each_rank_speaks_for_itself_alone(features, tmp_path, caplog):
         client(foreign, 2) as (stranger, _, _),
     ):
         own.send_message(good)
-        assert observer.here.wait(10)
+        assert observer.here.wait(SECONDS)
         with pytest.raises(grpc.RpcError):  # no TLS at all
             send(address, encode_message(good))
         with pytest.raises(grpc.RpcError):  # signed by another authority
@@ -255,6 +259,12 @@ def test_keys_of_tls_are_checked(features, tmp_path):
 # --------------------------------------------------------------------------- whole runs
 
 
+def listens(port: str) -> bool:
+    """Whether somebody takes connections there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", int(port))) == 0
+
+
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_a_run_goes_on_under_attack(features, tmp_path, tls, monkeypatch):
     """Pickles and noise to all three ports, for as long as the run lasts."""
@@ -273,16 +283,26 @@ def test_a_run_goes_on_under_attack(features, tmp_path, tls, monkeypatch):
     commands = silo_commands(write_yaml(tmp_path / "all.yaml", values), 3)
     ports = [line.rpartition(",")[2] for line in path.read_text().split()[1:]]
     marker, answers = tmp_path / "ran", set()
-    with processes(tmp_path, commands) as started:
+    server, *others = commands
+
+    def attack() -> None:
+        for port in ports:
+            for data in attacks(marker).values():
+                try:
+                    send(f"127.0.0.1:{port}", data)
+                except grpc.RpcError as error:
+                    answers.add(error.code().name)
+
+    with processes(tmp_path, [server]) as started:
+        wait_until(lambda: listens(ports[0]) or started[0].poll() is not None, 0.1)
+        attack()  # before anything can be over
+        for rank, command in enumerate(others, 1):
+            log, env = tmp_path / f"{rank}.log", environment(tmp_path)
+            started.append(launch(command, tmp_path, env, log))
         while started[0].poll() is None:
-            for port in ports:
-                for data in attacks(marker).values():
-                    try:
-                        send(f"127.0.0.1:{port}", data)
-                    except grpc.RpcError as error:
-                        answers.add(error.code().name)
+            attack()
             time.sleep(0.2)
-        codes = [process.wait(30) for process in started]
+        codes = [process.wait(SECONDS) for process in started]
     log = (tmp_path / "0.log").read_text()
     assert codes == [0, 0, 0], log
     assert not marker.exists()

@@ -38,13 +38,15 @@ dependencies = []
 publisher = "fedclip"
 fab-include = ["*.py"]
 [tool.flwr.app.components]
-serverapp = "fedclip_plugin.registry.flower_host:server_app"
+serverapp = "{server}"
 clientapp = "{client}"
 [tool.flwr.app.config]
 """
-SOUND = "fedclip_plugin.registry.flower_host:client_app"
 FAULTY = """from tests.registry.flower.deployment import faulty_app
 app = faulty_app({faults!r})
+"""
+STUCK = """from tests.registry.flower.deployment import stuck_app
+app = stuck_app({client!r}, {file!r})
 """
 
 
@@ -78,15 +80,35 @@ def faulty_app(faults: Faults) -> Any:
     return flower_host.make_client_app([fault])
 
 
-def write_app(
-    folder: Path, run_config: Mapping[str, Any], faults: Faults | None = None
-) -> Path:
-    """A Flower app of our ServerApp and ClientApp, or of one whose updates go wrong."""
+def stuck_app(client: str, file: str) -> Any:
+    """A ClientApp of which one client makes ``file`` when it trains, and waits."""
+
+    def wait(message: Any, context: Any, app: Any) -> Any:
+        name = DOMAINS[int(context.node_config["partition-id"])]
+        if (name, message.metadata.message_type) == (client, "train"):
+            Path(file).touch()
+            time.sleep(SECONDS)
+        return app(message, context)
+
+    return flower_host.make_client_app([wait])
+
+
+def write_app(folder: Path, run_config: Mapping[str, Any], **texts: str) -> Path:
+    """A Flower app of our ServerApp and ClientApp.
+
+    ``server`` and ``client`` are texts of modules whose ``app`` is there instead.
+    """
     folder.mkdir()
+    parts = {
+        name: f"fedclip_plugin.registry.flower_host:{name}_app"
+        for name in ("server", "client")
+    }
+    for name, text in texts.items():
+        (folder / f"own_{name}.py").write_text(text)
+        parts[name] = f"own_{name}:app"
     lines = [f"{key} = {json.dumps(value)}" for key, value in run_config.items()]
-    text = APP.format(client="faulty:app" if faults else SOUND)
+    text = APP.format(**parts)
     (folder / "pyproject.toml").write_text("\n".join([text.rstrip(), *lines, ""]))
-    (folder / "faulty.py").write_text(FAULTY.format(faults=faults))
     return folder
 
 
@@ -108,9 +130,8 @@ class Deployed(ProcessWorld):
         return options(None, dataset="toy", **waits, **keys)
 
     def play(self, faults: Faults | None = None, **chosen: Any) -> Finished:
-        app = write_app(
-            self.own_folder() / "app", self.run_config(**chosen), faults or {}
-        )
+        own = {"client": FAULTY.format(faults=faults)} if faults else {}
+        app = write_app(self.own_folder() / "app", self.run_config(**chosen), **own)
         log, _ = self.deployment.run(app).communicate(timeout=SECONDS)
         status = self.status(log)
         out = Path(chosen.get("out", "none"))

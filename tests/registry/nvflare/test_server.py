@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -235,6 +233,7 @@ def test_the_process_dies_and_another_takes_its_place(tmp_path: Path) -> None:
         config, *_ = server_settings({"local-epochs": 100000}, tmp_path)
         assert algorithm.communicates
         first = worker.pid
+        assert first is not None
 
         def kill() -> bool:
             os.kill(first, signal.SIGKILL)
@@ -245,7 +244,7 @@ def test_the_process_dies_and_another_takes_its_place(tmp_path: Path) -> None:
         state |= {"2.weight": torch.zeros(16, 16), "2.bias": torch.zeros(16)}
         # the party is open: what it trains by is the first request's
         long = messages.request(state, 1, shared, ["site-1"])
-        threading.Timer(0.0, kill).start()
+        os.kill(first, signal.SIGSTOP)  # it cannot answer before
         said = worker.answer(messages.TRAIN, long, kill)
         assert messages.failure_in(said, "x") == "its training process died of signal 9"
         again = worker.answer(messages.INTRODUCE, request, lambda: False)
@@ -262,9 +261,8 @@ def test_the_process_dies_and_another_takes_its_place(tmp_path: Path) -> None:
 def test_the_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
     worker, request = introduction(tmp_path)
     worker.answer(messages.INTRODUCE, request, lambda: False)
-    pid, start = worker.pid, time.monotonic()
+    pid = worker.pid
     worker.end()
-    assert time.monotonic() - start < 60
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
