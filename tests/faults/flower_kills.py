@@ -50,7 +50,8 @@ ADAPTER = "adapter.safetensors"
 SERVER = """from pathlib import Path
 from tests.faults.brake import brake
 brake(Path({file!r}))
-from fedclip_plugin.registry.flower_host import server_app as app
+from fedclip_plugin.registry.flower_host import server_app
+app = server_app
 """
 
 

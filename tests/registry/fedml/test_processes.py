@@ -256,7 +256,7 @@ def test_a_client_that_is_started_again_joins_in(features, tmp_path):
 
 def test_cross_silo_outlives_its_clients(features, tmp_path):
     """A wrong shape, nothing, a late answer, a death: named, and left out."""
-    values = silo(features, tmp_path, 3, comm_round=7, fedclip_round_timeout=40)
+    values = silo(features, tmp_path, 3, comm_round=7, fedclip_round_timeout=30)
     cf = write_yaml(tmp_path / "fedml_config.yaml", values)
     plan = {
         ("art", 1): "nan", ("cartoon", 2): "shape", ("photo", 3): "nothing",
@@ -281,7 +281,7 @@ def test_cross_silo_outlives_its_clients(features, tmp_path):
         "update of client art left out: 0.bias holds NaN or Inf",
         "update of client cartoon left out: 0.bias is (15,)",
         "client photo sent no update in round 3",
-        "client art (rank 1) did not answer in 40 s",
+        "client art (rank 1) did not answer in 30 s",
         "late answer of client art (rank 1) to round 4 left out in round 5",
         "client cartoon (rank 2) did not answer",
         "client cartoon (rank 2) cannot be reached",

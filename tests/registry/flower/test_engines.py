@@ -203,13 +203,13 @@ def test_a_node_that_dies_costs_only_its_update(tmp_path: Path) -> None:
     with deployed(tmp_path, ROWS) as world:
         deployment = world.deployment
         config = world.run_config(out=str(out), rounds=1, local_epochs=3)
-        config |= {"weight-decay": 0.2, "round-timeout": 90, "fraction-evaluate": 0.0}
+        config |= {"weight-decay": 0.2, "round-timeout": 600, "fraction-evaluate": 0.0}
         text = STUCK.format(client="cartoon", file=str(trains))
         run = deployment.run(write_app(tmp_path / "app", config, client=text))
         wait_until(lambda: trains.exists() or run.poll() is not None, 0.05)
         load_example().kill(deployment.nodes[1], signal.SIGKILL)
         log, _ = run.communicate(timeout=SECONDS)
-    assert "client cartoon left out of round 1: no answer within 90 s" in log
+    assert "client cartoon left out of round 1: Error: Node Unavailable" in log
     expected = without(config_of(out), world.features, "cartoon", 1)
     assert distance(adapter(out), expected) < 1e-6
     assert all(process.poll() is not None for process in deployment.nodes)
