@@ -78,7 +78,7 @@ class Deployment:
                 self.start(site)
             for site in self.sites:
                 self.wait_for(site, "Successfully registered client")
-            self.session = self._connect()
+            self.connect()
         except BaseException:
             self.stop()
             raise
@@ -142,6 +142,18 @@ class Deployment:
         found = Path(self.session.download_job_result(job, str(destination)))
         return found / "workspace" / "fedclip"
 
+    def connect(self) -> None:
+        """Log in at the server as its admin: at first, and when it was started anew."""
+        from nvflare.fuel.flare_api.flare_api import new_secure_session
+
+        kit = str(self.kits / ADMIN)
+        self.session: Any = new_secure_session(ADMIN, kit, timeout=PATIENCE)
+        self.session.set_timeout(60.0)  # NVFlare's own 5 are few on a busy machine
+
+    def connected(self) -> set[str]:
+        """The sites that the server has heard of since it was started."""
+        return {site.name for site in self.session.get_system_info().client_info}
+
     def log(self, name: str) -> str:
         """What the server or a site has said so far."""
         return (self.work / f"{name}.log").read_text(errors="replace")
@@ -200,14 +212,6 @@ class Deployment:
         for site, own in self.sites.items():
             path = self.kits / site / "local" / "fedclip.json"
             path.write_text(json.dumps(dict(own)))
-
-    def _connect(self) -> Any:
-        from nvflare.fuel.flare_api.flare_api import new_secure_session
-
-        kit = str(self.kits / ADMIN)
-        session = new_secure_session(ADMIN, kit, timeout=PATIENCE)
-        session.set_timeout(60.0)  # NVFlare's own 5 are few on a busy machine
-        return session
 
 
 def split_digits(folder: Path) -> dict[str, Path]:

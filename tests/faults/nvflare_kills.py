@@ -1,6 +1,6 @@
 """The server of a job in NVFlare, killed: its sites are in the same process.
 
-A site that is killed, and NVFlare's own processes: ``tests/registry/nvflare``.
+A site that is killed, and NVFlare's own server: ``tests/registry/nvflare``.
 """
 
 from __future__ import annotations

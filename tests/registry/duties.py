@@ -45,6 +45,8 @@ _SITES = f"{_NVFLARE}engines.py::test_a_trainer_and_a_site_that_die_end_no_round
 _ABORTED = (
     f"{_NVFLARE}engines.py::test_an_aborted_job_leaves_whole_rounds_and_another_goes_on"
 )
+_KILLED = f"{_NVFLARE}engines.py::test_a_killed_server_goes_on_with_its_sites"
+_ANYTIME = "faults/test_kills.py::test_ended_at_any_moment_it_goes_on_to_the_same_bits"
 _LATE = f"{_NVFLARE}server.py::test_a_late_site_is_left_out_and_asked_again"
 _ONE = No("one process, which plays all clients")
 
@@ -62,7 +64,11 @@ TABLE: dict[str, dict[str, Tests | No]] = {
             f"{_PROCESSES}made_longer_it_goes_on_without_a_bad_update",
             _LIARS,
         ),
-        "resume": (f"{_PROCESSES}the_rounds_before_are_left_as_they_were", _STRANGER),
+        "resume": (
+            f"{_PROCESSES}the_rounds_before_are_left_as_they_were",
+            _STRANGER,
+            _ANYTIME,
+        ),
         "wire bytes": (f"{_PROCESSES}the_run_is_that_of_the_embedded_engine",),
         "secure transport": (
             f"{_FEDML}wire.py::test_with_tls_each_rank_speaks_for_itself_alone",
@@ -89,7 +95,11 @@ TABLE: dict[str, dict[str, Tests | No]] = {
             f"{_FLOWER}faults.py::test_a_bad_client_is_named_and_left_out",
             _LIARS,
         ),
-        "resume": (f"{_PROCESSES}the_rounds_before_are_left_as_they_were", _RESUMED),
+        "resume": (
+            f"{_PROCESSES}the_rounds_before_are_left_as_they_were",
+            _RESUMED,
+            _ANYTIME,
+        ),
         "wire bytes": (_SAME, f"{_FLOWER}host.py::test_only_the_adapter_travels"),
         "secure transport": (f"{_FLOWER}contract.py::test_the_nodes_speak_tls",),
     },
@@ -106,7 +116,7 @@ TABLE: dict[str, dict[str, Tests | No]] = {
         "dead client": (_SITES,),
         "slow client": (_LATE,),
         "lying client": (_LIARS,),
-        "resume": (_ABORTED, _RESUMED),
+        "resume": (_KILLED, _ABORTED, _RESUMED, _ANYTIME),
         "wire bytes": (_SAME,),
         "secure transport": (_SITES,),
     },

@@ -88,15 +88,33 @@ def test_an_aborted_job_leaves_whole_rounds_and_another_goes_on(
     wait_until(lambda: aborted in deployment.log("localhost"), 0.2)
     lines = lines_of(out / "metrics.jsonl")
     assert all(set(line["clients"]) == set(DOMAINS) for line in lines)
-    rounds = len(lines) + 2
+    goes_on(deployment, folder, out)
+
+
+def goes_on(deployment: Any, folder: Path, out: Path) -> None:
+    """A job of two rounds more ends as if there had been one job."""
+    rounds = len(lines_of(out / "metrics.jsonl")) + 2
     more = {"rounds": rounds, "out": str(out), "resume": True}
-    number = deployment.submit(job(folder / "longer", **more))
+    number = deployment.submit(job(folder / f"{out.name}-longer", **more))
     assert deployment.ended(number) == "FINISHED:COMPLETED"
-    last = Bytes(write_toy(folder / "toy")).embedded(rounds=rounds)
+    last = Bytes(write_toy(folder / f"{out.name}-toy")).embedded(rounds=rounds)
     assert len(lines_of(out / "metrics.jsonl")) == rounds
     found, _ = read_tensors(out / "adapter.safetensors")
     assert distance(found, last.best) <= 1e-6
     assert lines_of(out / "metrics.jsonl")[-1]["clients"] == last.result.clients
+
+
+def test_a_killed_server_goes_on_with_its_sites(deployment: Any, folder: Path) -> None:
+    out = folder / "killed"
+    deployment.submit(job(folder / "broken", rounds=ENDLESS, out=str(out)))
+    wait_for_rounds(out, 2)
+    deployment.session.close()
+    deployment.kill("localhost")  # and its process of the job
+    deployment.processes["localhost"].wait(SECONDS)
+    deployment.start("localhost")
+    deployment.connect()
+    wait_until(lambda: deployment.connected() == set(deployment.sites), 1.0)
+    goes_on(deployment, folder, out)
 
 
 def test_a_download_has_the_report(deployment: Any, folder: Path) -> None:
