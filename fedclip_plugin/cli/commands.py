@@ -252,12 +252,10 @@ def _print_checks(checks: Sequence[Check], display: Display) -> int:
 def algorithms(args: argparse.Namespace, display: Display) -> int:
     """``fedclip algorithms``."""
     from ..algorithms import ELSEWHERE
-    from .algorithms import list_algorithms
+    from .algorithms import list_algorithms, task_of
 
-    for flag, value in (("--classes", args.classes), ("--dim", args.dim)):
-        if value < 1:
-            raise ConfigError(f"{flag} {value}: expected at least 1")
-    for name, facts in list_algorithms(args.classes, args.dim):
+    task = task_of(args.classes, args.dim, args.model, args.model_config)
+    for name, facts in list_algorithms(task):
         display.out.print(f"[bold]{name}[/]", highlight=False)
         for label, text in facts.items():
             line = f"  {label:<12} {text}"

@@ -33,7 +33,7 @@ def build_model(source: ModelSource, file: Path) -> nn.Module:
     checkpoint = read_checkpoint(file)
     _refuse_openai_elsewhere(source, file, checkpoint)
     try:
-        model = _without_weights(source)
+        model = without_weights(source, torch.device("cpu"))
     except WeightsError:
         raise
     except Exception as error:  # open_clip's builders raise anything
@@ -60,15 +60,20 @@ def open_clip_name(source: ModelSource) -> str:
     return source.name
 
 
-def _without_weights(source: ModelSource) -> nn.Module:
+def without_weights(source: ModelSource, device: torch.device) -> nn.Module:
+    """The open_clip model with random weights, or with shapes alone on ``meta``.
+
+    What its builders raise is anything.
+    """
     import open_clip
 
-    with _BUILDING:
+    with _BUILDING, device:
         before = logging.root.manager.disable
         logging.disable(logging.WARNING)  # of random weights: they do not stay
         try:
             model: nn.Module = open_clip.create_model(
                 open_clip_name(source),
+                device=device,
                 load_weights=False,
                 pretrained_text=False,
                 text_cfg=text_config(source),

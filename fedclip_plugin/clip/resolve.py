@@ -64,6 +64,12 @@ def resolve(model: str, pretrained: str, config_dir: str | None = None) -> Model
     return replace(source, asked=requested, notes=notes)
 
 
+def resolve_config(model: str, config_dir: str | None = None) -> ModelSource:
+    """A model as the user names it, whatever its weights; raises WeightsError."""
+    name, config, file = _find_config(model, local_configs(config_dir))
+    return ModelSource(name, "", config, preprocess_of(config), config_file=file)
+
+
 def _find_weights(
     requested: str, name: str, pretrained: str, config: Config, config_file: Path | None
 ) -> ModelSource:

@@ -47,6 +47,11 @@ class Pixels:
         self._cache: dict[int, Tensor] = {}
         self._free = MEMORY
 
+    @classmethod
+    def none(cls, device: torch.device) -> Pixels:
+        """Of no images at all."""
+        return cls(ImageDataset("none", (), ()), lambda image: torch.empty(0), device)
+
     def __len__(self) -> int:
         return len(self._places)
 

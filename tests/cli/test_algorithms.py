@@ -6,6 +6,7 @@ import pytest
 
 from fedclip_plugin.algorithms import ALGORITHMS
 from fedclip_plugin.cli import main
+from fedclip_plugin.clip.encoder import EncoderSpec, FrozenClip
 from tests.algorithms.installed import install_warm_start
 
 OPTIONS = "options, not --alg of their own"
@@ -61,6 +62,33 @@ def test_those_of_other_packages_are_listed(capsys, monkeypatch):
 def test_one_that_cannot_be_loaded_is_named(capsys, monkeypatch):
     monkeypatch.setitem(ALGORITHMS._items, "mine", int)
     assert "broken --alg mine" in listed(capsys)["mine"]
+
+
+def test_what_needs_a_clip_is_listed_for_the_one_that_is_named(capsys):
+    model, clip = "fedclip-tiny", FrozenClip.load(EncoderSpec(*2 * ["fedclip-tiny"]))
+    assert "--model NAME" in listed(capsys)["promptfl"]
+    blocks = listed(capsys, "--classes", "10", "--model", model)
+    whole = sum(p.numel() for p in clip.model.parameters())
+    assert f"travels {whole:,} numbers" in blocks["fedavg"]
+    words = 4  # "a picture of a"
+    width = clip.model.get_parameter("token_embedding.weight").shape[1]
+    for name in ("promptfl", "kgcoop"):
+        assert f"travels {words * width:,} numbers" in blocks[name]
+    assert f"{10 * (clip.embed_dim + 1):,} numbers" in blocks["linear"]
+    assert "depends" not in "".join(blocks.values())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "fedclip-tinny"], "--model fedclip-tinny is not known"),
+        (["--model", "fedclip-tiny", "--dim", "7"], "have 256; leave it out"),
+        (["--model-config", "here"], "--model-config needs --model"),
+    ],
+)
+def test_a_clip_that_there_is_not_is_refused(capsys, flags, message):
+    assert main(["algorithms", *flags]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--classes", "--dim"])

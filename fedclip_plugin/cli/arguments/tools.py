@@ -21,14 +21,16 @@ def add_algorithms(group: Commands) -> None:
         commands.algorithms,
         "List the algorithms: what each trains, sends and needs.",
     )
-    for flag, default, text in (
-        ("--classes", 7, "classes of the data set"),
-        ("--dim", 512, "width of the features"),
-    ):
-        parser.add_argument(
-            flag, metavar="N", type=int, default=default,
-            help=f"{text} (default: {default})",
-        )  # fmt: skip
+    add = parser.add_argument
+    add("--classes", metavar="N", type=int, default=7,
+        help="classes of the data set (default: 7)")  # fmt: skip
+    add("--dim", metavar="N", type=int,
+        help="width of the features (default: that of --model, else 512)")  # fmt: skip
+    add("--model", metavar="NAME",
+        help="a CLIP, for what those send that need one; no weights are read",
+    )  # fmt: skip
+    add("--model-config", metavar="DIR", type=PATH,
+        help="open_clip's config of a --model of your own")  # fmt: skip
 
 
 def add_bench(group: Commands) -> None:
