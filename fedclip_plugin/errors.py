@@ -48,6 +48,11 @@ class GpuMemoryError(MachineError):
     """The memory of the GPU is full."""
 
 
+def reason(error: BaseException) -> str:
+    """Why a file cannot be read, without its path: the message names that itself."""
+    return (error.strerror if isinstance(error, OSError) else "") or str(error)
+
+
 def did_you_mean(
     name: str, names: Iterable[str], most: int = 1, cutoff: float = 0.6
 ) -> str:

@@ -29,8 +29,8 @@ from fedclip_plugin.algorithms import ALGORITHMS
 from fedclip_plugin.bench.timing import machine
 from fedclip_plugin.errors import FedClipError
 from fedclip_plugin.report.novel import COLUMNS
-from fedclip_plugin.report.wording import percent
-from fedclip_plugin.stats import mean
+from fedclip_plugin.report.wording import with_half
+from fedclip_plugin.stats import ci95, mean
 
 NOVEL = ("fedclip", "gda", "linear", "promptfl", "kgcoop")
 METHODS = ("fedclip", "gda", "linear")
@@ -113,14 +113,11 @@ class Protocols(Study):
             )
         except FedClipError as error:
             return {"refused": " ".join(str(error).split())}
-        found = [run["base_to_novel"] for run in runs]
+        columns = [run["base_to_novel"] for run in runs]
         return {
-            **{
-                which: {
-                    key: mean(one[which].get(key) for one in found) for key in SHOWN
-                }
-                for which in ("zero_shot", "result")
-            },
+            **_over_seeds(
+                lambda which, key: [each[which].get(key) for each in columns]
+            ),
             "notes": [n for n in runs[0]["notes"] if "novel" in n],
         }
 
@@ -133,10 +130,10 @@ class Protocols(Study):
             return {"refused": " ".join(str(error).split())}
         return {
             "clients": len(runs[0]["result"]["clients"]),
-            **{
-                which: mean(mean(run[which]["clients"].values()) for run in runs)
-                for which in ("zero_shot", "result")
-            },
+            **_over_seeds(
+                lambda which, _: [mean(run[which]["clients"].values()) for run in runs],
+                ("mean",),
+            ),
         }
 
     @staticmethod
@@ -149,8 +146,9 @@ class Protocols(Study):
             "`python -m benchmarks protocols`: all domains are clients, "
             f"{results['rounds']} rounds, fedclip by `--preset best`, seeds {seeds}; "
             f"{measured_on(results['machine'])}.  Test accuracy of the clients, mean, "
-            "in per cent.  The digits are encoded by fedclip-tiny, images and features "
-            "of PACS by an encoder that is not CLIP: compare within a table.",
+            "in per cent; ± is the 95 % interval over seeds.  The digits are encoded "
+            "by fedclip-tiny, images and features of PACS by an encoder that is not "
+            "CLIP: compare within a table.",
             "",
         ]
         for data, methods in results.get("novel", {}).items():
@@ -165,21 +163,40 @@ def _step(method: str) -> Row:
     return {"preset": "best"} if method == "fedclip" else {}
 
 
+def _over_seeds(
+    values: Callable[[str, str], Sequence[float | None]],
+    keys: Sequence[str] = SHOWN,
+) -> Row:
+    """Means of zero-shot and of the result, with half-widths of their intervals."""
+    row: Row = {}
+    for which in ("zero_shot", "result"):
+        row[which] = {key: mean(values(which, key)) for key in keys}
+        row[f"{which}_ci95"] = {key: ci95(values(which, key)) for key in keys}
+    return row
+
+
+def _cell(row: Row, which: str, key: str) -> str:
+    """Per cent with its interval; empty without a row."""
+    if which not in row:
+        return "-"
+    return with_half(row[which].get(key), row[f"{which}_ci95"].get(key))
+
+
 def _novel_table(data: str, methods: Mapping[str, Row]) -> list[str]:
     rows, notes = [], []
-    zero: Row | None = None
+    base: Row | None = None
     for method, row in methods.items():
         if "refused" in row:
             rows.append([method, *["-"] * len(SHOWN)])
             notes.append(f"{method}: {row['refused']}.")
             continue
-        zero = zero or row["zero_shot"]
-        rows.append([method, *(percent(row["result"].get(key)) for key in SHOWN)])
+        base = base or row
+        rows.append([method, *(_cell(row, "result", key) for key in SHOWN)])
         notes += [
             note if method in note else f"{method}: {note}" for note in row["notes"]
         ]
-    if zero:
-        rows.insert(0, ["zero-shot", *(percent(zero.get(key)) for key in SHOWN)])
+    if base:
+        rows.insert(0, ["zero-shot", *(_cell(base, "zero_shot", k) for k in SHOWN)])
     head = ["method", *(COLUMNS[key].replace("\n", " ") for key in SHOWN)]
     return [
         f"## Base to novel: {data}",
@@ -199,11 +216,11 @@ def _partitions_table(data: str, partitions: Mapping[str, Row]) -> list[str]:
     for name, methods in partitions.items():
         sound = [row for row in methods.values() if "refused" not in row]
         base = sound[0] if sound else {}
-        cells = [percent(methods.get(m, {}).get("result")) for m in METHODS]
+        cells = [_cell(methods.get(m, {}), "result", "mean") for m in METHODS]
         command = " ".join(words_of(PROTOCOLS[name])) or "(the default)"
         count = str(base.get("clients", "-"))
         first = f"{name}: `{command}`"
-        body.append([first, count, percent(base.get("zero_shot")), *cells])
+        body.append([first, count, _cell(base, "zero_shot", "mean"), *cells])
         notes += [f"{name}: {r['refused']}" for r in methods.values() if "refused" in r]
     return [
         f"## Partitions: {data}",

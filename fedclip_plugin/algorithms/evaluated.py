@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, reason
 from ..storage.tensors import DamagedFileError, read_tensors
 from ..wire.update import ClientUpdate, State, on_device
 from .base import Algorithm, Client, Samples, Task
@@ -47,8 +47,8 @@ class Evaluated(Algorithm):
             found, _ = read_tensors(self.path)
         except (OSError, DamagedFileError) as error:
             raise ConfigError(
-                f"--evaluate {self.path}: {error}; name the adapter.safetensors of a "
-                "run, which every site has to have"
+                f"--evaluate {self.path}: {reason(error)}; name the "
+                "adapter.safetensors of a run, which every site has to have"
             ) from error
         state = {key: value for key, value in found.items() if "/" not in key}
         like = self.inner.model_of(self.inner.init(task))
@@ -56,8 +56,9 @@ class Evaluated(Algorithm):
             got, want = state.get(key), like.get(key)
             if got is None or want is None or got.shape != want.shape:
                 raise ConfigError(
-                    f"--evaluate {self.path}: {key} is {_shape(got)}, and --alg "
-                    f"{self.name} on these features and classes has {_shape(want)}"
+                    f"--evaluate {self.path} is not a state of --alg {self.name} on "
+                    f"these features and classes: {key} is {_shape(got)} in the file, "
+                    f"and {_shape(want)} here"
                 )
         return on_device(state, task.text.device)
 
@@ -94,4 +95,4 @@ class Evaluated(Algorithm):
 
 
 def _shape(value: Tensor | None) -> str:
-    return "not there" if value is None else f"of shape {tuple(value.shape)}"
+    return "absent" if value is None else f"of shape {tuple(value.shape)}"

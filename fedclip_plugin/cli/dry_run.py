@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..algorithms import get_algorithm
+from ..clip.descriptions import caption_sets
 from ..clip.download import cached_file
 from ..clip.encoder import EncoderSpec, FrozenClip
 from ..config.schema import RunConfig
@@ -85,6 +86,7 @@ def stand_in(config: RunConfig) -> tuple[FeatureSet, list[Cost]]:
     dataset = open_data(config)
     if isinstance(dataset, FeatureSet):
         return halved(dataset, config.data), []
+    caption_sets(dataset.classes, config.data.prompts)  # refuses bad descriptions
     spec = EncoderSpec.from_config(config)
     source = spec.source()
     dim, classes = int(source.config["embed_dim"]), len(dataset.classes)

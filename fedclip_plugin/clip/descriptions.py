@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from ..config.inputs import DESCRIPTIONS
 from ..config.paths import read_text
-from ..errors import ConfigError, did_you_mean, spelling_key
+from ..errors import ConfigError, did_you_mean, reason, spelling_key
 from .prompts import captions, class_words
 
 Sets = list[list[str]]  # K lists of C captions, "" where a class has fewer
@@ -56,7 +56,7 @@ def _read(path: str) -> Mapping[str, Sequence[str]]:
     try:
         found = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where} cannot be read: {error}") from error
+        raise ConfigError(f"{where} cannot be read: {reason(error)}") from error
     expected = f'{where}: expected {{"class": ["a sentence", ...], ...}}'
     if not isinstance(found, dict):
         raise ConfigError(f"{expected}, got a {type(found).__name__}")

@@ -170,10 +170,10 @@ class DataConfig(Section):
             )
         if self.partition != "domain" and not given:
             raise ConfigError(
-                f"data.partition = {self.partition!r} needs --clients N, or "
+                f"--partition {self.partition} needs --clients N, or "
                 "--clients-per-domain N"
             )
         if len(given) > 1:
             raise ConfigError(f"give one of {' and '.join(given)}, not both")
         if self.partition == "classes" and self.classes_per_client is None:
-            raise ConfigError("data.partition = 'classes' needs --classes-per-client K")
+            raise ConfigError("--partition classes needs --classes-per-client K")

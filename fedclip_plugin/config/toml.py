@@ -43,12 +43,15 @@ def to_toml(config: RunConfig) -> str:
     return tomli_w.dumps(to_dict(config))
 
 
-def load_toml(path: str | Path) -> dict[str, Any]:
-    """Read a TOML file to a dict; raises ConfigError naming the file and the line."""
+def load_toml(path: str | Path, what: str = "--config") -> dict[str, Any]:
+    """Read a TOML file to a dict; raises ConfigError naming the file and the line.
+
+    ``what`` it is leads its name in messages.
+    """
     try:
         values: dict[str, Any] = tomllib.loads(read_text(path))
         return values
     except OSError as error:
-        raise ConfigError(f"cannot read --config {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot read {what} {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"--config {path} is not valid TOML: {error}") from error
+        raise ConfigError(f"{what} {path} is not valid TOML: {error}") from error

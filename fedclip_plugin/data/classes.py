@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..errors import ConfigError, DataError, did_you_mean, spelling_key
+from ..errors import ConfigError, DataError, did_you_mean, reason, spelling_key
 from .dataset import ImageDataset, ImageDomain
 from .listing import some
 
@@ -123,7 +123,7 @@ def read_names(path: str, flag: str) -> list[str]:
             text = file.read()
         names = json.loads(text) if text.lstrip().startswith("[") else text.split("\n")
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{flag} {path} cannot be read: {error}") from error
+        raise ConfigError(f"{flag} {path} cannot be read: {reason(error)}") from error
     if not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{flag} {path}: expected names, one a line or a JSON list")
     found = [name.strip() for name in names if name.strip()]
@@ -142,7 +142,9 @@ def _find(classes: Sequence[str], name: str) -> str:
     near, parts = did_you_mean(name, words), name.split()
     if len(parts) > 1 and {*map(spelling_key, parts)} <= {*map(spelling_key, words)}:
         near = f"; did you mean {','.join(parts)}?"
+    file = os.path.basename(name) != name or name.endswith((".txt", ".json"))
+    what = "no such file, and no such class" if file else "no such class"
     raise ConfigError(
-        f"--classes {name}: no such class{near} (there are "
+        f"--classes {name}: {what}{near} (there are "
         f"{some(classes)}; or all, {', '.join(words[len(classes) :])}, or a file)"
     )

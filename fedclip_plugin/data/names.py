@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ..config.paths import read_text
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, did_you_mean, reason
 from .dataset import ImageDataset
 from .listing import some
 
@@ -65,7 +65,9 @@ def _read(path: str) -> _Pairs:
         else:
             pairs = list(_lines(text))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"--class-names {path} cannot be read: {error}") from error
+        raise ConfigError(
+            f"--class-names {path} cannot be read: {reason(error)}"
+        ) from error
     for folder, name in pairs:
         if not isinstance(name, str) or not name.strip():
             raise ConfigError(

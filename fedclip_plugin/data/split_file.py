@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, reason
 from .listing import some
 from .pools import Rows
 
@@ -36,6 +36,7 @@ def read_split(
     naming the entry, for a file that is not of that form, an image that is not there,
     one that is in two parts, and classes that are not those of the folders.
     """
+    parts_of = _clients(path)
     names = [name for domain in files.values() for name in domain]
     if len(names) != len(labels):
         raise ConfigError(
@@ -43,7 +44,7 @@ def read_split(
             "the feature directory again with `fedclip features`"
         )
     finder, clients = _Finder(path, names, labels), {}
-    for client, parts in _clients(path).items():
+    for client, parts in parts_of.items():
         clients[client] = {part: finder.rows(parts.get(part, [])) for part in PARTS}
     finder.check()
     return clients
@@ -83,7 +84,9 @@ def _clients(path: str) -> dict[str, dict[str, Any]]:
     try:
         with open(path, encoding="utf-8-sig") as file:
             value = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise ConfigError(f"--split {path} cannot be read: {reason(error)}") from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--split {path} is not readable JSON: {error}") from error
     if isinstance(value, dict) and "train" in value:
         value = {WHOLE: value}
@@ -165,6 +168,8 @@ class _Finder:
 
     def check(self) -> None:
         """Refuse a file that is of other images, or that numbers a class twice."""
+        if not self.taken and not self.missing:
+            raise ConfigError(f"--split {self.path} names no image")
         if not self.taken:
             raise ConfigError(
                 f"--split {self.path}: none of its images is in the data set, such as "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..storage.shapes import several, text
 from ..storage.tensors import DamagedFileError, read_tensors
 from ..wire.update import State, unflatten
 
+_log = logging.getLogger("fedclip")
 ADAPTER = "adapter.safetensors"
 STATES = {"best": ADAPTER, "final": "final.safetensors"}
 """Which of a run's rounds -> the file of its state."""
@@ -166,8 +168,23 @@ def _absent(directory: Path, client: str | None) -> str:
 def load_backbone(
     trained: Trained, config: RunConfig, precision: str = "fp32"
 ) -> FrozenClip:
-    """The CLIP of ``config``; WeightsError if its features do not fit."""
+    """The CLIP of ``config``; WeightsError if its features do not fit.
+
+    Equal widths do not make equal features: of a run from a feature directory, whose
+    weights are unknown, a CLIP of another name is refused unless the user named it.
+    """
     spec = replace(EncoderSpec.from_config(config), precision=precision)
+    name = spec.source().name
+    if not trained.weights and name != trained.model:
+        told = (
+            f"{trained.path} was trained on features of {trained.model}, not of {name}"
+        )
+        if config.model.name == "auto":
+            raise WeightsError(
+                f"{told}: name that CLIP and its weights, as in --model "
+                f"{trained.model} --pretrained FILE"
+            )
+        _log.warning("%s: are they the same?", told)
     encoder = FrozenClip.load(spec)
     if trained.width not in (None, encoder.embed_dim):
         raise WeightsError(

@@ -224,7 +224,10 @@ def _read_header(directory: Path) -> dict[str, Any]:
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FeaturesError(f"{path} is not readable JSON: {error}") from error
+        raise FeaturesError(
+            f"{path} is not readable JSON: {error}; write the directory again with "
+            "`fedclip features`"
+        ) from error
     version = header.get("format") if isinstance(header, dict) else None
     _expect(
         version == FORMAT, f"{path}: format {version!r}, this version reads {FORMAT}"
@@ -275,7 +278,10 @@ def _names(path: Path, label: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise FeaturesError(f"{path} is not readable JSON: {error}") from error
+        raise FeaturesError(
+            f"{path} is not readable JSON: {error}; write the directory again with "
+            "`fedclip features`"
+        ) from error
     sizes = {domain: len(rows) for domain, rows in label.items()}
     wrong = each(several(text))(names) or (
         {domain: len(own) for domain, own in names.items()} != sizes

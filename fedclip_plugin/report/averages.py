@@ -165,6 +165,16 @@ def groups(summaries: Sequence[Summary]) -> list[dict[int, Summary]]:
     return result
 
 
+def tasks(groups: Iterable[dict[int, Summary]]) -> list[list[dict[int, Summary]]]:
+    """``groups`` by what they were run on: the same data, model and weights."""
+    found: dict[tuple[Any, ...], list[dict[int, Summary]]] = {}
+    for group in groups:
+        first = next(iter(group.values()))
+        on = tuple(first.get(key) for key in ("dataset", "model", "pretrained"))
+        found.setdefault(on, []).append(group)
+    return list(found.values())
+
+
 def same_features(summaries: Iterable[Summary]) -> bool:
     """Whether runs were scored on the same features: then zero-shot is the same."""
     return len({(s.get("settings") or {}).get("features") for s in summaries}) == 1

@@ -9,6 +9,7 @@ from .tables import Cell, Table, gain
 from .wording import VISIBLE, method_of, percent
 
 MAX_CLASS_ROWS = 8
+MAX_CLASSES = 400  # in the table of all
 
 
 def confusion_of(run: RunRecord, which: str) -> np.ndarray | None:
@@ -55,6 +56,34 @@ def worsened_classes(run: RunRecord) -> Table | None:
     note = f"and {more} more classes" if more > 0 else ""
     title = "Classes below zero-shot, accuracy in %"
     return Table(head, rows, title, note) if rows else None
+
+
+def each_class(run: RunRecord) -> Table | None:
+    """Recall of every class before and after, and the precision after.
+
+    A class that is never predicted has no precision, one without images no recall.
+    """
+    pair = _pair(run)
+    if pair is None or len(pair[0]) > MAX_CLASSES:
+        return None
+    _, result = pair
+    images, taken = result.sum(axis=1), result.sum(axis=0)  # (C,)
+    rows = []
+    for i, name in enumerate(class_names(run, len(images))):
+        before, after = (_share(m[i, i], images[i]) for m in pair)
+        cells = [Cell(percent(before)), Cell(percent(after)), gain(after, before)]
+        precision = Cell(percent(_share(result[i, i], taken[i])))
+        rows.append([Cell(name), Cell(f"{images[i]:,}"), *cells, precision])
+    return Table(
+        ("class", "images", "zero-shot recall", "recall", "lift", "precision"),
+        rows,
+        "Each class, in %",
+        fold=f"Table of the {len(rows)} classes",
+    )
+
+
+def _share(part: int, whole: int) -> float | None:
+    return float(part / whole) if whole else None
 
 
 def frequent_mistakes(run: RunRecord) -> Table | None:

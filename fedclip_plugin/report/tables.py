@@ -253,14 +253,14 @@ def _personal_line(group: Sequence[Summary]) -> str:
 # -- of several methods on the same data and model ------------------------------------
 
 
-def comparison(methods: Sequence[Sequence[RunRecord]]) -> Table:
-    """A row a method: accuracies, class metrics, bytes, seconds."""
-    groups = [[run.summary for run in runs] for runs in methods]
+def comparison(groups: Sequence[Sequence[Summary]], metrics: bool = True) -> Table:
+    """A row a method: accuracies, class metrics unless without, bytes, seconds."""
     rows = [overall(aggregate(group)) for group in groups]
     kind = kind_of(rows)
     columns = {kind: "held out" if kind == "target" else "clients"}
     columns |= {f"{kind} lift": "lift", "clients": "clients", "mean": "overall"}
-    columns |= {**METRICS, "sent": "sent a run", "spent": "training a run"}
+    columns |= METRICS if metrics else {}
+    columns |= {"sent": "sent a run", "spent": "training a run"}
     body = [
         [Cell(method_label(group[0])), *_chosen(measures(row, group), columns)]
         for row, group in zip(rows, groups)
@@ -268,7 +268,11 @@ def comparison(methods: Sequence[Sequence[RunRecord]]) -> Table:
     same = same_features(group[0] for group in groups)
     if same and all(group[0]["algorithm"] != "zeroshot" for group in groups):
         body.insert(0, _guard(rows[0], columns))
-    return Table(["method", *columns.values()], body, note=_OVER_SEEDS)
+    repeated = any(
+        len(row["seeds"]) > 1 for r in rows for row in r["by_target"].values()
+    )
+    note = _OVER_SEEDS if repeated else ""
+    return Table(["method", *columns.values()], body, note=note)
 
 
 def kind_of(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -57,7 +57,7 @@ def read_sweep(
     naming the file and the key.
     """
     where = "the sweep" if isinstance(file, Mapping) else str(file)
-    values = file if isinstance(file, Mapping) else load_toml(file)
+    values = file if isinstance(file, Mapping) else load_toml(file, "sweep")
     table = Table()
     values = _known(values, (*TABLES, *KEYS), where)
     for key, value in values.items():

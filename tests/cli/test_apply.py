@@ -202,6 +202,17 @@ def test_features_of_other_weights_are_refused(
     assert "the same weights?" in capsys.readouterr().err
 
 
+def test_images_need_the_clip_of_the_features(
+    toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run from a feature directory knows no weights: none is taken by default."""
+    (tmp_path / "image.png").write_bytes(b"")
+    assert main(["predict", str(toy_run), str(tmp_path / "image.png")]) == 2
+    err = capsys.readouterr().err
+    assert "was trained on features of toy, not of ViT-B-32" in err
+    assert "as in --model toy --pretrained FILE" in err
+
+
 def test_other_classes_are_judged_by_captions_or_refused(
     digits: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

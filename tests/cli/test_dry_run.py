@@ -54,6 +54,11 @@ def test_images_are_counted(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["run", "--dry-run"]) == 0
     assert "1797 images at" in capsys.readouterr().out
+    (tmp_path / "d.json").write_text('{"0": "a ring"}')
+    for file, said in (("d", "no description of the class"), ("e", "cannot be read")):
+        words = ["--prompt", f"descriptions:{tmp_path / file}.json"]
+        assert main(["run", "--dry-run", *words]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_what_is_missing_fails_before_any_cost(tmp_path, capsys):

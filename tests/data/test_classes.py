@@ -45,6 +45,9 @@ def test_an_unknown_class_is_named_with_the_nearest() -> None:
         listed(CLASSES, ("zebras",))
     with pytest.raises(ConfigError, match="did you mean dog,cat"):
         listed(CLASSES, ("dog cat",))
+    for missing in ("lists/birds", "birds.txt"):
+        with pytest.raises(ConfigError, match="no such file, and no such class"):
+            listed(CLASSES, (missing,))
 
 
 def test_base_is_the_larger_half() -> None:

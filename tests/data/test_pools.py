@@ -153,8 +153,11 @@ def test_what_cannot_be_met_is_one_line(options: dict[str, Any], message: str) -
     ("options", "message"),
     [
         ({"clients_per_domain": 2}, "--clients-per-domain is for --partition iid"),
-        ({"partition": "classes", "clients": 2}, "needs --classes-per-client K"),
-        ({"partition": "shards"}, "needs --clients N, or --clients-per-domain N"),
+        (
+            {"partition": "classes", "clients": 2},
+            "--partition classes needs --classes-per-client",
+        ),
+        ({"partition": "shards"}, "--partition shards needs --clients N, or"),
         ({"partition": "iid", "clients": 2, "clients_per_domain": 2}, "not both"),
     ],
 )

@@ -85,6 +85,7 @@ def test_images_that_are_not_there_are_told(tmp_path: Path) -> None:
         ({"train": [["a/cat/0.jpg"]]}, "expected \\[path, label\\]"),
         ({"train": {"a": 1}}, "expected lists"),
         ({"train": [["c/none.jpg", 0]]}, "none of its images is in the data set"),
+        ({"train": [], "val": []}, "names no image"),
         (
             {"train": [["a/cat/0.jpg", 0]], "test": [["a/cat/0.jpg", 0]]},
             "is in it twice",
@@ -113,6 +114,10 @@ def test_a_path_that_may_be_several_images(tmp_path: Path) -> None:
 
 def test_without_names_of_images_the_remedy_is_told(tmp_path: Path) -> None:
     path = tmp_path / "s.json"
-    path.write_text("{}")
+    path.write_text('{"train": [["a/cat/0.jpg", 0]]}')
     with pytest.raises(ConfigError, match="write the feature directory again"):
         partition_clients(LABELS, DataConfig(split=str(path)), None, 0)
+    with pytest.raises(ConfigError, match=r"none\.json cannot be read: No such file"):
+        partition_clients(
+            LABELS, DataConfig(split=str(tmp_path / "none.json")), None, 0
+        )

@@ -16,6 +16,7 @@ from fedclip_plugin.report.records import load_runs
 from fedclip_plugin.report.text import merge
 from tests.report.synthetic_runs import DOMAINS, dump, leaf_summary, write_leaf
 
+GAINS = ((0.1, "fedclip"), (0.05, "fedavg"))
 SUMMARIES = [leaf_summary(t, s) for t in DOMAINS for s in (0, 1, 2)]
 
 
@@ -89,6 +90,25 @@ def test_algorithms_get_a_table_each() -> None:
     text = printed([leaf_summary("photo"), leaf_summary("photo", algorithm="fedavg")])
     assert "FedCLIP on digits" in text
     assert "FedAVG on digits" in text
+
+
+def test_methods_on_the_same_data_are_compared() -> None:
+    methods = [leaf_summary("photo", gain=g, algorithm=a) for g, a in GAINS]
+    text = printed(methods, 120)
+    compared = text[text.index("Methods on digits, fedclip-tiny") :]
+    assert compared.index("FedCLIP") < compared.index("FedAVG")
+    assert "Against FedCLIP, held-out accuracy in points" in compared
+    other = {**methods[1], "dataset": "pacs"}
+    assert "Methods on" not in printed([methods[0], other])
+
+
+def test_wide_intervals_lose_no_digit() -> None:
+    """They go below their values where a row is too narrow."""
+    wide = [leaf_summary(t, s, gain=0.1 * s - 0.3) for t in DOMAINS for s in (0, 1)]
+    half = f"+-{100 * aggregate(wide)['ci95']['target']:.2f}"
+    assert len(half) > len("+-9.99")
+    assert any(line.split()[:1] == [half] for line in printed(wide, 60).splitlines())
+    assert any("mean" in x and half in x for x in printed(wide, 140).splitlines())
 
 
 def test_merge_to_markdown(tmp_path: Path) -> None:

@@ -338,6 +338,21 @@ def test_classes_below_zero_shot() -> None:
     assert classes.worsened_classes(record()) is None
 
 
+def test_each_class_has_recall_before_and_after_and_precision() -> None:
+    run = record(classes=3)
+    run.evaluation["confusion"]["fedclip"] = [[9, 0, 1], [4, 0, 4], [0, 0, 0]]
+    run.evaluation["confusion"]["zero_shot"] = [[7, 0, 3], [1, 7, 0], [0, 0, 0]]
+    assert table_of(classes.each_class(run)) == [
+        ["class 0", "10", "70.00", "90.00", "+20.00", "69.23"],
+        ["class 1", "8", "87.50", "0.00", "-87.50", "-"],
+        ["class 2", "0", "-", "-", "-", "0.00"],
+    ]
+    del run.evaluation["confusion"]["zero_shot"]
+    assert classes.each_class(run) is None
+    many = record(classes=classes.MAX_CLASSES + 1)
+    assert classes.each_class(many) is None
+
+
 def test_a_run_without_zero_shot_matrices_tells_nothing_of_classes() -> None:
     run = record()
     del run.evaluation["confusion"]["zero_shot"]

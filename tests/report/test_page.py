@@ -191,6 +191,7 @@ def test_methods_stand_in_one_table_with_what_they_cost(tmp_path: Path) -> None:
     assert "FedCLIP 70.30 ± 6.35 +10.50" in rows
     assert "FedAVG 55.30 ± 6.35 -4.50" in rows
     assert "71.10 68.80 29.70 144.3 MiB 1.50 s" in rows
+    assert "Against FedCLIP, held-out accuracy in points" in compared
     assert "FedAVG is below zero-shot: held-out photo" in compared
     assert "Held-out accuracy against bytes, mean over runs, %" in compared
     assert "Held-out accuracy against training time, mean over runs, %" in compared

@@ -111,7 +111,7 @@ def test_a_bad_file_is_refused_in_a_line(values: dict, told: str) -> None:
 def test_bad_toml_and_a_flag_that_is_searched(tmp_path: Path) -> None:
     file = tmp_path / "sweep.toml"
     file.write_text("[grid]\nlr = [1e-3]\nlr = [1e-4]\n")
-    with pytest.raises(ConfigError, match=r"sweep\.toml is not valid TOML"):
+    with pytest.raises(ConfigError, match=r"^sweep .*sweep\.toml is not valid TOML"):
         read_sweep(file)
     file.write_text("[grid]\nlr = [1e-3]\n")
     with pytest.raises(ConfigError, match=r"--lr 1: .* searches over it in \[grid\]"):

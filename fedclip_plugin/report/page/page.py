@@ -28,8 +28,10 @@ from ..averages import (
     notes_of,
     same_features,
     scores,
+    tasks,
 )
-from ..classes import frequent_mistakes, worsened_classes
+from ..classes import each_class, frequent_mistakes, worsened_classes
+from ..differences import differences
 from ..figures.classes import method_confusion, zero_shot_confusion
 from ..figures.clients import MAX_NAMED, client_sizes, domain_bars, pair_bars
 from ..figures.costs import compare_costs, cost_curve
@@ -56,8 +58,8 @@ _CHARTS_OF: dict[tuple[Path, str], list[Chart]] = {}
 
 def render_page(runs: Sequence[RunRecord], title: str) -> str:
     """The whole page for the runs; ``title`` names the directory they come from."""
-    tasks = _tasks(runs)
-    groups = [group for methods in tasks for group in methods]
+    on = _tasks(runs)
+    groups = [group for methods in on for group in methods]
     runs = [run for group in groups for run in group]
     labels = dict.fromkeys(method_label(group[0].summary) for group in groups)
     data = dict.fromkeys(str(group[0].summary["dataset"]) for group in groups)
@@ -66,7 +68,7 @@ def render_page(runs: Sequence[RunRecord], title: str) -> str:
         return template("report.html.jinja").render(
             title=title,
             headline=f"{', '.join(labels)} on {', '.join(data)}",
-            compared=[_compared(methods) for methods in tasks if len(methods) > 1],
+            compared=[_compared(methods) for methods in on if len(methods) > 1],
             groups=[_group(group) for group in groups],
             runs=_detailed(runs),
             count=len(runs),
@@ -98,19 +100,20 @@ def _drawn(charts: Iterable[Chart | None]) -> list[Chart]:
 
 def _tasks(runs: Sequence[RunRecord]) -> list[list[list[RunRecord]]]:
     """Runs by data and model, within them by method and settings."""
-    tasks: dict[tuple[Any, ...], list[list[RunRecord]]] = {}
-    for group in groups([run.summary for run in runs]):
-        method = [replace(runs[i], summary=dict(s)) for i, s in group.items()]
-        first = method[0].summary
-        task = tuple(first.get(key) for key in ("dataset", "model", "pretrained"))
-        tasks.setdefault(task, []).append(method)
-    return list(tasks.values())
+    return [
+        [
+            [replace(runs[i], summary=dict(s)) for i, s in group.items()]
+            for group in methods
+        ]
+        for methods in tasks(groups([run.summary for run in runs]))
+    ]
 
 
 def _compared(methods: Sequence[Sequence[RunRecord]]) -> dict[str, Any]:
     """Methods on the same data and model: a table, what fell short, and the costs."""
     names = [method_label(runs[0].summary) for runs in methods]
-    totals = [aggregate([run.summary for run in runs]) for runs in methods]
+    summaries = [[run.summary for run in runs] for runs in methods]
+    totals = [aggregate(group) for group in summaries]
     kind = tables.kind_of([total["mean"] for total in totals])
     zero = None
     if same_features(runs[0].summary for runs in methods):
@@ -129,7 +132,7 @@ def _compared(methods: Sequence[Sequence[RunRecord]]) -> dict[str, Any]:
     first = methods[0][0].summary
     return {
         "title": f"Methods on {first['dataset']}, {first['model']}",
-        "table": tables.comparison(methods),
+        "tables": filter(None, (tables.comparison(summaries), differences(summaries))),
         "warnings": filter(None, map(warning, totals, names)),
         "charts": _drawn(charts),
     }
@@ -203,7 +206,9 @@ def _run(run: RunRecord) -> dict[str, Any]:
         "tables": filter(None, tests),
         "metrics": tables.class_metrics(metrics),
         "charts": _charts(run),
-        "classes": filter(None, (worsened_classes(run), frequent_mistakes(run))),
+        "classes": filter(
+            None, (worsened_classes(run), frequent_mistakes(run), each_class(run))
+        ),
     }
 
 
