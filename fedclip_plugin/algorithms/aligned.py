@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..wire.update import ClientUpdate, State
-from .adapter import contrastive_loss, seeded
+from .adapter import contrastive_loss
 from .base import Algorithm, Client, Task, sample_order
-from .training import fit
+from .training import fit, fresh_state
 
 Alignment = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(z, y, unlabelled)``, the gated features (B, D) and labels (B,) of a batch and raw
@@ -95,8 +95,7 @@ class AlignedClip(Algorithm):
 
     def init(self, task: Task) -> State:
         """A fresh adapter, drawn from the task's seed."""
-        state = seeded(lambda: BatchNormAdapter(task.dim), task.seed).state_dict()
-        return {key: value.to(task.text.device) for key, value in state.items()}
+        return fresh_state(lambda: BatchNormAdapter(task.dim), task)
 
     def predict(self, state: State, x: Tensor, task: Task) -> Tensor:
         """Scaled cosine of the gated features and the text features."""

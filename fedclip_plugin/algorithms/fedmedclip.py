@@ -38,7 +38,7 @@ from ..config.fields import Section, option
 from ..wire.update import ClientUpdate, State
 from .adapter import contrastive_loss, seeded
 from .base import Algorithm, Client, Task
-from .training import PRIVATE, fit, own_part
+from .training import PRIVATE, fit, fresh_state, own_part
 
 LAYERS = 4  # of the private network
 
@@ -104,8 +104,7 @@ class FedMedClip(Algorithm):
 
     def init(self, task: Task) -> State:
         """A fresh adapter, drawn from the task's seed."""
-        state = seeded(lambda: MaskedAdapter(task.dim), task.seed).state_dict()
-        return {key: value.to(task.text.device) for key, value in state.items()}
+        return fresh_state(lambda: MaskedAdapter(task.dim), task)
 
     def local_train(
         self, state: State, client: Client, task: Task, round_number: int

@@ -32,10 +32,9 @@ from ..clip.whole import WholeClip
 from ..config.fields import Section, option
 from ..errors import ConfigError
 from ..wire.update import ClientUpdate, State
-from .adapter import seeded
 from .base import Algorithm, Client, Task
 from .context import scores_of, text_under, token_embedding
-from .training import fit_state
+from .training import fit_state, fresh_state
 
 HEADS = 4
 
@@ -100,9 +99,7 @@ class FedTpg(Algorithm):
 
     def init(self, task: Task) -> State:
         """A fresh network, drawn from the task's seed."""
-        device = task.text.device
-        made = self._generator(task).state_dict()
-        return {key: value.to(device) for key, value in made.items()}
+        return fresh_state(lambda: self._generator(task), task)
 
     def local_train(
         self, state: State, client: Client, task: Task, round_number: int
@@ -123,7 +120,8 @@ class FedTpg(Algorithm):
     def text(self, state: State, task: Task) -> Tensor:
         """Normalised text features (C, D) of the task's classes."""
         names = self._names(task)
-        generator = self._generator(task).to(task.text.device)
+        with torch.device("meta"):  # all values are the state's
+            generator = self._generator(task)
         prompt: Tensor = functional_call(generator, state, (names.features,))
         context = names.spread * prompt
         return text_under(context, names.tokens, task.whole_clip, self.name)
@@ -131,7 +129,7 @@ class FedTpg(Algorithm):
     def _generator(self, task: Task) -> PromptGenerator:
         embedding = token_embedding(task.whole_clip, self.name)
         width, length = embedding.weight.shape[1], task.params.length
-        return seeded(lambda: PromptGenerator(task.dim, width, length), task.seed)
+        return PromptGenerator(task.dim, width, length)
 
     def _names(self, task: Task) -> _Names:
         """Read once for each CLIP; what the frozen text tower says does not change."""

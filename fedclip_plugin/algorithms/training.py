@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from ..config.schema import TrainConfig
 from ..errors import RunError
 from ..wire.update import ClientUpdate, State
-from .adapter import TwoSides, contrastive_loss, full_keys, plain_keys
+from .adapter import TwoSides, contrastive_loss, full_keys, plain_keys, seeded
 from .base import Client, Task, kept_state, sample_order
 
 PRIVATE = "private."  # begins the names of what a client's own module keeps
@@ -56,6 +56,12 @@ def train_local(
             optimizer.step()
             losses.append(loss.detach())
     return losses
+
+
+def fresh_state(make: Callable[[], nn.Module], task: Task) -> State:
+    """The state of the module that ``make`` makes from the task's seed."""
+    state = seeded(make, task.seed).state_dict()
+    return {key: value.to(task.text.device) for key, value in state.items()}
 
 
 def fit_state(
