@@ -10,6 +10,7 @@ The file has no name: it is gone with the last of its tensors, and with the proc
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 import mmap
@@ -17,7 +18,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -128,6 +129,7 @@ class Spool:
             raise cannot_write(self.folder, error) from error
         self._map: mmap.mmap | None = None
         self._first = self._place = self._end = 0
+        self._since = 0  # updates kept since the allocator gave back what is free
         if need:
             _tell(self.folder, need)
 
@@ -135,6 +137,10 @@ class Spool:
         """The updates with their tensors in the file."""
         kept = [replace(u, state=self.place(u.state)) for u in updates]
         let_go()
+        self._since += len(updates)
+        if self._since >= AT_ONCE:
+            self._since = 0
+            _trim()
         return kept
 
     def place(self, state: State) -> State:
@@ -172,6 +178,26 @@ class Spool:
         place = self._place
         self._place = min(self._end, -(-(place + size) // _ALIGNED) * _ALIGNED)
         return place
+
+
+def _trim() -> None:
+    """Give back what is free between the allocator's blocks, where it can be told to.
+
+    An update that was put away leaves room of which a small object takes a corner, so
+    that the next update does not fit: without this the heap grows by each of them.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim  # of glibc
+    except (AttributeError, OSError, TypeError):
+        return None
+    return found
 
 
 @functools.cache

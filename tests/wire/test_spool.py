@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -35,6 +36,7 @@ from fedclip_plugin.wire.update import ClientUpdate, State
 from tests.federation.toy import toy_features, write_toy
 from tests.waiting import SECONDS
 
+TESTS = Path(__file__).parents[2]  # where `tests` is found
 CLIENTS = 75  # more than wait in memory at a time, and no multiple of a group
 
 
@@ -284,3 +286,40 @@ def test_updates_for_a_gpu_stay_in_memory(
     like = {"w": torch.zeros(3)}
     assert isinstance(spool.spool_for(2, like, torch.device("cpu")), Spool)
     assert spool.spool_for(2, like, torch.device("cuda")) is None
+
+
+_TRAINED = """
+import re
+from fedclip_plugin.config.inputs import DataConfig
+from fedclip_plugin.config.schema import RunConfig, TrainConfig
+from fedclip_plugin.federation.build import build_federation
+from fedclip_plugin.federation.rounds import train_clients
+from tests.federation.toy import toy_features
+
+
+def memory():
+    status = open("/proc/self/status").read()
+    return int(re.search(r"RssAnon:\\s+(\\d+) kB", status)[1]) // 1024
+
+
+data = DataConfig(dataset="toy", targets=("none",), partition="iid", clients=1500)
+config = RunConfig(data=data, train=TrainConfig(rounds=1))
+fed = build_federation(toy_features(rows=3000, dim=128), config, None, 0)
+train_clients(fed, fed.first, fed.clients[:10], 1)
+before = memory()
+updates = train_clients(fed, fed.first, fed.clients, 1)
+print("more", memory() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="its allocator's holes")
+def test_what_was_put_away_leaves_no_holes_in_memory() -> None:
+    """Tensors of 64 kB, 190 MiB in all: the next one does not fit into their places."""
+    done = subprocess.run(
+        [sys.executable, "-c", _TRAINED],
+        env={**os.environ, VARIABLE: "0", "PYTHONPATH": str(TESTS)},
+        capture_output=True, text=True, timeout=SECONDS, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) < 80
