@@ -146,7 +146,8 @@ class Protocols(Study):
             "`python -m benchmarks protocols`: all domains are clients, "
             f"{results['rounds']} rounds, fedclip by `--preset best`, seeds {seeds}; "
             f"{measured_on(results['machine'])}.  Test accuracy of the clients, mean, "
-            "in per cent; ± is the 95 % interval over seeds.  The digits are encoded "
+            "in per cent; ± is the 95 % interval over seeds; a number without it "
+            "is of seed 0 alone.  The digits are encoded "
             "by fedclip-tiny, images and features of PACS by an encoder that is not "
             "CLIP: compare within a table.",
             "",

@@ -164,6 +164,9 @@ def evaluate(args: argparse.Namespace, display: Display) -> int:
     display.finish()
     if args.format == "json":
         print(json.dumps(found, indent=1, ensure_ascii=False))
+    elif args.format == "csv":
+        _csv_of_evaluation(found)
+        display.notes(found["notes"])
     else:
         _print_evaluation(found, display)
     return 0
@@ -184,6 +187,21 @@ def _elsewhere(args: argparse.Namespace, config: RunConfig) -> RunConfig:
         embedded = data.dataset == EMBEDDED_DATASET and "root" not in other
         data = replace(data, features=None, root=None if embedded else data.root)
     return replace(config, data=data)
+
+
+def _csv_of_evaluation(found: dict[str, Any]) -> None:
+    """A row a domain: images, then each metric of the result and of zero-shot."""
+    domains = found["domains"]
+    metrics = list(
+        dict.fromkeys(key for each in domains.values() for key in each["result"])
+    )
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(
+        ["domain", "images", *metrics, *(f"zero_shot_{m}" for m in metrics)]
+    )
+    for name, each in domains.items():
+        values = [each[of].get(m) for of in ("result", "zero_shot") for m in metrics]
+        writer.writerow([name, each["images"], *values])
 
 
 def _print_evaluation(found: dict[str, Any], display: Display) -> None:

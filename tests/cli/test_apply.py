@@ -141,6 +141,14 @@ def test_evaluation_is_of_every_row(
         labels = (x @ features.class_text.t()).argmax(dim=1)
         expected = accuracy(labels, features.label[domain])
         assert each["zero_shot"]["accuracy"] == pytest.approx(expected)
+    assert main([*words, "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["domain"] for row in rows] == list(found["domains"])
+    for row, each in zip(rows, found["domains"].values()):
+        assert row["images"] == "30"
+        for start, which in (("", "result"), ("zero_shot_", "zero_shot")):
+            for key in ("accuracy", "macro_f1"):
+                assert float(row[start + key]) == each[which][key]
     assert main([*words, "--classes", "class1", "class5"]) == 0
     assert "2 classes, 1 unseen" in capsys.readouterr().out
 

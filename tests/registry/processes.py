@@ -6,6 +6,7 @@ each host, and one that is refused; each answers several tests.
 
 from __future__ import annotations
 
+import json
 import shutil
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -15,7 +16,9 @@ from typing import Any, ClassVar
 
 import pytest
 
+from fedclip_plugin.federation.unseen import Columns
 from fedclip_plugin.storage.tensors import read_tensors
+from fedclip_plugin.wire.update import State
 from tests.registry.contract import (
     LIAR,
     Faults,
@@ -28,7 +31,13 @@ from tests.registry.contract import (
 )
 
 # What clients keep lies in their processes; three rounds need that of two before.
-CODED = {"compress": "topk", "compress_down": "int8", "optimizer_state": "keep"}
+CODED: dict[str, Any] = {
+    "compress": "topk",
+    "compress_down": "int8",
+    "optimizer_state": "keep",
+}
+# The same run is of a protocol: half of the classes, of which a client has few images.
+CODED |= {"classes": "base", "shots": 12}
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,10 @@ class ProcessWorld(Host):
     def out(self) -> Path:
         """Where the run that is made longer writes."""
         return self.folder / "out"
+
+    @abstractmethod
+    def columns(self, state: State, **options: Any) -> dict[str, Columns]:
+        """What the embedded engine makes of ``state`` in base to novel."""
 
     @abstractmethod
     def play(self, faults: Faults | None = None, **options: Any) -> Finished:
@@ -175,8 +188,24 @@ class ProcessContract:
         assert distance(adapter, last.best) <= 1e-6
         lines = lines_of(coded.out / "metrics.jsonl")
         assert [line["quarantined"] for line in lines] == [0, 0, 0]
-        assert lines[-1]["clients"] == last.result.clients  # type: ignore[union-attr]
+        splits = {
+            name: {key: scores[key] for key in ("val", "test")}
+            for name, scores in lines[-1]["clients"].items()
+        }  # clients that measure themselves tell of novel classes, too
+        assert splits == last.result.clients  # type: ignore[union-attr]
         sent(world, lines[-1], last.result)
+
+    def test_a_protocol_has_its_columns(
+        self, world: ProcessWorld, coded: Finished
+    ) -> None:
+        """Base to novel: trained on few images of the one half, scored on both."""
+        assert coded.code == 0, coded.log
+        summary = json.loads((coded.out / "summary.json").read_text())
+        best, _ = read_tensors(coded.out / "adapter.safetensors")
+        want = world.columns(best, rounds=3, **CODED)
+        for which in ("zero_shot", "result"):
+            assert summary["base_to_novel"][which] == pytest.approx(want[which])
+            assert want[which]["novel"]
 
     def test_a_bad_option_is_one_line(self, world: ProcessWorld) -> None:
         said = world.refusal(lr="fast")

@@ -69,7 +69,7 @@ def add_evaluate(group: Commands) -> None:
     add("run_directory", metavar="RUN", type=PATH)
     _add_state(parser)
     add("--client", metavar="NAME", help="what this client personalized or keeps")
-    add("--format", choices=("table", "json"), default="table")
+    add("--format", choices=("table", "json", "csv"), default="table")
     options.add_model_options(parser)
     options.add_data_options(parser, "features", "classes")
 

@@ -16,6 +16,7 @@ pytest.importorskip("fedml", reason="needs FedML: pip install 'fedclip-plugin[fe
 from fedclip_plugin import registry
 from fedclip_plugin.errors import FedClipError
 from fedclip_plugin.federation.build import Federation
+from fedclip_plugin.federation.unseen import Columns, base_to_novel
 from fedclip_plugin.registry.fedml.settings import read_settings
 from fedclip_plugin.runs.host_run import Setup, open_setup
 from fedclip_plugin.wire.update import State
@@ -143,6 +144,11 @@ class InProcesses(InFedMl, ProcessWorld):
         InFedMl.__init__(self, features, fedclip_target="photo", **shared)
 
     mode: ClassVar[dict[str, Any]] = {}
+
+    def columns(self, state: State, **chosen: Any) -> dict[str, Columns]:
+        """The server has the data and measures itself."""
+        setup = self.setup(**chosen)
+        return base_to_novel(setup.fed, setup.features, "photo", state)
 
     def play(self, faults: Faults | None = None, **chosen: Any) -> Finished:
         folder = self.own_folder()

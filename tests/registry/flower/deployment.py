@@ -18,9 +18,12 @@ from typing import Any, ClassVar
 
 import pytest
 
+from fedclip_plugin.features.choice import halved
 from fedclip_plugin.features.feature_set import FeatureSet
 from fedclip_plugin.federation.build import Federation, build_federation
+from fedclip_plugin.federation.unseen import Columns, base_to_novel
 from fedclip_plugin.registry import flower_host
+from fedclip_plugin.wire.update import State
 from tests.federation.toy import DOMAINS, own_directories, toy_features
 from tests.registry.contract import Faults
 from tests.registry.flower.grid import options
@@ -103,6 +106,7 @@ def write_app(folder: Path, run_config: Mapping[str, Any], **texts: str) -> Path
         name: f"fedclip_plugin.registry.flower_host:{name}_app"
         for name in ("server", "client")
     }
+    (folder / "app.py").write_text('"""Flower refuses an app without a module."""\n')
     for name, text in texts.items():
         (folder / f"own_{name}.py").write_text(text)
         parts[name] = f"own_{name}:app"
@@ -152,7 +156,13 @@ class Deployed(ProcessWorld):
 
     def federation(self, **chosen: Any) -> Federation:
         config = flower_host.FedClip(self.run_config(**chosen)).config
-        return build_federation(self.features, config, None, 0)
+        return build_federation(halved(self.features, config.data), config, None, 0)
+
+    def columns(self, state: State, **chosen: Any) -> dict[str, Columns]:
+        """The nodes measure themselves; here the same, with all data at hand."""
+        config = flower_host.FedClip(self.run_config(**chosen)).config
+        features = halved(self.features, config.data)
+        return base_to_novel(self.federation(**chosen), features, None, state)
 
     def error(self, log: str) -> str:
         """Flower logs what its ServerApp raised."""
