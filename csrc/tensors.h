@@ -11,7 +11,6 @@
 
 #include <algorithm>
 #include <initializer_list>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -22,29 +21,42 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 
+inline void append(std::string& text, const char* part) { text += part; }
+inline void append(std::string& text, const std::string& part) { text += part; }
+template <class Number>
+void append(std::string& text, Number part) {
+    text += std::to_string(part);
+}
+
 // Raises RuntimeError with the parts as its message.  (STD_TORCH_CHECK would put a
-// function, a file and a line before them.)
+// function, a file and a line before them.)  No streams here, nor elsewhere: in a module
+// that has libstdc++ within it, as some toolchains make, they crash beside torch's.
 template <class... Parts>
 void check(bool holds, const Parts&... parts) {
     if (holds) return;
-    std::ostringstream message;
-    (message << ... << parts);
-    throw std::runtime_error(message.str());
+    std::string message;
+    (append(message, parts), ...);
+    throw std::runtime_error(message);
 }
 
+// Where an operator runs: on the CPU, or on the current device, which its guard has made
+// that of its first tensor.
 #ifdef USE_CUDA
-// On the current device: an operator's guard has made it that of its first tensor.
-inline bool is_here(const Tensor& tensor) {
-    return tensor.is_cuda() && tensor.get_device_index() ==
-                                   torch::stable::accelerator::getCurrentDeviceIndex();
-}
-inline std::string here() {
-    return "cuda:" +
-           std::to_string(torch::stable::accelerator::getCurrentDeviceIndex());
-}
+class Here {
+  public:
+    bool has(const Tensor& tensor) const {
+        return tensor.is_cuda() && tensor.get_device_index() == device_;
+    }
+    std::string name() const { return "cuda:" + std::to_string(device_); }
+
+  private:
+    const std::int32_t device_ = torch::stable::accelerator::getCurrentDeviceIndex();
+};
 #else
-inline bool is_here(const Tensor& tensor) { return tensor.is_cpu(); }
-inline std::string here() { return "the CPU"; }
+struct Here {
+    bool has(const Tensor& tensor) const { return tensor.is_cpu(); }
+    std::string name() const { return "the CPU"; }
+};
 #endif
 
 inline std::string shape_text(const std::int64_t* sizes, std::size_t dims) {
@@ -75,13 +87,13 @@ inline std::string describe(const Tensor& tensor) {
     const auto sizes = tensor.sizes();
     std::string text = dtype_text(tensor.scalar_type());
     text.append(" ").append(shape_text(sizes.data(), sizes.size()));
-    return is_here(tensor) ? text : text + " on another device";
+    return Here().has(tensor) ? text : text + " on another device";
 }
 
 // Here, and of this type and shape; -1 is any size.
 inline bool fits(const Tensor& tensor, ScalarType dtype,
                  std::initializer_list<std::int64_t> shape) {
-    bool fits = is_here(tensor) && tensor.scalar_type() == dtype &&
+    bool fits = Here().has(tensor) && tensor.scalar_type() == dtype &&
                 tensor.dim() == static_cast<std::int64_t>(shape.size());
     std::int64_t d = 0;
     for (const std::int64_t size : shape) {
@@ -96,7 +108,7 @@ inline void expect(const std::string& name, const Tensor& tensor, ScalarType dty
                    std::initializer_list<std::int64_t> shape) {
     if (fits(tensor, dtype, shape)) return;
     check(false, name, ": expected ", dtype_text(dtype), " ",
-          shape_text(shape.begin(), shape.size()), " on ", here(), ", got ",
+          shape_text(shape.begin(), shape.size()), " on ", Here().name(), ", got ",
           describe(tensor));
 }
 
@@ -155,10 +167,11 @@ void let_go(Lists&... lists) {
 inline void expect_like_first(const char* name, const Tensors& tensors,
                               ScalarType dtype) {
     check(!tensors.empty(), name, ": expected at least one tensor, got none");
+    const Here here;  // asking for the device takes longer than all else of a tensor
     const auto wanted = tensors[0].sizes();
     for (std::size_t i = 0; i < tensors.size(); ++i) {
         const auto sizes = tensors[i].sizes();
-        if (is_here(tensors[i]) && tensors[i].scalar_type() == dtype &&
+        if (here.has(tensors[i]) && tensors[i].scalar_type() == dtype &&
             sizes.size() == wanted.size() &&
             std::equal(sizes.begin(), sizes.end(), wanted.begin())) {
             continue;

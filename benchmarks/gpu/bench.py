@@ -13,7 +13,15 @@ import torch
 
 from benchmarks.command import table
 from benchmarks.gpu import rivals
-from benchmarks.gpu.rivals import Run, Timing, interleave, make_client, ours, possible
+from benchmarks.gpu.rivals import (
+    Run,
+    Timing,
+    back_to_back,
+    interleave,
+    make_client,
+    ours,
+    possible,
+)
 
 Row = dict[str, Any]
 GROUP = "FEDCLIP_CUDA_GROUP"
@@ -182,10 +190,16 @@ def mean(s: Sizes, clients: int, elements: int, bandwidth: float) -> Row:
     times = interleave(candidates, s.rounds, 1, s.device)
     moved = 4 * elements * (clients + 1) / 1e3  # GB/s of microseconds
     share = round(100 * moved / times["ours"].minimum / bandwidth)
+    busy = back_to_back(candidates["ours"], s.rounds, s.device)
     exact = sum(w * x.double() for w, x in zip(shares, xs))
     assert isinstance(exact, torch.Tensor)
     error = (fedclip.weighted_mean(xs, weights).double() - exact).abs().max()
-    facts = {"elements": elements, "clients": clients, "copy_percent": share}
+    facts = {
+        "elements": elements,
+        "clients": clients,
+        "copy_percent": share,
+        "busy_percent": round(100 * moved / busy / bandwidth),
+    }
     error = float(error / exact.square().mean().sqrt())
     return row("weighted mean", times, **facts, error=f"{error:.1e}")
 
@@ -218,11 +232,12 @@ def run(sizes: Sizes, seconds: float) -> tuple[list[Row], dict[str, Any]]:
 
 
 SIZES = ("dim", "batch", "elements", "clients")
-FACTS = ("copy_percent", "tflops", "error", "note")
+FACTS = ("copy_percent", "busy_percent", "tflops", "error", "note")
 NAMES = {
     "dim": "D",
     "batch": "rows",
     "copy_percent": "% of copy bandwidth",
+    "busy_percent": "% where calls follow one another",
     "tflops": "TFLOP/s",
     "error": "error / rms",
 }

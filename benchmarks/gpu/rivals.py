@@ -52,6 +52,17 @@ def interleave(
     return {k: Timing(min(v) * unit, median(v) * unit) for k, v in seconds.items()}
 
 
+def back_to_back(run: Run, calls: int, device: str) -> float:
+    """Microseconds of a call where the next one need not wait for its end."""
+    run()
+    wait(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    wait(device)
+    return 1e6 * (time.perf_counter() - start) / calls
+
+
 def make_adapter(dim: int, device: str) -> nn.Sequential:
     return on_cpu.make_adapter(dim).to(device)
 
@@ -121,30 +132,40 @@ def whole_step_graph(client: Client, batch: int) -> Run:
         loss(adapter, x[rows], text[y[rows]]).backward()
         optimizer.step()
 
-    graph = _captured(step, optimizer)
+    captured = Captured(step, optimizer)
 
     def run() -> None:
         for next_rows in batches:
             rows.copy_(next_rows)
-            graph.replay()
+            captured.replay()
 
     return run
 
 
-def _captured(step: Callable[[], None], optimizer: torch.optim.Optimizer) -> Any:
-    """A CUDA graph of a step; its gradients are written, not added to others."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            optimizer.zero_grad()
+class Captured:
+    """A step as one CUDA graph; its gradients are written, not added to others.
+
+    The graph owns none of the memory that it writes to: the step and the optimizer do.
+    """
+
+    def __init__(
+        self, step: Callable[[], None], optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.owners = step, optimizer
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                optimizer.zero_grad()
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        optimizer.zero_grad()  # none: the captured backward makes its own
+        with torch.cuda.graph(self.graph):
             step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    optimizer.zero_grad()  # none: the captured backward makes its own
-    with torch.cuda.graph(graph):
-        step()
-    return graph
+
+    def replay(self) -> None:
+        self.graph.replay()
 
 
 class Stacked:
@@ -207,12 +228,12 @@ def stacked_graph(clients: Sequence[Client], batch: int) -> Run:
         loss(rows).backward()
         all_of.optimizer.step()
 
-    graph = _captured(step, all_of.optimizer)
+    captured = Captured(step, all_of.optimizer)
 
     def run() -> None:
         for next_rows in all_of.batches:
             rows.copy_(next_rows)
-            graph.replay()
+            captured.replay()
 
     return run
 

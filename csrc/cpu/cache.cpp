@@ -1,8 +1,9 @@
 #include "cpu/cache.h"
 
 #include <algorithm>
-#include <fstream>
-#include <sstream>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <string>
 
 namespace fedclip::cpu {
@@ -11,34 +12,33 @@ namespace {
 const std::string kProcessor = "/sys/devices/system/cpu/cpu0/";
 
 std::string first_line(const std::string& path) {
-    std::string line;
-    std::ifstream file(path);
-    std::getline(file, line);
-    return line;
+    char line[256] = "";
+    if (std::FILE* file = std::fopen(path.c_str(), "r")) {
+        if (!std::fgets(line, sizeof line, file)) line[0] = 0;
+        std::fclose(file);
+    }
+    return std::string(line, std::strcspn(line, "\n"));
 }
 
 // How many processors a list like "0-3,8-11" names.
 std::int64_t count_processors(const std::string& list) {
     std::int64_t count = 0;
-    std::istringstream parts(list);
-    for (std::string part; std::getline(parts, part, ',');) {
-        std::istringstream range(part);
-        std::int64_t first = 0, last = 0;
-        char dash = 0;
-        if (!(range >> first)) continue;
-        last = range >> dash >> last ? last : first;
-        count += std::max<std::int64_t>(last - first + 1, 1);
+    for (const char* at = list.c_str(); *at; at += *at == ',') {
+        char* end = nullptr;
+        const long first = std::strtol(at, &end, 10);
+        if (end == at) break;
+        const long last = *end == '-' ? std::strtol(end + 1, &end, 10) : first;
+        count += std::max(last - first + 1, 1l);
+        at = end;
     }
     return count;
 }
 
 // "512K" -> 524288.
 std::int64_t parse_size(const std::string& text) {
-    std::istringstream stream(text);
-    std::int64_t size = 0;
-    char unit = 0;
-    stream >> size >> unit;
-    return size << (unit == 'K' ? 10 : unit == 'M' ? 20 : 0);
+    char* unit = nullptr;
+    const std::int64_t size = std::strtol(text.c_str(), &unit, 10);
+    return size << (*unit == 'K' ? 10 : *unit == 'M' ? 20 : 0);
 }
 
 std::int64_t read_caches() {

@@ -18,12 +18,13 @@ struct Client {
     float* losses;             // (steps,)
     std::int64_t rows, samples, steps;
     std::int64_t first_sample, first_step;  // in the tables of all clients
-    bool vectors;                           // rows of x are 16-byte aligned
+    bool vectors, state_vectors;  // rows of x, of the state: 16-byte aligned
 };
 
 // The classes of every batch, in order of appearance; at first_sample + s * batch_size
 // for batch s of a client.
 struct ClassTable {
+    int* row;      // (samples,) of x: perm
     int* column;   // (samples,) class of a row within its batch
     int* first;    // (samples,) scratch
     int* label;    // of a batch's c-th class
@@ -112,10 +113,10 @@ struct Block {
 
     // (rows, D) of the group, and the own features of these.
     __device__ Rows all(const float* data, int rows) const {
-        return {data, shape.pitch, nullptr, rows, shape.dim, true};
+        return {data, shape.pitch, nullptr, rows, shape.dim, shape.dim % 4 == 0};
     }
     __device__ Rows own(const float* data, int rows) const {
-        return {data + first, shape.pitch, nullptr, rows, features, true};
+        return {data + first, shape.pitch, nullptr, rows, features, features % 4 == 0};
     }
     // A layer's weights as they are now, rows of own features.
     __device__ Weights weights(int l) const {
@@ -123,7 +124,7 @@ struct Block {
         if (l < shape.resident) {
             w.shared = dynamic_shared() + l * shape.slab;
         } else {
-            w.rows = {slab(l), shape.pitch, nullptr, features, shape.dim, true};
+            w.rows = all(slab(l), features);
         }
         return w;
     }
@@ -134,7 +135,7 @@ struct Block {
                         nullptr,
                         shape.dim,
                         features,
-                        true};
+                        features % 4 == 0};
         return {nullptr, copy, true, 0, features};
     }
     __device__ float bias(int l, int f) const {
@@ -145,7 +146,7 @@ struct Block {
 // One batch of the client in training.
 struct Batch {
     const Client* client;
-    const std::int64_t* index;  // (rows,) of x
+    const int* index;  // (rows,) of x
     int rows, classes;
     const int *column, *label, *count;
     bool small;  // the loss fits into shared memory
@@ -156,7 +157,7 @@ struct Batch {
         const Round& round = block.round;
         const std::int64_t start = step * round.batch_size;
         const std::int64_t at = c.first_sample + start;
-        index = c.perm + start;
+        index = round.table.row + at;
         rows = int(min(round.batch_size, c.samples - start));
         classes = round.table.classes[c.first_step + step];
         column = round.table.column + at;
@@ -178,7 +179,7 @@ struct Batch {
         }
     }
     __device__ const float* x(const Block& block, int row) const {
-        return client->x + index[row] * block.shape.dim;
+        return client->x + std::int64_t(index[row]) * block.shape.dim;
     }
     __device__ Rows inputs(const Block& block) const {
         return {client->x, block.shape.dim, index,
@@ -190,20 +191,20 @@ struct Batch {
 };
 
 __device__ inline void load_state(const Block& block, const Client& client) {
-    const int dim = block.shape.dim, pitch = block.shape.pitch;
+    const int dim = block.shape.dim, pitch = block.shape.pitch, vectors = pitch / 4;
     for (int i = 0; i < kSlabs; ++i) {
         float* slab = block.slab(i);
         const float *weight = block.state(client, i, 0),
                     *bias = block.state(client, i, 1);
-        for (int f = 0; f < block.features; ++f) {
-            const std::int64_t row = block.first + f;
-            for (int k = threadIdx.x; k < pitch; k += kThreads) {
-                float value = k < dim ? weight[row * dim + k] : 0.f;
-                if (k == pitch - 1) value = bias[row];
-                slab[f * std::int64_t(pitch) + k] = value;
-                if (i == 1) {
-                    block.weights_copy(block.turn)[row * pitch + k] = value;
-                }
+        const Rows rows{weight, dim, nullptr, dim, dim, client.state_vectors};
+#pragma unroll 4
+        for (int at = threadIdx.x; at < block.features * vectors; at += kTrainThreads) {
+            const int f = at / vectors, k = at % vectors * 4, row = block.first + f;
+            float4 v = rows.load(row, k);
+            if (k + 4 == pitch) v.w = bias[row];
+            put(slab + f * std::int64_t(pitch) + k, v);
+            if (i == 1) {
+                put(block.weights_copy(block.turn) + row * std::int64_t(pitch) + k, v);
             }
         }
     }
@@ -212,18 +213,24 @@ __device__ inline void load_state(const Block& block, const Client& client) {
 
 __device__ inline void store_state(const Block& block, const Client& client) {
     const int dim = block.shape.dim, pitch = block.shape.pitch;
+    const int width = client.state_vectors ? 4 : 1, pieces = dim / width;
     __syncthreads();
     for (int i = 0; i < kSlabs; ++i) {
         const float* slab = block.slab(i);
         float *weight = block.state(client, i, 0), *bias = block.state(client, i, 1);
-        for (int f = 0; f < block.features; ++f) {
-            const std::int64_t row = block.first + f;
-            for (int k = threadIdx.x; k < dim; k += kThreads) {
-                weight[row * dim + k] = slab[f * std::int64_t(pitch) + k];
+#pragma unroll 4
+        for (int at = threadIdx.x; at < block.features * pieces; at += kTrainThreads) {
+            const int f = at / pieces, k = at % pieces * width;
+            const float* from = slab + f * std::int64_t(pitch) + k;
+            float* to = weight + std::int64_t(block.first + f) * dim + k;
+            if (width == 4) {
+                put(to, get(from));
+            } else {
+                *to = *from;
             }
-            if (threadIdx.x == 0) {
-                bias[row] = slab[f * std::int64_t(pitch) + pitch - 1];
-            }
+        }
+        for (int f = threadIdx.x; f < block.features; f += kTrainThreads) {
+            bias[block.first + f] = slab[f * std::int64_t(pitch) + pitch - 1];
         }
     }
     __syncthreads();

@@ -23,6 +23,14 @@ __device__ inline float round_bf16(float value) {
     return __uint_as_float(unsigned(bits) << 16);
 }
 
+// Within 2 units of the last place, as the quotient is; exact for 0, infinity and NaN.
+__device__ inline float root(float value) {
+    float root;
+    asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(value));
+    return root;
+}
+__device__ inline float quotient(float a, float b) { return __fdividef(a, b); }
+
 using Counter = cuda::atomic_ref<unsigned, cuda::thread_scope_device>;
 
 // Adds 1; what this block wrote before is visible to who sees the new value.

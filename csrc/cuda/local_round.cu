@@ -51,7 +51,7 @@ Grid choose_grid(const Launch& launch, const TrainingArguments& all,
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
     int resident = 0;
     launch.check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel,
-                                                               kThreads, bytes));
+                                                               kTrainThreads, bytes));
     const std::int64_t groups = std::int64_t(resident) * blocks / shape.group;
     check(groups > 0, kOp, ": no room for ", shape.group,
           " blocks at once on this GPU");
@@ -84,8 +84,9 @@ struct Plan {
         to.steps = from.steps;
         to.first_sample = samples;
         to.first_step = std::int64_t(adam.size());
-        to.vectors =
-            all.dim() % 4 == 0 && reinterpret_cast<std::uintptr_t>(to.x) % 16 == 0;
+        const std::vector<const float*> state(to.state, to.state + 12);
+        to.vectors = all.dim() % 4 == 0 && aligned(std::vector{to.x}, 16);
+        to.state_vectors = all.dim() % 4 == 0 && aligned(state, 16);
         for (std::int64_t step = 0; step < from.steps; ++step) {
             client_of.push_back(int(clients.size()));
             adam.push_back(
@@ -143,11 +144,15 @@ class Training {
     void prepare() {
         const std::int64_t samples = plan_.samples;
         const std::int64_t steps = std::int64_t(plan_.adam.size());
-        indices_ = launch_.bytes(text_, (4 * samples + steps + 1) * sizeof(int));
+        indices_ = launch_.bytes(text_, (5 * samples + steps + 1) * sizeof(int));
         error_ = launch_.filled(text_, sizeof(kNoError), 0xff);
         int* start = static_cast<int*>(indices_.mutable_data_ptr());
-        table_ = {start, start + samples, start + 2 * samples, start + 3 * samples,
-                  start + 4 * samples};
+        table_ = {start,
+                  start + samples,
+                  start + 2 * samples,
+                  start + 3 * samples,
+                  start + 4 * samples,
+                  start + 5 * samples};
         const unsigned blocks = unsigned(steps + std::int64_t(plan_.clients.size()));
         launch_.run(prepare_round, blocks, kThreads * sizeof(int),
                     tables_.at<Client>(of_clients_), tables_.at<int>(of_client_), steps,
@@ -190,7 +195,7 @@ class Training {
         void* arguments[] = {&round};
         const dim3 blocks(unsigned(grid_.groups * grid_.shape.group));
         const cudaError_t error =
-            cudaLaunchCooperativeKernel(grid_.kernel, blocks, dim3(kThreads), arguments,
+            cudaLaunchCooperativeKernel(grid_.kernel, blocks, dim3(kTrainThreads), arguments,
                                         grid_.shared_bytes, launch_.stream());
         if (error == cudaErrorCooperativeLaunchTooLarge && grid_.groups > 1) {
             (void)cudaGetLastError();

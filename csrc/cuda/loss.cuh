@@ -30,7 +30,7 @@ struct Loss {
 // log sum_c n_c e^L of each row, a warp each.
 __device__ inline void find_row_lse(const Loss& loss) {
     const int lane = threadIdx.x % 32;
-    for (int row = threadIdx.x / 32; row < loss.rows; row += kWarps) {
+    for (int row = threadIdx.x / 32; row < loss.rows; row += kTrainWarps) {
         float top = kLowest, sum = 0;
         for (int c = lane; c < loss.classes; c += 32) {
             top = fmaxf(top, loss.logit(row, c));
@@ -47,10 +47,10 @@ __device__ inline void find_row_lse(const Loss& loss) {
 // log sum_b e^L of each class: some threads a class, as many classes at once as fit.
 __device__ inline void find_column_lse(const Loss& loss, float* stage) {
     int across = 1;
-    while (across < loss.classes && across < kThreads) across *= 2;
-    const int parts = kThreads / across;
+    while (across < loss.classes && across < kTrainThreads) across *= 2;
+    const int parts = kTrainThreads / across;
     const int part = threadIdx.x / across;
-    float *tops = stage, *sums = stage + kThreads;
+    float *tops = stage, *sums = stage + kTrainThreads;
     for (int left = 0; left < loss.classes; left += across) {
         const int c = left + threadIdx.x % across;
         float top = kLowest, sum = 0;
@@ -96,7 +96,7 @@ template <class Text, class Finish>
 __device__ inline void loss_gradient(const Loss& loss, int features, float* stage,
                                      const Text& text_of, const Finish& finish) {
     constexpr int classes = 32, pitch = classes + 1;
-    constexpr int outputs = kRows * kFeatures / kThreads;
+    constexpr int outputs = kRows * kFeatures / kTrainThreads;
     float *grads = stage, *products = stage + kRows * pitch;
     for (int row = 0; row < loss.rows; row += kRows) {
         for (int feature = 0; feature < features; feature += kFeatures) {
@@ -104,7 +104,7 @@ __device__ inline void loss_gradient(const Loss& loss, int features, float* stag
             for (int left = 0; left < loss.classes; left += classes) {
                 const int width = min(classes, loss.classes - left);
                 __syncthreads();
-                for (int at = threadIdx.x; at < kRows * classes; at += kThreads) {
+                for (int at = threadIdx.x; at < kRows * classes; at += kTrainThreads) {
                     const int r = at / classes, c = at % classes;
                     const bool inside = row + r < loss.rows && c < width;
                     const float grad = inside ? loss.grad(row + r, left + c) : 0.f;
@@ -115,10 +115,10 @@ __device__ inline void loss_gradient(const Loss& loss, int features, float* stag
                 __syncthreads();
 #pragma unroll
                 for (int i = 0; i < outputs; ++i) {
-                    const int at = threadIdx.x + i * kThreads;
+                    const int at = threadIdx.x + i * kTrainThreads;
                     const int r = at / kFeatures, f = feature + at % kFeatures;
                     if (row + r >= loss.rows || f >= features) continue;
-#pragma unroll 4
+#pragma unroll 8
                     for (int c = 0; c < width; ++c) {
                         sums[i] =
                             fmaf(grads[r * pitch + c], text_of(left + c, f), sums[i]);
@@ -128,7 +128,7 @@ __device__ inline void loss_gradient(const Loss& loss, int features, float* stag
             }
 #pragma unroll
             for (int i = 0; i < outputs; ++i) {
-                const int at = threadIdx.x + i * kThreads;
+                const int at = threadIdx.x + i * kTrainThreads;
                 const int r = at / kFeatures, f = feature + at % kFeatures;
                 if (row + r >= loss.rows || f >= features) continue;
                 finish(row + r, f, sums[i], dots[i]);

@@ -14,6 +14,8 @@ namespace fedclip::gpu {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
+constexpr int kTrainThreads = 512;  // of a block of local_round
+constexpr int kTrainWarps = kTrainThreads / 32;
 constexpr int kRows = 32;           // of a tile
 constexpr int kFeatures = 16;       // of a tile
 constexpr int kDepth = 128;         // terms of a tile's sums at a time

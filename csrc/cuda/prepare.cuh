@@ -42,6 +42,7 @@ __device__ inline void find_classes(const Client& client, std::int64_t step,
     int *label = table.label + at, *count = table.count + at;
     for (int b = threadIdx.x; b < rows; b += kThreads) {  // the class itself, for now
         std::int64_t value = client.perm[start + b];
+        table.row[at + b] = int(value);  // right, or nothing is trained
         value = value >= 0 && value < client.rows ? client.y[value] : 0;
         column[b] = value >= 0 && value < classes ? int(value) : 0;
         count[b] = 0;

@@ -44,7 +44,7 @@ __device__ inline void hidden_phase(const Block& block, const Batch& batch) {
 __device__ inline void gate_rows(const Block& block, const Batch& batch, int row) {
     const Shape& shape = block.shape;
     const int lane = threadIdx.x % 32, group = shape.group;
-    for (int r = threadIdx.x / 32; r < min(kRows, batch.rows - row); r += kWarps) {
+    for (int r = threadIdx.x / 32; r < min(kRows, batch.rows - row); r += kTrainWarps) {
         const int b = row + r;
         float* gate = block.gate + r * (shape.features + 1);
         const float* x = batch.x(block, b) + block.first;
@@ -85,13 +85,13 @@ __device__ inline void scores_phase(const Block& block, const Batch& batch) {
         gate_rows(block, batch, row);
         __syncthreads();
         const int rows = min(kRows, batch.rows - row);
-        for (int at = threadIdx.x; at < rows * classes; at += kThreads) {
+        for (int at = threadIdx.x; at < rows * classes; at += kTrainThreads) {
             const float* gate = block.gate + at / classes * pitch;
             const float* text = block.round.text +
                                 std::int64_t(batch.label[at % classes]) * shape.dim +
                                 block.first;
             float sum = 0;
-#pragma unroll 4
+#pragma unroll 16
             for (int f = 0; f < block.features; ++f) sum = fmaf(gate[f], text[f], sum);
             logits[std::int64_t(row) * classes + at] = sum;
         }
@@ -99,46 +99,61 @@ __device__ inline void scores_phase(const Block& block, const Batch& batch) {
     }
 }
 
+// The parts of row b -> its largest score and 1 / norm, and in `scales` what the logits
+// of each block are to be multiplied by: a warp's work.
+__device__ inline void combine_row(const Block& block, const Batch& batch, int b,
+                                   float* scales) {
+    const int group = block.shape.group, lane = threadIdx.x % 32;
+    const float* tops =
+        block.group + block.space.block_top + std::int64_t(b) * group;
+    const float* squares =
+        block.group + block.space.block_square + std::int64_t(b) * group;
+    float top = kLowest, square = 0;
+    for (int g = lane; g < group; g += 32) top = fmaxf(top, tops[g]);
+    top = warp_max(top);
+    for (int g = lane; g < group; g += 32) {
+        const float scale = expf(tops[g] - top);
+        scales[g] = scale;
+        square = fmaf(squares[g], scale * scale, square);
+    }
+    square = warp_sum(square);
+    if (lane) return;
+    batch.top[b] = top;
+    // not fmaxf, which would turn NaN into the floor
+    const float norm = sqrtf(square);
+    batch.inverse[b] = 1.f / (norm < kNormFloor ? kNormFloor : norm);
+}
+
 // The blocks' parts of some rows -> their largest score, 1 / norm and logits.
 __device__ inline void combine_phase(const Block& block, const Batch& batch) {
     const int group = block.shape.group, classes = batch.classes;
     const int first = batch.small ? 0 : block.rank;
     const int stride = batch.small ? 1 : group;
-    const float* tops = block.group + block.space.block_top;
-    const float* squares = block.group + block.space.block_square;
     const float* parts = block.group + block.space.block_logits;
+    const std::int64_t size = std::int64_t(batch.rows) * classes;
     const int rows = (batch.rows - first + stride - 1) / stride;
-    const int lane = threadIdx.x % 32;
-    for (int r = threadIdx.x / 32; r < rows; r += kWarps) {
-        const int b = first + r * stride;
-        const std::int64_t at = std::int64_t(b) * group;
-        float top = kLowest, square = 0;
-        for (int g = lane; g < group; g += 32) top = fmaxf(top, tops[at + g]);
-        top = warp_max(top);
-        for (int g = lane; g < group; g += 32) {
-            const float scale = expf(tops[at + g] - top);
-            square = fmaf(squares[at + g], scale * scale, square);
+    const int room = kStage / group;  // rows whose scales fit
+    for (int begin = 0; begin < rows; begin += room) {
+        const int count = min(room, rows - begin);
+        for (int r = threadIdx.x / 32; r < count; r += kTrainWarps) {
+            combine_row(block, batch, first + (begin + r) * stride,
+                        block.stage + r * group);
         }
-        square = warp_sum(square);
-        if (lane) continue;
-        batch.top[b] = top;
-        // not fmaxf, which would turn NaN into the floor
-        const float norm = sqrtf(square);
-        batch.inverse[b] = 1.f / (norm < kNormFloor ? kNormFloor : norm);
-    }
-    __syncthreads();
-    for (std::int64_t at = threadIdx.x; at < std::int64_t(rows) * classes;
-         at += kThreads) {
-        const int b = first + int(at / classes) * stride, c = int(at % classes);
-        const std::int64_t to = std::int64_t(b) * classes + c;
-        const std::int64_t size = std::int64_t(batch.rows) * classes;
-        float sum = 0;
-#pragma unroll 4
-        for (int g = 0; g < group; ++g) {
-            const float scale = expf(tops[std::int64_t(b) * group + g] - batch.top[b]);
-            sum = fmaf(parts[g * size + to], scale, sum);
+        __syncthreads();
+        for (std::int64_t at = threadIdx.x; at < std::int64_t(count) * classes;
+             at += kTrainThreads) {
+            const int r = int(at / classes), c = int(at % classes);
+            const int b = first + (begin + r) * stride;
+            const std::int64_t to = std::int64_t(b) * classes + c;
+            const float* scales = block.stage + r * group;
+            float sum = 0;
+#pragma unroll 16
+            for (int g = 0; g < group; ++g) {
+                sum = fmaf(parts[g * size + to], scales[g], sum);
+            }
+            batch.logits[to] = block.round.logit_scale * (sum * batch.inverse[b]);
         }
-        batch.logits[to] = block.round.logit_scale * (sum * batch.inverse[b]);
+        __syncthreads();
     }
 }
 
@@ -209,11 +224,7 @@ __device__ inline void train_client(Block& block, const Client& client) {
         scores_phase<Bf16>(block, batch);
         block.wait();
         combine_phase(block, batch);
-        if (batch.small) {
-            __syncthreads();
-        } else {
-            block.wait();
-        }
+        if (!batch.small) block.wait();
         grad_phase(block, batch, client.losses + s);
         block.wait();
         update_phase<Bf16>(block, batch, block.round.adam[client.first_step + s]);
@@ -222,7 +233,7 @@ __device__ inline void train_client(Block& block, const Client& client) {
 }
 
 template <bool Bf16>
-__global__ void __launch_bounds__(kThreads, 1) train_round(const Round round) {
+__global__ void __launch_bounds__(kTrainThreads, 1) train_round(const Round round) {
     if (*round.error != kNoError) return;
     Block block(round);
     const int group = int(blockIdx.x) / round.shape.group;

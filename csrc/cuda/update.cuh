@@ -15,7 +15,9 @@ struct Adam {
         grad = fmaf(weight_decay, value, grad);
         exp_avg_sq = fmaf(one_beta2, fmaf(grad, grad, -exp_avg_sq), exp_avg_sq);
         exp_avg = fmaf(one_beta1, grad - exp_avg, exp_avg);
-        value = fmaf(-now.rate, exp_avg / (sqrtf(exp_avg_sq) + now.eps), value);
+        // no branches, as the exact root and quotient have: elements side by side
+        const float ratio = quotient(exp_avg, root(exp_avg_sq) + now.eps);
+        value = fmaf(-now.rate, ratio, value);
     }
     __device__ void step(float* value, float* exp_avg, float* exp_avg_sq,
                          float grad) const {
@@ -28,22 +30,30 @@ struct Layer {
     float *value, *exp_avg, *exp_avg_sq;
 };
 
-// Features feature..feature + 8 * Groups of the weights.  A thread has 8 features and 4
+// Sets what is not among the first `count` to 0.
+__device__ inline void keep(float4& v, int count) {
+    if (count < 2) v.y = 0;
+    if (count < 3) v.z = 0;
+    if (count < 4) v.w = 0;
+}
+
+// Features feature..feature + 4 * Groups of the weights.  A thread has 4 features and 4
 // columns; `copy` gets the new weights, rows of `pitch` floats, unless it is null.
 template <bool Bf16, int Groups>
 __device__ inline void update_tile(float* stage, const Rows& d, int feature,
                                    int features, const Rows& q, int pitch,
                                    const Layer& layer, const Adam& adam, float* copy) {
-    constexpr int across = kThreads / Groups;        // threads
-    constexpr int width = 4 * across;                // columns at a time
-    constexpr int depth = 4 * kThreads * 4 / width;  // rows at a time
-    constexpr int d_width = 8 * Groups;
+    constexpr int across = kTrainThreads / Groups;  // threads
+    constexpr int width = 4 * across;               // columns at a time
+    constexpr int depth = 4096 / width;             // rows at a time
+    constexpr int d_width = 4 * Groups;
     float *qs = stage, *ds = stage + depth * width;
     const int group = threadIdx.x / across, column = threadIdx.x % across * 4;
     const int line = threadIdx.x / (width / 4), part = threadIdx.x % (width / 4) * 4;
-    constexpr int lines = kThreads / (width / 4);   // rows at once
-    constexpr int d_vectors = depth * d_width / 4;  // of d, by the first threads
-    static_assert(d_vectors <= kThreads && depth % lines == 0);
+    constexpr int lines = kTrainThreads / (width / 4);  // rows at once
+    constexpr int d_vectors = depth * d_width / 4;      // of d, by the first threads
+    static_assert(d_vectors <= kTrainThreads && depth % lines == 0);
+    static_assert(depth * (width + d_width) <= kStage);
     const int d_line = threadIdx.x / (d_width / 4),
               d_part = threadIdx.x % (d_width / 4) * 4;
 
@@ -57,7 +67,7 @@ __device__ inline void update_tile(float* stage, const Rows& d, int feature,
             if (threadIdx.x < d_vectors)
                 next_d = d.load(row + d_line, feature + d_part);
         };
-        float sums[8][4] = {};
+        float sums[4][4] = {};
         fetch(0);
         for (int row = 0; row < q.rows; row += depth) {
             __syncthreads();
@@ -73,11 +83,10 @@ __device__ inline void update_tile(float* stage, const Rows& d, int feature,
 #pragma unroll
             for (int r = 0; r < depth; ++r) {
                 const float4 b = get(qs + r * width + column);
-                const float4 a0 = get(ds + r * d_width + group * 8),
-                             a1 = get(ds + r * d_width + group * 8 + 4);
-                const float a[8] = {a0.x, a0.y, a0.z, a0.w, a1.x, a1.y, a1.z, a1.w};
+                const float4 d4 = get(ds + r * d_width + group * 4);
+                const float a[4] = {d4.x, d4.y, d4.z, d4.w};
 #pragma unroll
-                for (int i = 0; i < 8; ++i) {
+                for (int i = 0; i < 4; ++i) {
                     sums[i][0] = fmaf(a[i], b.x, sums[i][0]);
                     sums[i][1] = fmaf(a[i], b.y, sums[i][1]);
                     sums[i][2] = fmaf(a[i], b.z, sums[i][2]);
@@ -88,16 +97,21 @@ __device__ inline void update_tile(float* stage, const Rows& d, int feature,
         const int at = left + column, count = q.columns - at;
         if (count <= 0) continue;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            const int f = feature + group * 8 + i;
+        for (int i = 0; i < 4; ++i) {
+            const int f = feature + group * 4 + i;
             if (f >= features) continue;
             const std::int64_t start = std::int64_t(f) * pitch + at;
             float4 value = get(layer.value + start), m = get(layer.exp_avg + start),
                    v = get(layer.exp_avg_sq + start);
             adam.step(value.x, m.x, v.x, sums[i][0]);
-            if (count > 1) adam.step(value.y, m.y, v.y, sums[i][1]);
-            if (count > 2) adam.step(value.z, m.z, v.z, sums[i][2]);
-            if (count > 3) adam.step(value.w, m.w, v.w, sums[i][3]);
+            adam.step(value.y, m.y, v.y, sums[i][1]);
+            adam.step(value.z, m.z, v.z, sums[i][2]);
+            adam.step(value.w, m.w, v.w, sums[i][3]);
+            if (count < 4) {  // pads stay 0: with an eps of 0 they are NaN now
+                keep(value, count);
+                keep(m, count);
+                keep(v, count);
+            }
             put(layer.value + start, value);
             put(layer.exp_avg + start, m);
             put(layer.exp_avg_sq + start, v);
@@ -110,7 +124,7 @@ __device__ inline void update_tile(float* stage, const Rows& d, int feature,
 __device__ inline void update_bias(float* stage, const Rows& d, int feature,
                                    int features, int pitch, const Layer& layer,
                                    const Adam& adam) {
-    constexpr int parts = kThreads / kFeatures;
+    constexpr int parts = kTrainThreads / kFeatures;
     const int f = threadIdx.x % kFeatures, part = threadIdx.x / kFeatures;
     const bool own = feature + f < features;
     float sum = 0;
@@ -135,9 +149,9 @@ __device__ inline void update_layer(float* stage, const Rows& d, int features,
                                     const Adam& adam, float* copy) {
     for (int f = 0; f < features; f += kFeatures) {
         if (features - f > 8) {
-            update_tile<Bf16, 2>(stage, d, f, features, q, pitch, layer, adam, copy);
+            update_tile<Bf16, 4>(stage, d, f, features, q, pitch, layer, adam, copy);
         } else {
-            update_tile<Bf16, 1>(stage, d, f, features, q, pitch, layer, adam, copy);
+            update_tile<Bf16, 2>(stage, d, f, features, q, pitch, layer, adam, copy);
         }
         update_bias(stage, d, f, features, pitch, layer, adam);
     }

@@ -61,11 +61,13 @@ inline cudaError_t raise(cudaError_t error) {
 }
 
 template <class... P, std::size_t... I>
-cudaError_t run(void (*kernel)(P...), unsigned blocks, void** arguments,
-                std::size_t shared_bytes, std::index_sequence<I...>) {
+cudaError_t run(void (*kernel)(P...), unsigned blocks, unsigned threads,
+                void** arguments, std::size_t shared_bytes,
+                std::index_sequence<I...>) {
     ++device.launches;
     failure = launch(
-        blocks, std::int64_t((shared_bytes + 3) / 4), std::uint64_t(device.seed),
+        blocks, threads, std::int64_t((shared_bytes + 3) / 4),
+        std::uint64_t(device.seed),
         [&] { kernel(*static_cast<std::remove_reference_t<P>*>(arguments[I])...); });
     return raise(failure.empty() ? cudaSuccess : cudaErrorLaunchFailure);
 }
@@ -153,15 +155,15 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(
 }
 
 template <class... P>
-cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 blocks, dim3, void** arguments,
-                             std::size_t shared_bytes, cudaStream_t) {
+cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 blocks, dim3 threads,
+                             void** arguments, std::size_t shared_bytes, cudaStream_t) {
     if (blocks.x == 0) return emulation::raise(cudaErrorInvalidValue);
-    return emulation::run(kernel, blocks.x, arguments, shared_bytes,
+    return emulation::run(kernel, blocks.x, threads.x, arguments, shared_bytes,
                           std::index_sequence_for<P...>());
 }
 
 template <class... P>
-cudaError_t cudaLaunchCooperativeKernel(void (*kernel)(P...), dim3 blocks, dim3,
+cudaError_t cudaLaunchCooperativeKernel(void (*kernel)(P...), dim3 blocks, dim3 threads,
                                         void** arguments, std::size_t shared_bytes,
                                         cudaStream_t) {
     emulation::Device& device = emulation::device;
@@ -171,7 +173,7 @@ cudaError_t cudaLaunchCooperativeKernel(void (*kernel)(P...), dim3 blocks, dim3,
     }
     device.blocks = blocks.x;
     device.shared_asked = std::int64_t(shared_bytes);
-    return emulation::run(kernel, blocks.x, arguments, shared_bytes,
+    return emulation::run(kernel, blocks.x, threads.x, arguments, shared_bytes,
                           std::index_sequence_for<P...>());
 }
 

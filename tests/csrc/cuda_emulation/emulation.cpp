@@ -9,14 +9,11 @@
 #include <random>
 #include <vector>
 
-#include "plan.h"
-
 Index threadIdx, blockIdx;
 
 namespace emulation {
 namespace {
 
-constexpr unsigned kThreads = fedclip::gpu::kThreads;
 constexpr std::size_t kStack = 256 << 10;
 constexpr int kSpins = 1 << 22;  // without anything else happening
 
@@ -40,8 +37,8 @@ struct Warp {
 
 struct Block {
     Meeting barrier;
-    std::vector<Warp> warps{kThreads / 32};
-    unsigned alive = kThreads;
+    std::vector<Warp> warps;
+    unsigned alive = 0;
     std::unique_ptr<float[]> shared;
 };
 
@@ -157,13 +154,13 @@ std::uint64_t exchange(std::uint64_t bits, int lanes, int line) {
     return slots[lane ^ unsigned(lanes)];
 }
 
-std::string launch(unsigned blocks, std::int64_t shared_floats, std::uint64_t seed,
-                   const std::function<void()>& kernel) {
+std::string launch(unsigned blocks, unsigned threads, std::int64_t shared_floats,
+                   std::uint64_t seed, const std::function<void()>& kernel) {
     Launch launch;
     launch.random.seed(seed);
     launch.kernel = &kernel;
     launch.blocks.resize(blocks);
-    launch.fibres.resize(std::size_t(blocks) * kThreads);
+    launch.fibres.resize(std::size_t(blocks) * threads);
     const std::size_t bytes = launch.fibres.size() * kStack;
     char* stacks =
         static_cast<char*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
@@ -171,14 +168,16 @@ std::string launch(unsigned blocks, std::int64_t shared_floats, std::uint64_t se
     if (stacks == MAP_FAILED) return "no memory for the stacks";
     now = &launch;
     for (Block& block : launch.blocks) {
+        block.warps.resize(threads / 32);
+        block.alive = threads;
         block.shared.reset(new float[shared_floats]);
         std::fill_n(block.shared.get(), shared_floats,
                     std::numeric_limits<float>::quiet_NaN());
     }
     for (std::size_t i = 0; i < launch.fibres.size(); ++i) {
         Fibre& fibre = launch.fibres[i];
-        fibre.block = unsigned(i / kThreads);
-        fibre.thread = unsigned(i % kThreads);
+        fibre.block = unsigned(i / threads);
+        fibre.thread = unsigned(i % threads);
         getcontext(&fibre.context);
         fibre.context.uc_stack.ss_sp = stacks + i * kStack;
         fibre.context.uc_stack.ss_size = kStack;

@@ -53,10 +53,10 @@ T shuffle_xor(T value, int lanes, int line) {
     return value;
 }
 
-// Runs kernel() once for each thread of `blocks` blocks, `shared_floats` for each of
-// these.  Returns what went wrong, or "".
-std::string launch(unsigned blocks, std::int64_t shared_floats, std::uint64_t seed,
-                   const std::function<void()>& kernel);
+// Runs kernel() once for each of `threads` threads of `blocks` blocks, `shared_floats`
+// for each of these.  Returns what went wrong, or "".
+std::string launch(unsigned blocks, unsigned threads, std::int64_t shared_floats,
+                   std::uint64_t seed, const std::function<void()>& kernel);
 
 }  // namespace emulation
 
@@ -77,6 +77,9 @@ inline float round_bf16(float value) {
     std::memcpy(&value, &bits, sizeof bits);
     return value;
 }
+
+inline float root(float value) { return std::sqrt(value); }
+inline float quotient(float a, float b) { return a / b; }
 
 inline void arrive(unsigned* counter) { ++*counter; }
 inline unsigned arrived(unsigned* counter) {
