@@ -29,8 +29,9 @@ void append(std::string& text, Number part) {
 }
 
 // Raises RuntimeError with the parts as its message.  (STD_TORCH_CHECK would put a
-// function, a file and a line before them.)  No streams here, nor elsewhere: in a module
-// that has libstdc++ within it, as some toolchains make, they crash beside torch's.
+// function, a file and a line before them.)  No streams here, nor elsewhere: in a
+// module that has libstdc++ within it, as some toolchains make, they crash beside
+// torch's.
 template <class... Parts>
 void check(bool holds, const Parts&... parts) {
     if (holds) return;
@@ -39,8 +40,8 @@ void check(bool holds, const Parts&... parts) {
     throw std::runtime_error(message);
 }
 
-// Where an operator runs: on the CPU, or on the current device, which its guard has made
-// that of its first tensor.
+// Where an operator runs: on the CPU, or on the current device, which its guard has
+// made that of its first tensor.
 #ifdef USE_CUDA
 class Here {
   public:

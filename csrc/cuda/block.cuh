@@ -18,7 +18,7 @@ struct Client {
     float* losses;             // (steps,)
     std::int64_t rows, samples, steps;
     std::int64_t first_sample, first_step;  // in the tables of all clients
-    bool vectors, state_vectors;  // rows of x, of the state: 16-byte aligned
+    bool vectors, state_vectors;            // rows of x, of the state: 16-byte aligned
 };
 
 // The classes of every batch, in order of appearance; at first_sample + s * batch_size
@@ -130,12 +130,9 @@ struct Block {
     }
     // The second layer's, columns of own features.
     __device__ Weights weights_transposed() const {
-        const Rows copy{weights_copy(turn) + first,
-                        shape.pitch,
-                        nullptr,
-                        shape.dim,
-                        features,
-                        features % 4 == 0};
+        const Rows copy{
+            weights_copy(turn) + first, shape.pitch, nullptr, shape.dim, features,
+            features % 4 == 0};
         return {nullptr, copy, true, 0, features};
     }
     __device__ float bias(int l, int f) const {

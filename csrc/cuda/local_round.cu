@@ -194,9 +194,9 @@ class Training {
                     float(all_.logit_scale)};
         void* arguments[] = {&round};
         const dim3 blocks(unsigned(grid_.groups * grid_.shape.group));
-        const cudaError_t error =
-            cudaLaunchCooperativeKernel(grid_.kernel, blocks, dim3(kTrainThreads), arguments,
-                                        grid_.shared_bytes, launch_.stream());
+        const cudaError_t error = cudaLaunchCooperativeKernel(
+            grid_.kernel, blocks, dim3(kTrainThreads), arguments, grid_.shared_bytes,
+            launch_.stream());
         if (error == cudaErrorCooperativeLaunchTooLarge && grid_.groups > 1) {
             (void)cudaGetLastError();
             return false;

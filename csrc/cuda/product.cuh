@@ -118,7 +118,7 @@ struct Chunk {
 //
 // A warp sums its own terms of each chunk for half of the rows, half of its lanes 16
 // terms further on; a lane has 4 rows and 4 features.  The lanes that read the same
-// operands are neighbours, so that a read of 16 bytes a lane takes 2 cycles, not 4.  The
+// operands are neighbours, so that a read of 16 bytes a lane takes 2 cycles, not 4. The
 // order of a sum is fixed.
 template <bool Bf16, class Finish>
 __device__ inline void product(float* stage, const Rows& in, int row, const Weights& w,

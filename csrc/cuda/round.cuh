@@ -104,8 +104,7 @@ __device__ inline void scores_phase(const Block& block, const Batch& batch) {
 __device__ inline void combine_row(const Block& block, const Batch& batch, int b,
                                    float* scales) {
     const int group = block.shape.group, lane = threadIdx.x % 32;
-    const float* tops =
-        block.group + block.space.block_top + std::int64_t(b) * group;
+    const float* tops = block.group + block.space.block_top + std::int64_t(b) * group;
     const float* squares =
         block.group + block.space.block_square + std::int64_t(b) * group;
     float top = kLowest, square = 0;

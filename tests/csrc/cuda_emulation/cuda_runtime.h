@@ -62,8 +62,7 @@ inline cudaError_t raise(cudaError_t error) {
 
 template <class... P, std::size_t... I>
 cudaError_t run(void (*kernel)(P...), unsigned blocks, unsigned threads,
-                void** arguments, std::size_t shared_bytes,
-                std::index_sequence<I...>) {
+                void** arguments, std::size_t shared_bytes, std::index_sequence<I...>) {
     ++device.launches;
     failure = launch(
         blocks, threads, std::int64_t((shared_bytes + 3) / 4),
