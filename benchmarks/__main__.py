@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from benchmarks.command import ROOT
+from fedclip_plugin.errors import FedClipError
 
 USAGE = """usage: python -m benchmarks                   what there is
        python -m benchmarks NAME [options]    --help of each says more
@@ -141,7 +142,7 @@ def run_quickly(names: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code of the benchmark; 2 for a name that there is not."""
+    """Exit code of the benchmark; 2 for what it refuses, as a name that is none."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         show()
@@ -156,7 +157,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if quick:
         return run_quickly(names)
     module = importlib.import_module(f"benchmarks.{BENCHMARKS[words[0]].module}")
-    return module.main(words[1:]) or 0
+    try:
+        return module.main(words[1:]) or 0
+    except FedClipError as error:
+        print(f"{words[0]}: error: {error}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:  # it has said why
+        code = error.returncode
+        print(f"{words[0]}: a process ended with exit code {code}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

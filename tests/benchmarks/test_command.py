@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 from pathlib import Path
+from subprocess import CalledProcessError
 
 import pytest
 
@@ -24,6 +25,7 @@ from benchmarks.accuracy.study import Study
 from benchmarks.command import RESULTS, ROOT
 from benchmarks.gpu.check import GPU_TESTS
 from benchmarks.scale import embedded, figures, hosts
+from fedclip_plugin.errors import RunError
 
 STUDIES = (
     Ablation,
@@ -51,6 +53,26 @@ def test_every_benchmark_is_listed_with_what_it_answers(capsys):
 def test_another_name_is_refused(capsys):
     assert command.main(["ablatoin"]) == 2
     assert "no benchmark 'ablatoin': ablation, attacks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (RunError("/d: no space"), 2, "scale: error: /d: no space"),
+        (
+            CalledProcessError(2, ["python"]),
+            1,
+            "scale: a process ended with exit code 2",
+        ),
+    ],
+)
+def test_what_ends_a_benchmark_is_one_line(error, code, line, capsys, monkeypatch):
+    def fail(words):
+        raise error
+
+    monkeypatch.setattr("benchmarks.scale.embedded.main", fail)
+    assert command.main(["scale"]) == code
+    assert capsys.readouterr().err.splitlines() == [line]
 
 
 @pytest.mark.parametrize("name", command.BENCHMARKS)
