@@ -150,6 +150,7 @@ def report(found: dict[str, Any]) -> str:
     cells = found["cells"]
     lines = "\n".join(table(head, [line(cell) for cell in cells]))
     more = cells[-1]["peak_mib"] - cells[0]["peak_mib"]
+    gap = f"{abs(more):,.0f} MiB {'more' if more > 0 else 'less'}"
     bits = "\n".join(
         f"- {one['participants']:,} participants, width {width}: "
         f"{'the same bits' if one['same'] else 'OTHER BITS'} from the disk "
@@ -171,7 +172,7 @@ mapped pages included.  Processor seconds say more than seconds where other work
 
 {lines}
 
-{cells[-1]["participants"]:,} participants take {more:,.0f} MiB more at the peak than
+{cells[-1]["participants"]:,} participants take {gap} at the peak than
 {cells[0]["participants"]:,}.
 
 {bits}
