@@ -132,7 +132,8 @@ def markdown(nvcc: str, quick: bool) -> str:
         "",
         f"{date}; nvcc {release.group(1) if release else '?'}, torch "
         f"{torch.__version__}, {platform.machine()}. By `ptxas -v`; nothing ran on a "
-        "GPU. No kernel has static shared memory; blocks have 256 threads.",
+        "GPU. No kernel has static shared memory; blocks have 256 threads, those of "
+        "train_round 512.",
         "",
         *table(
             ["kernel", "architecture", "registers", "spilled, bytes", "stack, bytes"],
