@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.paths import read_text
-from ..errors import WeightsError
+from ..errors import WeightsError, reason
 from .download import CONFIG_NAME, QUICKGELU
 
 Config = Mapping[str, Any]
@@ -166,5 +166,6 @@ def read_json(file: Path) -> Mapping[str, Any]:
     try:
         value = json.loads(read_text(file))
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{file}: not a readable JSON file: {error}") from error
+        what = f"{file}: not a readable JSON file: {reason(error)}"
+        raise WeightsError(what) from error
     return value if isinstance(value, dict) else {}

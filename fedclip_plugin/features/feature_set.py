@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..config.paths import as_path
 from ..data.listing import is_image_name, printable, safe_folder
-from ..errors import FeaturesError
+from ..errors import FeaturesError, reason
 from ..storage.files import write_json
 from ..storage.shapes import cleaned, each, several, text
 from ..storage.tensors import DamagedFileError, read_tensors, write_tensors
@@ -214,6 +214,18 @@ def _expect(condition: bool, message: str) -> None:
         )
 
 
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FeaturesError(f"{path} cannot be read: {reason(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise FeaturesError(
+            f"{path} is not readable JSON: {error}; write the directory again with "
+            "`fedclip features`"
+        ) from error
+
+
 def _read_header(directory: Path) -> dict[str, Any]:
     path = directory / "features.json"
     if not path.is_file():
@@ -221,13 +233,7 @@ def _read_header(directory: Path) -> dict[str, Any]:
             f"--features {directory}: no features.json there; "
             f"make one with `fedclip features --to {directory}`"
         )
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FeaturesError(
-            f"{path} is not readable JSON: {error}; write the directory again with "
-            "`fedclip features`"
-        ) from error
+    header = _read_json(path)
     version = header.get("format") if isinstance(header, dict) else None
     _expect(
         version == FORMAT, f"{path}: format {version!r}, this version reads {FORMAT}"
@@ -275,13 +281,7 @@ def _names(path: Path, label: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]
     """The images of the rows; none where an earlier version wrote the directory."""
     if not path.is_file():
         return {}
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FeaturesError(
-            f"{path} is not readable JSON: {error}; write the directory again with "
-            "`fedclip features`"
-        ) from error
+    names = _read_json(path)
     sizes = {domain: len(rows) for domain, rows in label.items()}
     wrong = each(several(text))(names) or (
         {domain: len(own) for domain, own in names.items()} != sizes
