@@ -103,6 +103,13 @@ def compile_all(nvcc: str, quick: bool) -> tuple[list[Kernel], dict[str, float]]
     return kernels, seconds
 
 
+def threads(name: str) -> str:
+    """A constant of csrc/cuda/plan.h."""
+    plan = (ROOT / "csrc" / "cuda" / "plan.h").read_text()
+    (value,) = re.findall(rf"constexpr int {name} = (\d+);", plan)
+    return str(value)
+
+
 def shapes() -> list[tuple[str, ...]]:
     """How a round is laid out, see csrc/cuda/plan.h."""
     rows = []
@@ -132,8 +139,8 @@ def markdown(nvcc: str, quick: bool) -> str:
         "",
         f"{date}; nvcc {release.group(1) if release else '?'}, torch "
         f"{torch.__version__}, {platform.machine()}. By `ptxas -v`; nothing ran on a "
-        "GPU. No kernel has static shared memory; blocks have 256 threads, those of "
-        "train_round 512.",
+        f"GPU. No kernel has static shared memory; blocks have {threads('kThreads')} "
+        f"threads, those of train_round {threads('kTrainThreads')}.",
         "",
         *table(
             ["kernel", "architecture", "registers", "spilled, bytes", "stack, bytes"],

@@ -1,6 +1,7 @@
 // The operator `local_round`, and `local_epoch` for one client: all clients in one
 // kernel, round.cuh.
 #include <cstdlib>
+#include <limits>
 
 #include "clients.h"
 #include "launch.h"
@@ -80,6 +81,8 @@ struct Plan {
         for (int i = 0; i < 12; ++i) to.state[i] = from.parameters[i].data();
         to.losses = from.losses;
         to.rows = from.x.size(0);
+        check(to.rows <= std::numeric_limits<int>::max(), "x[", clients.size(),
+              "]: expected fewer than 2^31 rows, got ", to.rows);
         to.samples = from.perm.numel();
         to.steps = from.steps;
         to.first_sample = samples;
