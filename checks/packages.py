@@ -107,7 +107,8 @@ def isolated(session: nox.Session) -> None:
 def wheel(session: nox.Session) -> None:
     """The sdist and both wheels of this machine in dist/; the one with kernels, tried.
 
-    In an environment that has nothing but what the wheel names, without a compiler.
+    In an environment that has nothing but what the wheel names, without a compiler;
+    its tests with what they need for the privacy extra.
     """
     dist, folder = ROOT / "dist", ROOT / ".nox" / "dist"
     tree = _sdist(folder)

@@ -71,6 +71,12 @@ class Protocols(Study):
         """Rows of other numbers of rounds do not compare."""
         return {"rounds": self.args.rounds, "seeds": self.args.seeds}
 
+    def _stored(self, place: Place) -> Row | None:
+        """A row of other seeds, of a shorter run, is made anew."""
+        row = super()._stored(place)
+        seeds = self.args.seeds
+        return row if row and row.get("seeds", seeds) == seeds else None
+
     def facts(self) -> Row:
         """The machine of the last rows."""
         return {"machine": machine()}
@@ -119,6 +125,7 @@ class Protocols(Study):
                 lambda which, key: [each[which].get(key) for each in columns]
             ),
             "notes": [n for n in runs[0]["notes"] if "novel" in n],
+            "seeds": self.args.seeds,
         }
 
     def partitioned(self, name: str, method: str, options: Row) -> Row:
@@ -130,6 +137,7 @@ class Protocols(Study):
             return {"refused": " ".join(str(error).split())}
         return {
             "clients": len(runs[0]["result"]["clients"]),
+            "seeds": self.args.seeds,
             **_over_seeds(
                 lambda which, _: [mean(run[which]["clients"].values()) for run in runs],
                 ("mean",),
@@ -147,9 +155,8 @@ class Protocols(Study):
             f"{results['rounds']} rounds, fedclip by `--preset best`, seeds {seeds}; "
             f"{measured_on(results['machine'])}.  Test accuracy of the clients, mean, "
             "in per cent; ± is the 95 % interval over seeds; a number without it "
-            "is of seed 0 alone.  The digits are encoded "
-            "by fedclip-tiny, images and features of PACS by an encoder that is not "
-            "CLIP: compare within a table.",
+            "is of one seed.  The digits are encoded by fedclip-tiny, images and "
+            "features of PACS by an encoder that is not CLIP: compare within a table.",
             "",
         ]
         for data, methods in results.get("novel", {}).items():
