@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 from subprocess import CalledProcessError
+from types import SimpleNamespace
 
 import pytest
 
@@ -156,3 +157,13 @@ def test_a_study_needs_features(capsys):
 
 def test_the_tests_of_the_gpu_are_there():
     assert all((ROOT / name).is_file() for name in GPU_TESTS)
+
+
+@pytest.mark.parametrize(
+    ("row", "kept"),
+    [({"seeds": [0]}, False), ({"seeds": [0, 1, 2]}, True), ({"refused": "x"}, True)],
+)
+def test_rows_of_fewer_seeds_are_made_anew(row, kept):
+    study = object.__new__(Protocols)
+    study.args, study.results = SimpleNamespace(seeds=[0, 1, 2]), {"novel": {"d": row}}
+    assert study._stored(("novel", "d")) == (row if kept else None)
