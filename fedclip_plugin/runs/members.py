@@ -233,12 +233,12 @@ def _write(
         notes = [*(n for n in notes if n != rounded), rounded]
     config = replace(setup.config, notes=(*setup.config.notes, *notes))
     setup = replace(setup, config=config)
-    sent = state_bytes(state) * len(moved) if what == "joined" else 0
+    up, down = _sent_by_members(former, what, len(moved))
     progress = Progress(
         round=summary["rounds"],
         best_round=summary["best_round"],
-        bytes_up=summary["communication"]["bytes_up"] + sent,
-        bytes_down=summary["communication"]["bytes_down"],
+        bytes_up=up,
+        bytes_down=down,
         train_seconds=summary["seconds"]["train"],
     )
     now = RunState(progress, state, state)
@@ -252,3 +252,15 @@ def _write(
             return files.finish(now, results(setup, now, files.keep_personal))
     finally:
         lock.release()
+
+
+def _sent_by_members(former: Former, what: str, moved: int) -> tuple[int, int]:
+    """Bytes up and down of those who are members now: one message each who joins, and
+    the mean of all less each who leaves."""
+    sent = former.record.summary["communication"]
+    up, down = int(sent["bytes_up"]), int(sent["bytes_down"])
+    if what == "joined":
+        more = state_bytes(former.state) * moved
+        return up + more, down + more
+    share = 1 - moved / len(former.members)
+    return round(up * share), round(down * share)

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,12 +53,18 @@ def assert_same(one: Path, other: Path) -> None:
         torch.testing.assert_close(a[key], b[key], rtol=1e-6, atol=1e-6)
 
 
+def sent_by_each(summary: dict[str, Any]) -> list[float]:
+    ways, clients = ("bytes_up", "bytes_down"), len(summary["result"]["clients"])
+    return [summary["communication"][way] / clients for way in ways]
+
+
 def test_who_leaves_was_never_there(folder, tmp_path):
     summary = fc.leave(folder / "run-whole", "cartoon", out=tmp_path / "left")
     assert_same(tmp_path / "left", folder / "run-rest")
     assert set(summary["result"]["clients"]) == {"art", "photo"}
     rest = json.loads((folder / "run-rest" / "summary.json").read_text())
     assert summary["result"] == rest["result"]
+    assert sent_by_each(summary) == pytest.approx(sent_by_each(rest), rel=0.01)
     (note,) = (n for n in summary["notes"] if n.startswith("members: "))
     assert note == "members: cartoon left, 48 rows"
     assert (tmp_path / "left" / "report.html").is_file()
@@ -68,6 +75,8 @@ def test_who_joins_late_is_as_if_there_from_the_start(folder, tmp_path):
     summary = fc.join(folder / "run-rest", features=folder / "cartoon", out=out)
     assert_same(out, folder / "run-whole")
     assert set(summary["result"]["clients"]) == set(DOMAINS)
+    whole = json.loads((folder / "run-whole" / "summary.json").read_text())
+    assert sent_by_each(summary) == pytest.approx(sent_by_each(whole), rel=0.1)
     with pytest.raises(fc.FedClipError, match="'cartoon' joined after the run"):
         fc.leave(out, "cartoon", out=tmp_path / "again")
     fc.leave(out, "cartoon", out=tmp_path / "again", features=folder / "cartoon")
@@ -83,8 +92,9 @@ def test_by_command(folder, tmp_path, capsys):
     words = ["join", run, "--features", str(folder / "cartoon"), "--out", out]
     assert main(words) == 0
     assert "members: cartoon joined, 48 rows" in capsys.readouterr().out
-    assert main(["leave", out, "--client", "photo", "--out", f"{out}2"]) == 0
-    assert_same(folder / "run-rest", folder / "run-rest")
+    words = ["leave", out, "--client", "cartoon", *words[2:4], "--out", f"{out}2"]
+    assert main(words) == 0
+    assert_same(Path(f"{out}2"), folder / "run-rest")
     assert main(["leave", out, "--client", "nobody", "--out", f"{out}3"]) == 2
     said = capsys.readouterr().err
     assert "client 'nobody' is not a member" in said
