@@ -34,6 +34,8 @@ from checks.common import (
 )
 
 nox.needs_version = ">=2024.4"
+# Else each of the thousand processes of the tests would compile the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # What `make test` runs: those below, the long ones first.  `oldest` is for releases: it
 # fetches gigabytes.
 nox.options.sessions = ["everything"]

@@ -13,6 +13,7 @@ from fedclip_plugin import api
 from fedclip_plugin.cli import main
 from fedclip_plugin.clip.descriptions import caption_sets
 from fedclip_plugin.clip.encoder import EncoderSpec, FrozenClip
+from fedclip_plugin.data.digits import digits_dataset
 from fedclip_plugin.errors import ConfigError
 
 
@@ -51,7 +52,7 @@ def test_a_class_is_the_mean_of_its_sentences(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    names = api.encode().classes
+    names = digits_dataset().classes
     of: dict[str, object]
     of = {name: f"the digit {name}" for name in names} | {names[0]: ["round", "empty"]}
     written(tmp_path / "d.json", **of)
@@ -67,7 +68,7 @@ def test_a_class_is_the_mean_of_its_sentences(
 def test_a_run_predicts_and_is_evaluated_by_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = api.encode().classes
+    names = digits_dataset().classes
     prompt = written(tmp_path / "d.json", **{n: [f"digit {n}", n] for n in names})
     run = str(tmp_path / "run")
     words = ["--prompt", prompt, "--rounds", "1", "--target", "sketch", "--quiet"]
