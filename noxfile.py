@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # nox runs from anywhere
 import checks.packages  # noqa: F401  its sessions are ours
 from checks.common import (
     CORE_TESTS,
+    OPERATOR_TESTS,
     PYTHON,
     ROOT,
     build_wheel,
@@ -129,9 +130,9 @@ def core(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 @timed
 def pure(session: nox.Session) -> None:
-    """What computes, once more on the pure-PyTorch references."""
+    """What calls the operators, once more on their pure-PyTorch references."""
     env = {"FEDCLIP_PURE_PYTHON": "1", "OMP_NUM_THREADS": "1"}
-    command = ("pytest", "-q", "-m", "not slow", *PARALLEL, *CORE_TESTS)
+    command = ("pytest", "-q", "-m", "not slow", *PARALLEL, *OPERATOR_TESTS)
     run(session, *command, *session.posargs, **env)
 
 

@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[1]
 COMPUTES = ("algorithms", "features", "federation", "ops", "runs", "server")
 COMPUTES += ("wire/test_codecs.py", "wire/test_compression.py")
 CORE_TESTS = tuple(f"tests/{name}" for name in COMPUTES)
+# Of these, what calls the operators: encoding is PyTorch's alone.
+OPERATOR_TESTS = tuple(name for name in CORE_TESTS if name != "tests/features")
 # After Ctrl-C tests end the processes that they started.
 PATIENCE: dict[str, Any] = {"interrupt_timeout": 10.0, "terminate_timeout": 2.0}
 
