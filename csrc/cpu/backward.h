@@ -38,7 +38,7 @@ template <class V, class T>
 void grad_scores(const Batch& batch, std::int64_t unit) {
     const std::int64_t begin = unit * panel_width<V>;
     const std::int64_t end = least(begin + panel_width<V>, batch.dim);
-    product<V>(batch, ByColumn<float>{batch.text, batch.dim, 0}, batch.logits,
+    product<V>(batch, ByColumn<float>{batch.text, batch.dim, 0, nullptr}, batch.logits,
                batch.classes * panel_width<V>, batch.classes, begin, end,
                GradScores(batch));
     if constexpr (numbers_in<T> == 2) {
@@ -76,7 +76,9 @@ void grad_hidden(const Batch& batch, std::int64_t unit) {
     const std::int64_t end = least(begin + panel_width<V>, batch.dim);
     const Factors<T> f = factors<T>(batch);
     const std::int64_t depth = elements<T>(batch.dim);
-    const ByColumn<T> transposed{f.w2_panels + begin * depth, panel_width<V>, begin};
+    const T* panel = f.w2_panels + begin * depth;
+    const T* next = fetches_ahead(batch) ? panel + depth * panel_width<V> : nullptr;
+    const ByColumn<T> transposed{panel, panel_width<V>, begin, next};
     product<V>(batch, transposed, f.du, chunk_size<V>(batch) / numbers_in<T>, depth,
                begin, end, GradHidden(batch));
     if constexpr (numbers_in<T> == 2) {

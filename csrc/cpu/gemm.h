@@ -9,6 +9,10 @@ namespace fedclip::cpu {
 template <class V>
 constexpr std::int64_t panel_width = 2 * V::lanes;
 
+// Whether weights and moments are so large that they are to be fetched before they are
+// needed; those of less come as fast by the processor's own fetching.
+FEDCLIP_INLINE bool fetches_ahead(const Batch& batch) { return batch.dim > 640; }
+
 FEDCLIP_INLINE std::int64_t least(std::int64_t a, std::int64_t b) {
     return a < b ? a : b;
 }
@@ -98,11 +102,10 @@ template <class V, int R, int N, class T>
 FEDCLIP_INLINE void multiply_ahead(typename V::Reg (&acc)[R][N], const T* a,
                                    std::int64_t a_row, const T* b, std::int64_t b_row,
                                    std::int64_t depth) {
-    constexpr std::int64_t line = 16;
     std::int64_t k = 0;
-    for (; k + line <= depth; k += line) {
+    for (; k + kLine <= depth; k += kLine) {
         FEDCLIP_UNROLL for (int r = 0; r < R; ++r) prefetch(a + (R + r) * a_row + k);
-        multiply<V>(acc, a + k, a_row, 1, b + k * b_row, b_row, line);
+        multiply<V>(acc, a + k, a_row, 1, b + k * b_row, b_row, kLine);
     }
     multiply<V>(acc, a + k, a_row, 1, b + k * b_row, b_row, depth - k);
 }
@@ -149,14 +152,25 @@ template <class T>
 struct ByColumn {  // the transpose of a row-major matrix, from its row `first` on
     const T* data;
     std::int64_t stride, first;
+    const T* next;  // as much of what is needed after this, or null
     template <class V, int R, int N>
     FEDCLIP_INLINE void run(typename V::Reg (&acc)[R][N], std::int64_t row, const T* b,
-                            std::int64_t b_row, std::int64_t depth, bool) const {
+                            std::int64_t b_row, std::int64_t depth, bool ahead) const {
         const T* a = data + (row - first);
+        const bool fetch = next && ahead && row == first;
         add_stretches<V, kStretch / numbers_in<T>>(
             acc, depth, [&](auto& sum, std::int64_t k, std::int64_t count) {
-                multiply<V>(sum, a + k * stride, 1, stride, b + k * b_row, b_row,
-                            count);
+                if (!fetch) {
+                    multiply<V>(sum, a + k * stride, 1, stride, b + k * b_row, b_row,
+                                count);
+                    return;
+                }
+                for (const std::int64_t end = k + count; k < end; ++k) {
+                    for (std::int64_t i = 0; i < stride; i += kLine) {
+                        prefetch_outer(next + k * stride + i);
+                    }
+                    multiply_step<V>(sum, a + k * stride, 1, b + k * b_row);
+                }
             });
     }
 };

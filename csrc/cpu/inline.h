@@ -17,5 +17,6 @@ namespace fedclip::cpu {
 // Into all caches, or only into the outer ones.  A hint: any address will do.
 FEDCLIP_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 FEDCLIP_INLINE void prefetch_outer(const void* p) { __builtin_prefetch(p, 0, 2); }
+FEDCLIP_INLINE void prefetch_to_write(void* p) { __builtin_prefetch(p, 1, 3); }
 
 }  // namespace fedclip::cpu

@@ -144,6 +144,7 @@ struct Kernels {
 // of sums in L2.
 constexpr std::int64_t kMeanBlock = 16384;
 constexpr int kPeakFmas = 120;
+constexpr std::int64_t kLine = 16;  // floats of a cache line
 
 extern const Kernels kernels_generic, kernels_avx2, kernels_avx512, kernels_avx512bf16;
 

@@ -175,20 +175,41 @@ FEDCLIP_INLINE void copy_weights(const Batch& batch, int l, std::int64_t row,
     }
 }
 
+// Fetches what Adam is about to read and write of R rows of a panel's width.
+template <class V, int R, class T>
+FEDCLIP_INLINE void fetch_tile(const Batch& batch, int l, std::int64_t row,
+                               std::int64_t column) {
+    const Parameter& p = batch.layer[l].weight;
+    const bool moments = !batch.adam.fresh || !batch.adam.last;
+    const bool copies = l == 1 && numbers_in<T> == 1 && !batch.adam.last;
+    float* copy = batch.w2_panels + column * batch.dim + row * panel_width<V>;
+    FEDCLIP_UNROLL for (int r = 0; r < R; ++r) {
+        const std::int64_t at = (row + r) * batch.dim + column;
+        prefetch_outer(p.before + at);
+        if (moments) {
+            prefetch_outer(p.exp_avg + at);
+            prefetch_outer(p.exp_avg_sq + at);
+        }
+        if (copies) prefetch_to_write(copy + r * panel_width<V>);
+    }
+}
+
 // The same in rows: the products of a tile's rows, then Adam along each row.
 template <class V, class T>
 FEDCLIP_INLINE void update_rows(const Batch& batch, int l, const T* d_chunks,
                                 const PanelsOf<T>& q, std::int64_t begin,
                                 std::int64_t end) {
-    constexpr std::int64_t width = panel_width<V>, most = 512;  // columns; 12 KB of L1
+    constexpr std::int64_t width = panel_width<V>, most = 1024;  // columns; 24 KB of L1
     const AdamRegs<V> adam(batch.adam);
     const std::int64_t dim = batch.dim;
+    const bool ahead = fetches_ahead(batch);
     alignas(64) float grads[V::tile_rows * most];
     for_tiles<V::tile_rows>(begin, end, [&](auto rows, std::int64_t row) {
         constexpr int R = decltype(rows)::value;
         for (std::int64_t left = 0; left < dim; left += most) {
             const std::int64_t right = least(left + most, dim);
             for (std::int64_t i = left; i < right; i += width) {
+                if (ahead) fetch_tile<V, R, T>(batch, l, row, i);
                 typename V::Reg acc[R][2];
                 fill<V>(acc, V::zero());
                 add_rows<V>(acc, batch, d_chunks, row, q.data + i / width * q.panel,

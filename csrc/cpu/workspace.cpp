@@ -5,8 +5,6 @@
 namespace fedclip::cpu {
 namespace {
 
-constexpr std::int64_t kLine = 16;  // floats of a cache line
-
 std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }
