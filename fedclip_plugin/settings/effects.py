@@ -6,6 +6,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 
 from ..config.schema import RunConfig
 from ..data.partition import NO_TARGET
+from ..errors import ConfigError
 
 
 def _adapts(config: RunConfig) -> bool:
@@ -131,18 +132,24 @@ _RULES: tuple[_Rule, ...] = (  # options, what they need, and whether it is ther
 )
 
 
+_PRIVACY = ("gda-epsilon",)  # no note would do: who gives it counts on it
+
+
 def without_effect(
     given: Mapping[str, str], known: Container[str], config: RunConfig
 ) -> Iterator[str]:
     """A line for each option of ``given`` that changes nothing in a run of ``config``.
 
     ``given`` is name -> option as its user wrote it; ``known`` are the names that the
-    algorithm of ``config`` has at all.
+    algorithm of ``config`` has at all.  Raises ConfigError where it promised privacy.
     """
     unmet = [(names.split(), need) for names, need, met in _RULES if not met(config)]
     for name, written in given.items():
         needs = [need for names, need in unmet if name in names]
         if name not in known:
-            yield f"{written} has no effect with --alg {config.algorithm}"
+            line = f"{written} has no effect with --alg {config.algorithm}"
+            if name in _PRIVACY:
+                raise ConfigError(f"{line}, which hides no image: take --alg gda")
+            yield line
         elif needs:
             yield f"{written} has no effect: it needs {needs[0]}"

@@ -245,6 +245,13 @@ def test_what_changes_nothing_is_noted(options: dict[str, Any], told: str) -> No
     assert told in note
 
 
+@pytest.mark.parametrize("name", ["fedclip", "tofa", "fedpft", "local"])
+def test_privacy_that_an_algorithm_does_not_have_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"--alg {name}, which hides no image"):
+        configure({"alg": name, "gda_epsilon": 8.0})
+    assert configure({"alg": "gda", "gda_epsilon": 8.0}).private
+
+
 def test_what_counts_or_is_the_default_is_not_noted() -> None:
     assert configure({"alpha": 0.5, "weighting": "uniform"}).notes == ()
     more = {"partition": "dirichlet", "clients": 3, "alpha": 0.1}
