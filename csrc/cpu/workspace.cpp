@@ -2,11 +2,28 @@
 
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace fedclip::cpu {
 namespace {
 
 std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
+}
+
+// Large blocks in huge pages where the system has them: else a step looks up thousands
+// of pages, which holds up what is fetched from them.
+float* allocate(std::size_t bytes) {
+    constexpr std::size_t huge = 2 << 20;
+    const std::size_t page = bytes < 4 * huge ? 64 : huge;
+    void* start = std::aligned_alloc(page, (bytes + page - 1) / page * page);
+    if (!start) throw std::bad_alloc();
+#if defined(__linux__)
+    if (page == huge) madvise(start, bytes, MADV_HUGEPAGE);  // may fail: it is a hint
+#endif
+    return static_cast<float*>(start);
 }
 
 }  // namespace
@@ -69,8 +86,7 @@ Workspace::Workspace(Use use, std::int64_t rows, std::int64_t dim, std::int64_t 
         }
         if (pass == 1) return;
         const std::size_t bytes = static_cast<std::size_t>(used_) * sizeof(float);
-        memory_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
-        if (!memory_) throw std::bad_alloc();
+        memory_.reset(allocate(bytes));
     }
 }
 
