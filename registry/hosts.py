@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ def get_host(name: str) -> Host:
     """The host called ``name`` in any case; raises ConfigError listing them."""
     host = HOSTS.get(name.lower())
     if host is None:
-        raise ConfigError(f"unknown host {name!r}: known: {', '.join(HOSTS)}")
+        near = did_you_mean(name, HOSTS)
+        raise ConfigError(f"unknown host {name!r}{near} (known: {', '.join(HOSTS)})")
     return host
 
 

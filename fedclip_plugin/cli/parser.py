@@ -28,7 +28,7 @@ from .welcome import welcome
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command; ``--help`` of each teaches its use."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fedclip",
         description="Federated CLIP: frozen backbone, a 2 MB attention adapter, every "
         "image encoded once.",

@@ -183,11 +183,24 @@ def test_help_teaches(command, capsys):
     assert len(capsys.readouterr().out) > 200
 
 
-def test_unknown_flag_is_usage_error(capsys):
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["run", "--roundz=3"], "unknown option --roundz; did you mean --rounds?"),
+        (["run", "digits"], "unknown argument digits (see fedclip run --help)"),
+        (["runn"], "; did you mean run? (see fedclip --help)"),
+        (["run", "--rounds"], "expected one argument (see fedclip run --help)"),
+        (["nvflare", "jobs"], "; did you mean job? (see fedclip nvflare --help)"),
+        (["report"], "required: RUN (see fedclip report --help)"),
+    ],
+)
+def test_bad_usage_is_one_line(argv, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["run", "--roundz", "3"])
+        main(argv)
     assert stop.value.code == 2
-    assert "--roundz" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fedclip: error: ")
+    assert message in line
 
 
 def test_installed_command_starts_quickly_and_knows_its_version(tmp_path):
@@ -276,7 +289,8 @@ def test_hosts_are_listed_with_how_to_select_fedclip(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["register", "nohost", "x"], "unknown host 'nohost': known: fedml"),
+        (["register", "nohost", "x"], "unknown host 'nohost' (known: fedml"),
+        (["register", "personalisedfl", "x"], "did you mean personalizedfl?"),
         (["register", "flower"], "Flower needs no registration"),
         (["register", "nvflare"], "NVFlare needs no registration"),
         (["register", "fedml"], "is registered for one process"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from ...config.paths import as_file, as_path
-from ...errors import ConfigError
-from ..console import Display
+from ...errors import ConfigError, did_you_mean
+from ..console import Display, print_error
 
 
 def _argument(read: Callable[[str], Path]) -> Callable[[str], Path]:
@@ -28,16 +28,39 @@ PATH, FILE = _argument(as_path), _argument(as_file)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that may get its options when it is used: they can need torch."""
+    """A parser that may get its options when it is used: they can need torch.
+
+    Its errors are one line: argparse's usage of all options would fill the screen.
+    """
 
     fill: Callable[[argparse.ArgumentParser], None] | None = None
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does, with all options there."""
+        """As argparse does, with all options there; what is unknown is an error."""
         if self.fill is not None:
             fill, self.fill = self.fill, None
             fill(self)
-        return super().parse_known_args(args, namespace)
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            name, what = unknown[0].partition("=")[0], "argument"
+            if name.startswith("-"):
+                what = "option"
+                options = [o for action in self._actions for o in action.option_strings]
+                name += did_you_mean(name, options)
+            self.error(f"unknown {what} {name}")
+        return parsed, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            near = did_you_mean(str(value), map(str, action.choices or ()))
+            raise argparse.ArgumentError(action, error.message + near) from None
+
+    def error(self, message: str) -> NoReturn:
+        """Tell it, and where the options are described; exit code 2."""
+        print_error(f"{message} (see {self.prog} --help)")
+        self.exit(2)
 
 
 # argparse names the type only privately

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ pytest.importorskip("flwr")
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+from fedclip_plugin.federation.engine import federate
+from fedclip_plugin.federation.unseen import base_to_novel
 from fedclip_plugin.registry import flower_host
 from fedclip_plugin.registry.flower.records import KEPT, to_state
 from tests.federation.toy import write_toy
@@ -25,6 +28,7 @@ from tests.registry.flower.grid import (
     options,
     with_arrays,
 )
+from tests.registry.flower.world import Messages
 
 
 def test_what_is_kept_is_that_of_the_embedded_engine(toy: Path) -> None:
@@ -129,30 +133,42 @@ def test_a_state_that_cannot_be_read_is_named(toy: Path) -> None:
 def test_rays_clients_keep_what_they_lost(
     toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Flower's simulation hands a client's state from actor to actor."""
+    """Flower's simulation hands a client's state from actor to actor.
+
+    The clients are cut by a protocol, and measured on the classes that none has seen.
+    """
     pytest.importorskip("ray")
     from flwr.simulation import run_simulation
 
-    monkeypatch.setenv("FEDCLIP_FEATURES", str(toy))  # the clients have no run config
+    protocol = {"classes": "base", "partition": "dirichlet", "clients": 3, "alpha": 0.5}
+    # the clients have no run config
+    for name, value in {"features": toy, **protocol}.items():
+        monkeypatch.setenv(f"FEDCLIP_{name.upper()}", str(value))
     monkeypatch.setenv("FLWR_HOME", str(toy / "flwr"))
     server, ended = ServerApp(), {}
+    out = toy.parent / "out"
+    kept = {"compress": "topk", "optimizer_state": "keep", **protocol}
 
     @server.main()
     def main(grid: Any, context: Any) -> None:
         strategy = flower_host.FedClip(
             options(
                 toy,
-                compress="topk",
-                optimizer_state="keep",
                 num_server_rounds=3,
                 min_available_nodes=3,
                 fraction_evaluate=0.0,
+                out=str(out),
+                **kept,
             )
         )
-        ended["strategy"], ended["result"] = strategy, strategy.start(grid)
+        ended["result"] = strategy.start(grid)
 
     resources = {"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 2}}
     client = flower_host.make_client_app()
     run_simulation(server, client, num_supernodes=3, backend_config=resources)
-    last = embedded(ended["strategy"], toy)
+    setup = Messages(toy).setup(rounds=3, **kept)
+    *_, last = federate(setup.fed)
     assert equal(to_state(ended["result"].arrays), last.state)
+    found = json.loads((out / "summary.json").read_text())["base_to_novel"]["result"]
+    want = base_to_novel(setup.fed, setup.features, None, last.best)["result"]
+    assert found == pytest.approx(want)
