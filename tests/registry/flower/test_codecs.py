@@ -156,7 +156,6 @@ def test_rays_clients_keep_what_they_lost(
                 toy,
                 num_server_rounds=3,
                 min_available_nodes=3,
-                fraction_evaluate=0.0,
                 out=str(out),
                 **kept,
             )
