@@ -21,8 +21,9 @@ from ..data.listing import some
 from ..data.partition import resolve_targets
 from ..features.choice import halved
 from ..features.feature_set import FeatureSet
-from ..features.obtain import open_data
+from ..features.obtain import notes_on_prompts, notes_on_split, open_data
 from ..federation.build import Federation, build_federation, participants
+from ..federation.doubts import doubts
 from ..federation.engine import Run, run_round
 from ..federation.evaluation import selection_notes
 from ..federation.rounds import RoundResult
@@ -117,7 +118,8 @@ def stand_in(config: RunConfig) -> tuple[FeatureSet, list[Cost]]:
             f"{count} images at {rate:.0f} images/s: {human_seconds(count / rate)}, "
             "once, less what is in the cache"
         )
-    return halved(features, config.data), [Cost("encoding", detail)]
+    notes = [Cost("note", note) for note in notes_on_prompts(dataset, config.data)]
+    return halved(features, config.data), [Cost("encoding", detail), *notes]
 
 
 def _encoding_rate(config: RunConfig, clip: FrozenClip) -> float:
@@ -141,7 +143,11 @@ def _training(
     sizes = sorted(len(c.train) for c in fed.clients)
     first, seconds = _timed(fed)
     sent = first.bytes_up + first.bytes_down
-    notes = selection_notes([len(c.val) > 0 for c in fed.clients], train)
+    notes = [
+        *notes_on_split(features, config.data),
+        *doubts(fed.clients, features, config.data),
+        *selection_notes([len(c.val) > 0 for c in fed.clients], train),
+    ]
     private = None
     if config.privacy.private:
         private = planned(config.privacy, train.rounds, len(fed.clients), chosen)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from ..config.inputs import DESCRIPTIONS
 from ..config.paths import read_text
+from ..data.listing import some
 from ..errors import ConfigError, did_you_mean, reason, spelling_key
 from .prompts import captions, class_words
 
@@ -38,17 +39,40 @@ def described(classes: Sequence[str], path: str) -> Sets:
     sentences = _read(path)
     of: list[list[str]] = []
     for name, words in zip(classes, class_words(classes)):
-        keys = {spelling_key(name), spelling_key(words)}
-        own = next((v for k, v in sentences.items() if spelling_key(k) in keys), None)
-        if own is None:
+        key = _key_of(name, words, sentences)
+        if key is None:
             near = did_you_mean(name, sentences)
             raise ConfigError(
                 f"--prompt {DESCRIPTIONS}{path}: no description of the class "
                 f"{name!r}{near}; add it"
             )
-        of.append([sentence.replace("{}", words) for sentence in own])
+        of.append([sentence.replace("{}", words) for sentence in sentences[key]])
     most = max(map(len, of))
     return [[own[k] if k < len(own) else "" for own in of] for k in range(most)]
+
+
+def unused(classes: Sequence[str], prompts: Sequence[str]) -> list[str]:
+    """Lines on what a file of descriptions has beside those of ``classes``."""
+    notes = []
+    for prompt in prompts:
+        if prompt.startswith(DESCRIPTIONS):
+            sentences = _read(prompt.removeprefix(DESCRIPTIONS))
+            named = zip(classes, class_words(classes))
+            used = {_key_of(name, words, sentences) for name, words in named}
+            if more := [key for key in sentences if key not in used]:
+                notes.append(
+                    f"--prompt {prompt} describes what is no class here, or a class a "
+                    f"second time: {some(more)}"
+                )
+    return notes
+
+
+def _key_of(
+    name: str, words: str, sentences: Mapping[str, Sequence[str]]
+) -> str | None:
+    """Under which name a class has its sentences: the first that is spelt alike."""
+    keys = {spelling_key(name), spelling_key(words)}
+    return next((key for key in sentences if spelling_key(key) in keys), None)
 
 
 def _read(path: str) -> Mapping[str, Sequence[str]]:

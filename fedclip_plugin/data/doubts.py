@@ -51,6 +51,15 @@ def doubts(dataset: ImageDataset) -> Iterator[str]:
             yield f"{domain.name}: of {LOOKED_AT} images looked at, {count} {doubt}"
 
 
+def one_class(classes: Sequence[str], kind: str = "") -> Iterator[str]:
+    """A line where there is nothing to choose from, and all is right."""
+    if len(classes) == 1:
+        yield (
+            f"{classes[0]} is the only {kind}class: every prediction is right, "
+            "whatever is trained; accuracies tell nothing"
+        )
+
+
 def seen_twice(
     dataset: ImageDataset, digests: Sequence[Sequence[str]]
 ) -> Iterator[str]:

@@ -50,11 +50,15 @@ def read_split(
     return clients
 
 
-def missing_note(path: str, files: Mapping[str, Sequence[str]]) -> str:
-    """A line on images that the file names and `files` has not; "" for all or none.
+def split_notes(
+    path: str, files: Mapping[str, Sequence[str]], chosen: bool = False
+) -> list[str]:
+    """Lines on images that the file names and `files` has not, and the other way round.
 
-    They are passed over: a site has a part of the images, a copy may be unfinished.
-    With none, `read_split` refuses.  Raises ConfigError for a file of another form.
+    The former are passed over: a site has a part of the images, a copy may be
+    unfinished; where classes were `chosen`, the file's others are left out on purpose.
+    Without any image of the file `read_split` refuses.  Raises ConfigError for a file
+    of another form.
     """
     names = _Names(path, [name for domain in files.values() for name in domain])
     entries = [
@@ -63,13 +67,24 @@ def missing_note(path: str, files: Mapping[str, Sequence[str]]) -> str:
         for part in PARTS
         for entry in parts.get(part) or ()
     ]
-    missing = [entry for entry in entries if names.find(entry) is None]
-    if len(missing) in (0, len(entries)):
-        return ""
-    return (
-        f"--split {path}: {len(missing):,} of the {len(entries):,} images named in it "
-        f"are not in the data set, such as {some(missing, 2)}"
-    )
+    rows = [names.find(entry) for entry in entries]
+    missing = [entry for entry, row in zip(entries, rows) if row is None]
+    if len(missing) == len(entries):
+        return []
+    found = set(rows)
+    unused = [name for row, name in enumerate(names.all) if row not in found]
+    notes = []
+    if missing and not chosen:
+        notes.append(
+            f"--split {path}: {len(missing):,} of the {len(entries):,} images named in "
+            f"it are not in the data set, such as {some(missing, 2)}"
+        )
+    if unused:
+        notes.append(
+            f"--split {path}: {len(unused):,} of the {len(names.all):,} images of the "
+            f"data set are not in it, so no client has them, such as {some(unused, 2)}"
+        )
+    return notes
 
 
 def _path(path: str, entry: Any) -> str:

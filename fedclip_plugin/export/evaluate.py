@@ -7,6 +7,7 @@ from typing import Any
 
 from ..algorithms import Algorithm, Samples, Task, get_algorithm
 from ..config.schema import RunConfig
+from ..data.doubts import one_class
 from ..data.listing import some
 from ..errors import ConfigError, WeightsError
 from ..features.choice import of_classes
@@ -89,7 +90,11 @@ def evaluate(
             name: mean(each[name]["accuracy"] for each in domains.values())
             for name in methods
         },
-        "notes": [*features.notes, *_notes(trained, features)],
+        "notes": [
+            *features.notes,
+            *one_class(features.classes),
+            *_notes(trained, features),
+        ],
     }
 
 

@@ -112,7 +112,8 @@ def read_state(path: Path) -> Trained:
         return _read(path)
     except FileNotFoundError as error:
         raise RunError(
-            f"--state {path}: no such file; name the adapter.safetensors of a run"
+            f"--state {path}: no such file; expected best, final or the "
+            "adapter.safetensors of a run"
         ) from error
 
 

@@ -9,12 +9,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ..clip.descriptions import unused
+from ..config.inputs import DataConfig
 from ..config.schema import RunConfig
 from ..data.dataset import ImageDataset
 from ..data.folders import list_images
 from ..data.partition import check_names
 from ..data.progress import Progress, silent
-from ..data.split_file import missing_note
+from ..data.split_file import split_notes
 from ..errors import ConfigError, GpuMemoryError
 from ..ops.kernels import resolve_devices
 from ..storage.hashes import cache_dir
@@ -65,18 +67,21 @@ def obtain_features(
     else:
         features, count = data, sum(len(v) for v in data.label.values())
         stats = EncodeStats(count, 0, time.perf_counter() - start)
-    return _split_noted(halved(features, config.data), config), stats
+    features = halved(features, config.data)
+    notes = (*features.notes, *notes_on_split(features, config.data))
+    return replace(features, notes=notes), stats
 
 
-def _split_noted(features: FeatureSet, config: RunConfig) -> FeatureSet:
-    """With a note on images of ``--split`` that are not there.
+def notes_on_prompts(dataset: ImageDataset, data: DataConfig) -> list[str]:
+    """Lines on descriptions of no class, but for those that were left out by choice."""
+    return [] if data.classes else unused(dataset.classes, data.prompts)
 
-    None where classes were chosen: the file's others are left out on purpose.
-    """
-    if config.data.split is None or config.data.classes:
-        return features
-    note = missing_note(config.data.split, features.files)
-    return replace(features, notes=(*features.notes, *([note] if note else [])))
+
+def notes_on_split(features: FeatureSet, data: DataConfig) -> list[str]:
+    """Lines on images of ``--split`` that are not there, or that it does not name."""
+    if data.split is None:
+        return []
+    return split_notes(data.split, features.files, bool(data.classes))
 
 
 def encode_dataset(
@@ -147,6 +152,6 @@ def _job(dataset: ImageDataset, config: RunConfig, spec: EncoderSpec) -> Encodin
         load_encoder=partial(FrozenClip.load, first),
         more_encoders=tuple(partial(FrozenClip.load, other) for other in others),
         on_bad_image=config.data.on_bad_image,
-        notes=source.notes,
+        notes=(*source.notes, *notes_on_prompts(dataset, config.data)),
         encoder=record(source),
     )

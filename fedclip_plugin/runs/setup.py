@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..features import obtain
 from ..features.feature_set import FeatureSet
 from ..federation.build import Federation, build_federation
+from ..federation.doubts import doubts
 from ..storage.shapes import cleaned
 
 _log = logging.getLogger("fedclip")
@@ -37,7 +38,8 @@ class Setup:
     def notes(self) -> tuple[str, ...]:
         """What is doubtful about data, model and options, a line each."""
         notes = all_notes(self.features, self.config)
-        return (*notes, *self._on_alignment())
+        shared = doubts(self.fed.clients, self.features, self.config.data)
+        return (*notes, *cleaned(list(shared)), *self._on_alignment())
 
     @property
     def transductive(self) -> bool:

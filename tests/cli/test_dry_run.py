@@ -55,6 +55,11 @@ def test_images_are_counted(tmp_path, monkeypatch, capsys):
     assert main(["run", "--dry-run"]) == 0
     assert "1797 images at" in capsys.readouterr().out
     (tmp_path / "d.json").write_text('{"0": "a ring"}')
+    more = {str(digit): "a ring" for digit in range(10)} | {"ten": "a ring"}
+    (tmp_path / "more.json").write_text(json.dumps(more))
+    words = ["--prompt", f"descriptions:{tmp_path / 'more.json'}"]
+    assert main(["run", "--dry-run", *words]) == 0
+    assert "a second time: ten" in capsys.readouterr().out
     for file, said in (("d", "no description of the class"), ("e", "cannot be read")):
         words = ["--prompt", f"descriptions:{tmp_path / file}.json"]
         assert main(["run", "--dry-run", *words]) == 2

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from fedclip_plugin import api
 from fedclip_plugin.cli import main
-from fedclip_plugin.clip.descriptions import caption_sets
+from fedclip_plugin.clip.descriptions import caption_sets, unused
 from fedclip_plugin.clip.encoder import EncoderSpec, FrozenClip
 from fedclip_plugin.data.digits import digits_dataset
 from fedclip_plugin.errors import ConfigError
@@ -28,6 +28,15 @@ def test_sets_of_captions_with_gaps(tmp_path: Path) -> None:
     )
     sets = caption_sets(["dog", "AlarmClock"], [prompt, "a {}"])
     assert sets == [["a dog barks", "rings"], ["fur", ""], ["a dog", "a alarm clock"]]
+
+
+def test_what_describes_no_class_is_told(tmp_path: Path) -> None:
+    of = {"dog": "barks", "Dog": "runs", "cat": "purrs", "cow": "moos"}
+    prompts = ["a {}", written(tmp_path / "d.json", **of)]
+    (note,) = unused(["dog", "cat"], prompts)
+    assert note.endswith("a second time: Dog, cow")
+    assert caption_sets(["dog"], prompts[1:]) == [["barks"]]  # the first of both
+    assert unused(["cow", "cat", "dog"], ["a {}"]) == []
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from fedclip_plugin.config.inputs import DataConfig
 from fedclip_plugin.data.partition import ClientRows, partition_clients
-from fedclip_plugin.data.split_file import missing_note
+from fedclip_plugin.data.split_file import split_notes
 from fedclip_plugin.errors import ConfigError
 
 FILES = {
@@ -68,13 +68,24 @@ def test_images_that_are_not_there_are_told(tmp_path: Path) -> None:
     path = tmp_path / "split.json"
     there = [["a/cat/0.jpg", 0], ["dog/9.jpg", 1]]
     path.write_text(json.dumps({"train": there, "test": [["a/cat/77.jpg", 0]]}))
-    told = missing_note(str(path), FILES)
+    told, _ = split_notes(str(path), FILES)
     assert told.endswith(
         "1 of the 3 images named in it are not in the data set, such as a/cat/77.jpg"
     )
     path.write_text(json.dumps({"north": {"train": there}}))
-    assert missing_note(str(path), FILES) == ""
-    assert missing_note(str(path), {}) == ""  # refused elsewhere
+    assert len(split_notes(str(path), FILES)) == 1
+    assert split_notes(str(path), {}) == []  # refused elsewhere
+
+
+def test_images_that_the_file_does_not_name_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+    every = [[name, name.split("/")[1]] for names in FILES.values() for name in names]
+    path.write_text(json.dumps({"train": [*every[3:], ["a/cat/77.jpg", "cat"]]}))
+    (told,) = split_notes(str(path), FILES, chosen=True)
+    assert f"3 of the {len(every)} images of the data set are not in it" in told
+    assert f"such as {every[0][0]}" in told
+    path.write_text(json.dumps({"train": every[:9], "test": every[9:]}))
+    assert split_notes(str(path), FILES) == []
 
 
 @pytest.mark.parametrize(

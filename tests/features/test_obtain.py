@@ -76,5 +76,5 @@ def test_images_of_a_split_that_are_not_there_are_noted_once(tmp_path: Path) -> 
     for classes, said in (((), ["art/99.jpg"]), (("class0",), [])):
         data = DataConfig(split=str(split), classes=classes)
         found, _ = obtain.obtain_features(RunConfig(data=data), data=features)
-        notes = [note.rpartition(" ")[2] for note in found.notes if "--split" in note]
+        notes = [note.rpartition(" ")[2] for note in found.notes if "named in" in note]
         assert notes == said

@@ -105,7 +105,7 @@ def test_without_validation_rows_the_last_round_is_taken(tmp_path: Path) -> None
     assert run(features, out, *argv, "--patience", "1", "--personalize", "mix") == 0
     summary = json.loads((out / "summary.json").read_text())
     assert summary["rounds"] == summary["best_round"] == 3
-    (note,) = summary["notes"]
+    *_, note = summary["notes"]
     assert "the last round is taken" in note
     assert "--patience 1 and --personalize mix to no effect" in note
     lines = (out / "metrics.jsonl").read_text().splitlines()
@@ -116,7 +116,8 @@ def test_clients_without_validation_rows_are_counted(tmp_path: Path) -> None:
     features, out = write_toy(tmp_path / "f", rows=22), tmp_path / "out"
     argv = ("--target", "photo", "--partition", "iid", "--clients", "10")
     assert run(features, out, *argv) == 0  # four rows each, five for some
-    (note,) = json.loads((out / "summary.json").read_text())["notes"]
+    test, note = json.loads((out / "summary.json").read_text())["notes"]
+    assert test.startswith("6 of 10 clients have no test image")
     assert note.startswith("6 of 10 clients have no validation image")
 
 
