@@ -39,8 +39,9 @@ def test_classes_with_fewer_than_the_shots_are_counted() -> None:
     fed = build_federation(features, RunConfig(data=data), None, 0)
     counts = [c.train.y.bincount(minlength=4) for c in fed.clients]
     few = sum(int((count < 9).sum()) for count in counts)
-    notes = list(doubts(fed.clients, features, data))
-    assert [f"in {few} of 12 cases" in note for note in notes] == [True] * bool(few)
+    assert 0 < few < 12
+    (note,) = doubts(fed.clients, features, data)
+    assert f"in {few} of 12 cases" in note
 
 
 def test_clients_without_images_are_counted() -> None:
