@@ -123,26 +123,36 @@ def here(argv: list[str]) -> None:
 # ------------------------------------------------------------------ the embedded run
 
 
-def break_runs(folder: Path, features: Path, toll: Toll, kills: int) -> None:
-    """``fedclip run`` of two targets, killed ``kills`` times, resumed, compared."""
+def break_runs(
+    folder: Path, features: Path, toll: Toll, kills: int, rounds: int = 12
+) -> None:
+    """``fedclip run`` of two targets, killed ``kills`` times, resumed, compared.
+
+    Each time it may do up to ``rounds`` rounds first; with 0 it is killed as it starts.
+    """
     argv = ["run", "--features", str(features), "--target", "photo", "art"]
     argv += ["--rounds", "40", "--lr", "0.001", "--quiet"]
     whole, out, killed = folder / "whole", folder / "broken", 0
     here([*argv, "--out", str(whole)])
     while killed < kills:
-        resume = (out / "config.toml").exists()
-        line = ["run", "--resume", "--quiet"] if resume else argv
-        with running(command, [*line, "--out", str(out)], folder) as process:
-            killed += _struck(process, out, toll)
+        with running(command, start_or_resume(argv, out), folder) as process:
+            killed += _struck(process, out, toll, rounds)
     log = (folder / "log").read_text() if (folder / "log").exists() else ""
     assert log == "", log  # --quiet: no error, no warning
-    here(["run", "--resume", "--out", str(out), "--quiet"])
+    here(start_or_resume(argv, out))
     compare_runs(whole, out, toll)
 
 
-def _struck(process: ForkServerProcess, out: Path, toll: Toll) -> bool:
+def start_or_resume(argv: list[str], out: Path) -> list[str]:
+    """The run ``argv`` into ``out``; resumed where it got as far as its first file."""
+    begun = (out / "config.toml").exists()
+    line = ["run", "--resume", "--quiet"] if begun else argv
+    return [*line, "--out", str(out)]
+
+
+def _struck(process: ForkServerProcess, out: Path, toll: Toll, rounds: int) -> bool:
     """Kill a run after some more rounds; False where it was over before."""
-    goal = _all_rounds(out) + toll.rng.randint(0, 12)
+    goal = _all_rounds(out) + toll.rng.randint(0, rounds)
     wait_until(lambda: not process.is_alive() or _all_rounds(out) >= goal)
     time.sleep(toll.rng.random() * 0.05)
     if process.is_alive():

@@ -52,6 +52,10 @@ TABLE: dict[tuple[str, str], tuple[Callable[[Path, Toll], None], dict[str, int]]
         lambda p, toll: break_runs(p, write_toy(p / "f"), toll, kills=6),
         {"embedded run": 6},
     ),
+    ("embedded", "a run's start"): (
+        lambda p, toll: break_runs(p, write_toy(p / "f"), toll, kills=2, rounds=0),
+        {"embedded run": 2},
+    ),
     ("embedded", "encoding"): (
         lambda p, toll: break_encoder(p, 48, toll, kills=3),
         {"feature encoder": 3},
