@@ -20,13 +20,15 @@ from pathlib import Path
 import nox
 
 sys.path.insert(0, str(Path(__file__).parent))  # nox runs from anywhere
-import checks.packages  # noqa: F401  its sessions are ours
+import checks.aarch64  # noqa: F401  its session is ours
+import checks.packages  # noqa: F401  and theirs
 from checks.common import (
     CORE_TESTS,
     OPERATOR_TESTS,
     PYTHON,
     ROOT,
     build_wheel,
+    copy_sources,
     output,
     run,
     run_installed,
@@ -41,7 +43,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # fetches gigabytes.
 nox.options.sessions = ["everything"]
 SESSIONS: tuple[str, ...] = ("core", "flower", "fedml", "nvflare", "benchmarks")
-SESSIONS += ("sanitize", "pure", "lowered", "docs", "lint", "isolated")
+SESSIONS += ("sanitize", "pure", "lowered", "aarch64", "docs", "lint", "isolated")
 LANES = 3  # sessions at a time on two cores: those of hosts mostly wait for processes
 
 # What another release of NumPy might change: fedml pins one below 2.
@@ -164,7 +166,7 @@ def sanitize(session: nox.Session) -> None:
     if shutil.which("gcc") is None:
         session.skip("needs gcc and its sanitizer libraries")
     available = _instruction_sets(session)
-    session.chdir(_copy_sources(ROOT / ".nox" / "sanitize"))
+    session.chdir(copy_sources(ROOT / ".nox" / "sanitize"))
     flags = "-fsanitize=address,undefined"
     build = {
         "FEDCLIP_CXX_FLAGS": f"{flags} -fno-sanitize-recover=undefined -O1 -g1",
@@ -202,14 +204,6 @@ def _wheel() -> Path:
     if made := os.environ.get("NOX_WHEEL"):  # by `everything`, for all
         return Path(made)
     return build_wheel(ROOT, ROOT / ".nox" / "wheel", "--no-build-isolation")
-
-
-def _copy_sources(tree: Path) -> Path:
-    """The sources in a folder of their own, without what was made of them."""
-    shutil.rmtree(tree, ignore_errors=True)
-    ignored = shutil.ignore_patterns(".*", "build", "runs", "*.so", "__pycache__")
-    shutil.copytree(ROOT, tree, ignore=ignored)
-    return tree
 
 
 def _test_host(session: nox.Session, host: str, *more: str) -> None:

@@ -76,6 +76,14 @@ def build_wheel(tree: Path, folder: Path, *options: str, **env: str) -> Path:
     return wheel
 
 
+def copy_sources(tree: Path) -> Path:
+    """The sources in a folder of their own, without what was made of them."""
+    shutil.rmtree(tree, ignore_errors=True)
+    ignored = shutil.ignore_patterns(".*", "build", "runs", "*.so", "__pycache__")
+    shutil.copytree(ROOT, tree, ignore=ignored)
+    return tree
+
+
 def share_torch(session: nox.Session) -> None:
     """Show the environment the PyTorch of .venv: gigabytes that are there already.
 

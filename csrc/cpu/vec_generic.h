@@ -20,7 +20,11 @@ struct Generic {
 #endif
     typedef int Int __attribute__((vector_size(16)));
     static constexpr int lanes = 4;
-    static constexpr int tile_rows = 4;  // 4 x 2 accumulators, of at least 16 registers
+#if defined(__aarch64__)
+    static constexpr int tile_rows = 8;  // 8 x 2 accumulators of the 32 registers
+#else
+    static constexpr int tile_rows = 4;  // 4 x 2 accumulators of the 16 registers
+#endif
     static constexpr bool adam_beside_products = false;
 
     FEDCLIP_INLINE static Reg zero() { return Reg{}; }

@@ -1,0 +1,91 @@
+"""A session that builds the CPU kernels for aarch64 and runs their tests in emulation.
+
+Nothing is installed on this machine: Debian's Python for aarch64 is unpacked below
+``.nox/``, and PyTorch lies beside it.  The emulated Python calls this machine's own
+compiler, so that only what is tested runs slowly.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+
+import nox
+import pip
+
+from checks.common import ROOT, copy_sources, timed
+
+# Called -> the Debian package that has it.
+TOOLS = {
+    "qemu-aarch64": "qemu-user",
+    "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu",
+    "apt-get": "apt",
+    "dpkg-deb": "dpkg",
+}
+DEBIAN = ("python3", "libpython3-dev", "libstdc++6", "libgomp1")
+# Later wheels of torch for aarch64 bring CUDA along: gigabytes that are not used here.
+PACKAGES = ("torch==2.10.*", "numpy", "safetensors", "setuptools>=77", "pybind11")
+PACKAGES += ("pytest", "hypothesis")
+FOLDER = ROOT / ".nox" / "aarch64"
+SYSTEM, SITE = FOLDER / "system", FOLDER / "site"
+APT = {
+    "Architecture": "arm64",
+    "Architectures": "arm64",
+    "Sandbox::User": "root",
+    "Get::Assume-Yes": "true",
+    "Install-Recommends": "false",
+}
+# What PyTorch does with the operators' declarations is the same on any processor.
+TESTS = ("tests/ops", "tests/csrc/test_numerics.py", "-k", "not opcheck and not compile")
+
+
+@nox.session(venv_backend="none")
+@timed
+def aarch64(session: nox.Session) -> None:
+    """The CPU kernels for aarch64, cross-compiled; their tests under qemu."""
+    if platform.machine() == "aarch64":
+        session.skip("this is one: core has run the same")
+    if missing := [package for tool, package in TOOLS.items() if not shutil.which(tool)]:
+        session.skip(f"apt install {' '.join(missing)}, and it runs")
+    if not (SITE / "torch").is_dir():
+        _unpack_python(session)
+        installer = (*pip.__path__, "install", "-qq", "--no-compile", "--target")
+        _emulated(session, *installer, str(SITE), *PACKAGES, PYTHONPATH="")
+    session.chdir(copy_sources(FOLDER / "work"))
+    headers = (SYSTEM / "usr" / "include", *SYSTEM.glob("usr/include/python3.*"))
+    cross = {
+        "CC": "aarch64-linux-gnu-gcc",
+        "CXX": "aarch64-linux-gnu-g++",
+        "CPPFLAGS": " ".join(f"-I{folder}" for folder in headers),
+        "FEDCLIP_CUDA": "0",
+    }
+    _emulated(session, "setup.py", "--quiet", "build_ext", "--inplace", **cross)
+    check = "import fedclip_plugin as f; c = f.capabilities(); print(c); "
+    check += "assert c['ops']['weighted_mean'] and 'local_round' in c['slower']"
+    _emulated(session, "-c", check)
+    _emulated(session, "-m", "pytest", "-q", *TESTS, FEDCLIP_ISA="generic")
+
+
+def _unpack_python(session: nox.Session) -> None:
+    """Debian's Python for aarch64 and what it needs, in SYSTEM; asks for no rights."""
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    state, cache = FOLDER / "apt", FOLDER / "debs"
+    for folder in (SYSTEM, state / "lists" / "partial", cache / "archives" / "partial"):
+        folder.mkdir(parents=True)
+    (state / "status").touch()
+    lines = [f'APT::{key} "{value}";' for key, value in APT.items()]
+    places = {"State": state, "State::status": state / "status", "Cache": cache}
+    lines += [f'Dir::{key} "{place}";' for key, place in places.items()]
+    config = FOLDER / "apt.conf"
+    config.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for words in (("update",), ("install", "--download-only", *DEBIAN)):
+        env = {"APT_CONFIG": str(config)}
+        session.run("apt-get", "-qq", *words, external=True, env=env, silent=True)
+    for archive in sorted(cache.glob("archives/*.deb")):
+        session.run("dpkg-deb", "-x", str(archive), str(SYSTEM), external=True)
+
+
+def _emulated(session: nox.Session, *words: str, **env: str) -> None:
+    """``python WORDS`` for aarch64; programs that it calls are this machine's."""
+    python = ("qemu-aarch64", "-L", str(SYSTEM), str(SYSTEM / "usr" / "bin" / "python3"))
+    session.run(*python, *words, external=True, env={"PYTHONPATH": str(SITE), **env})
