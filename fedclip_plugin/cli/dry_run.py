@@ -23,7 +23,7 @@ from ..features.choice import halved
 from ..features.feature_set import FeatureSet
 from ..features.obtain import notes_on_prompts, notes_on_split, open_data
 from ..federation.build import Federation, build_federation, participants
-from ..federation.doubts import doubts
+from ..federation.doubts import check_training, doubts
 from ..federation.engine import Run, run_round
 from ..federation.evaluation import selection_notes
 from ..federation.rounds import RoundResult
@@ -137,6 +137,7 @@ def _training(
     config: RunConfig, features: FeatureSet, target: str | None, runs: int
 ) -> list[Cost]:
     fed = build_federation(features, config, target, config.seeds[0])
+    check_training(fed)
     train = config.train
     share, seed = config.server.participation, config.seeds[0]
     chosen = len(participants(fed.clients, share, seed, 1))

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Client
+from ..algorithms.evaluated import Evaluated
+from ..algorithms.zeroshot import ZeroShot
 from ..config.inputs import DataConfig
 from ..data.doubts import one_class
 from ..data.listing import some
+from ..errors import ConfigError
 from ..features.feature_set import FeatureSet
+from .build import Federation
 
 
 def doubts(
@@ -27,6 +31,21 @@ def doubts(
     yield from _without(clients)
     if data.shots is not None and clients:
         yield from _fewer(clients, features.classes, data.shots)
+
+
+def check_training(fed: Federation) -> None:
+    """Refuse rounds that train on nothing; raises ConfigError.
+
+    For a process that knows all clients: alone, a client without images is doubtful.
+    """
+    if isinstance(fed.algorithm, Evaluated | ZeroShot):
+        return
+    if not any(len(c.train) for c in fed.clients):
+        raise ConfigError(
+            f"none of the {len(fed.clients):,} clients has a training image for --alg "
+            f"{fed.algorithm.name}: ask for fewer --clients, or for a --split whose "
+            "training images are in the data; --alg zeroshot needs none"
+        )
 
 
 def _without(clients: Sequence[Client]) -> Iterator[str]:

@@ -27,6 +27,7 @@ from ..features.feature_set import FeatureSet
 from ..features.obtain import obtain_features, open_data
 from ..federation.alignment import check_alignment
 from ..federation.build import build_federation, identity
+from ..federation.doubts import check_training
 from ..federation.checkpoint import Checkpoint
 from ..federation.engine import Progress, RunState, federate, finished
 from ..report.averages import aggregate
@@ -177,6 +178,7 @@ def run_one(
     """One target and one seed, from its checkpoint if ``resume``; writes all files."""
     config = config_of(plan, config)
     fed = build_federation(features, config, plan.target, plan.seed, clip)
+    check_training(fed)
     setup = Setup(config, features, fed, plan.target)
     with RunFiles(plan.directory, setup, log=log, page=page) as files:
         for now in federate(fed, files.start(resume)):

@@ -61,7 +61,7 @@ def test_nothing_is_said_of_clients_that_are_not_known_here() -> None:
         (["--classes", "class1"], ["class1 is the only class: every"]),
         (["--classes", "class1,class2,base"], ["class2 is the only unseen class"]),
         (["--shots", "500"], ["--shots 500: in "]),
-        (["--partition", "iid", "--clients", "180"], ["train on nothing", "accuracy"]),
+        (["--partition", "iid", "--clients", "120"], ["train on nothing"]),
     ],
     ids=["class", "unseen", "shots", "clients"],
 )
@@ -103,3 +103,16 @@ def test_evaluate_tells_of_one_class(
     assert main(["evaluate", "run", *words]) == 0
     shown = capsys.readouterr()
     assert "class1 is the only class" in " ".join((shown.out + shown.err).split())
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_rounds_that_train_on_nothing_are_refused(
+    more: list[str], toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--target", "none", "--partition", "iid", "--clients", "180", "--quiet"]
+    line = ["run", "--features", str(toy), *words, *more]
+    assert main([*line, "--out", "out"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "none of the 180 clients has a training image for --alg fedclip" in said
+    assert not Path("out", "summary.json").exists()
+    assert main([*line, "--out", "zero", "--alg", "zeroshot"]) == 0
