@@ -13,7 +13,7 @@ import shutil
 import nox
 import pip
 
-from checks.common import ROOT, copy_sources, timed
+from checks.common import PATIENCE, ROOT, copy_sources, timed
 
 # Called -> the Debian package that has it.
 TOOLS = {
@@ -24,8 +24,8 @@ TOOLS = {
 }
 DEBIAN = ("python3", "libpython3-dev", "libstdc++6", "libgomp1")
 # Later wheels of torch for aarch64 bring CUDA along: gigabytes that are not used here.
-PACKAGES = ("torch==2.10.*", "numpy", "safetensors", "setuptools>=77", "pybind11")
-PACKAGES += ("pytest", "hypothesis")
+PACKAGES = ("torch==2.10.*", "numpy", "pillow", "safetensors", "scipy")
+PACKAGES += ("setuptools>=77", "pybind11", "pytest", "hypothesis")
 FOLDER = ROOT / ".nox" / "aarch64"
 SYSTEM, SITE = FOLDER / "system", FOLDER / "site"
 APT = {
@@ -51,8 +51,7 @@ def aarch64(session: nox.Session) -> None:
         session.skip(f"apt install {' '.join(missing)}, and it runs")
     if not (SITE / "torch").is_dir():
         _unpack_python(session)
-        installer = (*pip.__path__, "install", "-qq", "--no-compile", "--target")
-        _emulated(session, *installer, str(SITE), *PACKAGES, PYTHONPATH="")
+        _install(session)
     session.chdir(copy_sources(FOLDER / "work"))
     headers = (SYSTEM / "usr" / "include", *SYSTEM.glob("usr/include/python3.*"))
     cross = {
@@ -61,7 +60,7 @@ def aarch64(session: nox.Session) -> None:
         "CPPFLAGS": " ".join(f"-I{folder}" for folder in headers),
         "FEDCLIP_CUDA": "0",
     }
-    _emulated(session, "setup.py", "--quiet", "build_ext", "--inplace", **cross)
+    _emulated(session, "setup.py", "build_ext", "--inplace", silent=True, **cross)
     check = "import fedclip_plugin as f; c = f.capabilities(); print(c); "
     check += "assert c['ops']['weighted_mean'] and 'local_round' in c['slower']"
     _emulated(session, "-c", check)
@@ -84,10 +83,22 @@ def _unpack_python(session: nox.Session) -> None:
         env = {"APT_CONFIG": str(config)}
         session.run("apt-get", "-qq", *words, external=True, env=env, silent=True)
     for archive in sorted(cache.glob("archives/*.deb")):
-        session.run("dpkg-deb", "-x", str(archive), str(SYSTEM), external=True)
+        words = ("dpkg-deb", "-x", str(archive), str(SYSTEM))
+        session.run(*words, external=True, log=False)
 
 
-def _emulated(session: nox.Session, *words: str, **env: str) -> None:
+def _install(session: nox.Session) -> None:
+    """PACKAGES in SITE; by a copy of pip, which would else look beside itself, too."""
+    copy = FOLDER / "installer" / "pip"
+    shutil.copytree(*pip.__path__, copy)
+    command = (str(copy), "install", "-qq", "--no-compile", "--target", str(SITE))
+    _emulated(session, *command, *PACKAGES, PYTHONPATH="")
+
+
+def _emulated(
+    session: nox.Session, *words: str, silent: bool = False, **env: str
+) -> None:
     """``python WORDS`` for aarch64; programs that it calls are this machine's."""
     python = ("qemu-aarch64", "-L", str(SYSTEM), str(SYSTEM / "usr" / "bin" / "python3"))
-    session.run(*python, *words, external=True, env={"PYTHONPATH": str(SITE), **env})
+    env = {"PYTHONPATH": str(SITE), **env}
+    session.run(*python, *words, external=True, env=env, silent=silent, **PATIENCE)

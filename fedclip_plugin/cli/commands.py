@@ -76,7 +76,7 @@ def _say_features(
     from ..runs.setup import all_notes
 
     display.say(_features_line(config, stats))
-    display.notes(all_notes(found, config))
+    display.notes(all_notes(found, config), kept=True)
 
 
 def _features_line(config: RunConfig, stats: EncodeStats) -> str:

@@ -133,14 +133,21 @@ class Display:
     def say(self, text: str) -> None:
         """A line of news."""
         if not self.quiet:
-            self.err.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._print(text)
 
-    def notes(self, notes: Iterable[str]) -> None:
-        """What was passed over, guessed or ignored; the results show the rest."""
-        if not self.quiet:
-            for note in notes:
-                self.say(f"note: {note}")
-                self.told.add(note)
+    def _print(self, text: str) -> None:
+        self.err.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def notes(self, notes: Iterable[str], *, kept: bool = False) -> None:
+        """What was passed over, guessed or ignored; the results show the rest.
+
+        Of those that a file ``kept`` nothing is said with ``--quiet``.
+        """
+        if kept and self.quiet:
+            return
+        for note in notes:
+            self._print(f"note: {note}")
+            self.told.add(note)
 
     def images(self, what: str, done: int, total: int) -> None:
         """``data.progress.Progress``: images hashed or encoded, with their rate."""

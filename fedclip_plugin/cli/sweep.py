@@ -32,7 +32,7 @@ def sweep(args: argparse.Namespace, display: Display) -> int:
         raise ConfigError(f"--jobs {args.jobs}: expected at least 1")
     processes = args.jobs or jobs or cores()
     find_trackers(output.log)
-    display.notes(found.notes)
+    display.notes(found.notes, kept=not args.dry_run)
     if args.dry_run:
         return _dry_run(found, output, processes, display)
     name = f"sweep-{args.file.stem}"
@@ -52,7 +52,8 @@ def sweep(args: argparse.Namespace, display: Display) -> int:
     console = display.finish()
     for table in all_tables(result):
         print_plain(console, table)
-    display.notes(note for note in result["notes"] if note not in display.told)
+    untold = [note for note in result["notes"] if note not in display.told]
+    display.notes(untold, kept=True)
     display.say(f"results: {out}  (report: {out / 'report.html'})")
     return _code(result, display)
 

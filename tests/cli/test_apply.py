@@ -163,6 +163,8 @@ def test_the_held_out_domain_is_scored_as_in_the_run(
     got = found["domains"]["photo"]["result"]["accuracy"]
     assert got == pytest.approx(summary["result"]["target"])
     assert any("trained on" in note for note in found["notes"])
+    assert main([*words[:2], "--quiet"]) == 0
+    assert "note: " in capsys.readouterr().err
     state = toy_run / "adapter.safetensors"
     assert main([*words, "--state", str(state)]) == 0
     assert json.loads(capsys.readouterr().out)["domains"] == found["domains"]

@@ -55,11 +55,14 @@ def test_finished_bars_become_lines_and_results_come_after_them():
     assert screen.getvalue().rstrip().endswith("encode: 10/10")
 
 
-def test_quiet_shows_nothing(capsys):
+def test_quiet_shows_nothing_but_notes_that_no_file_keeps(capsys):
     with Display(quiet=True) as display:
         display.images("encode", 10, 10)
         display.say("news")
-    assert capsys.readouterr().err == ""
+        display.notes(["of a run"], kept=True)
+        assert capsys.readouterr().err == ""
+        display.notes(["of an evaluation"])
+    assert capsys.readouterr().err == "note: of an evaluation\n"
 
 
 # ------------------------------------------------------------------- trouble of stdout

@@ -83,6 +83,7 @@ def command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    quiet = "no progress: results, their notes and errors alone"
+    parser.add_argument("--quiet", action="store_true", help=quiet)
     parser.set_defaults(run=run)
     return parser
