@@ -20,7 +20,7 @@ from pathlib import Path
 import nox
 
 sys.path.insert(0, str(Path(__file__).parent))  # nox runs from anywhere
-import checks.aarch64  # noqa: F401  its session is ours
+import checks.aarch64
 import checks.packages  # noqa: F401  and theirs
 from checks.common import (
     CORE_TESTS,

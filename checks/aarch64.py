@@ -47,8 +47,9 @@ def aarch64(session: nox.Session) -> None:
     """The CPU kernels for aarch64, cross-compiled; their tests under qemu."""
     if platform.machine() == "aarch64":
         session.skip("this is one: core has run the same")
-    if missing := [package for tool, package in TOOLS.items() if not shutil.which(tool)]:
-        session.skip(f"apt install {' '.join(missing)}, and it runs")
+    missing = {package for tool, package in TOOLS.items() if not shutil.which(tool)}
+    if missing:
+        session.skip(f"apt install {' '.join(sorted(missing))}, and it runs")
     if not (SITE / "torch").is_dir():
         _unpack_python(session)
         _install(session)
@@ -99,6 +100,6 @@ def _emulated(
     session: nox.Session, *words: str, silent: bool = False, **env: str
 ) -> None:
     """``python WORDS`` for aarch64; programs that it calls are this machine's."""
-    python = ("qemu-aarch64", "-L", str(SYSTEM), str(SYSTEM / "usr" / "bin" / "python3"))
+    python = ("qemu-aarch64", "-L", str(SYSTEM), str(SYSTEM / "usr/bin/python3"))
     env = {"PYTHONPATH": str(SITE), **env}
     session.run(*python, *words, external=True, env=env, silent=silent, **PATIENCE)

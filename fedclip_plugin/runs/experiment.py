@@ -27,8 +27,8 @@ from ..features.feature_set import FeatureSet
 from ..features.obtain import obtain_features, open_data
 from ..federation.alignment import check_alignment
 from ..federation.build import build_federation, identity
-from ..federation.doubts import check_training
 from ..federation.checkpoint import Checkpoint
+from ..federation.doubts import check_training
 from ..federation.engine import Progress, RunState, federate, finished
 from ..report.averages import aggregate
 from ..report.records import SUMMARY
