@@ -98,7 +98,7 @@ class Attacks(IidStudy):
             f"rounds, preset best, seeds {s['seeds']}; "
             f"{measured_on(results['machine'])}.  Accuracy of the held-out domain in "
             "per cent after the last round, ± the 95 % interval over seeds; zero-shot "
-            f"{percent(results['zero_shot'])}.  Rules reckon with 30 % attackers, with "
+            f"{percent(results['zero_shot'])}.  Rules assume 30 % attackers, with "
             "45 % in the last column.",
             "",
             "![attack by rule](attacks.svg)",

@@ -143,7 +143,7 @@ class GdaAttacks(IidStudy):
             f"held out: {s['clients']} iid clients of the other domains, one round, "
             f"seeds {s['seeds']}; {measured_on(results['machine'])}.  Accuracy of the "
             "held-out domain in per cent, and how many updates screening left out.  "
-            "Rules reckon with 30 % attackers.",
+            "Rules assume 30 % attackers.",
             "",
             *table(["attack", "rule", *(f"{100 * x:g} %" for x in SHARES)], body),
         ]

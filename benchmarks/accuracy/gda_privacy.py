@@ -40,7 +40,7 @@ CURVE_SEEDS = range(10)  # a run is a fifth of a second there
 CURVE_TEXT = (
     "The embedded digits of `fedclip-tiny`, every domain held out in turn, {count} "
     "seeds.  Clients lose with every step down; of a domain that no client has, "
-    "accuracy is no monotonic function of it beyond 100.  That is not the noise of a "
+    "accuracy does not fall monotonically beyond 100.  That is not the noise of a "
     "seed, nor a choice on noisy validation rows, for none are asked: noise covers "
     "the directions in which features hardly vary, the estimate then trusts no "
     "direction more than those, and what is left is `gda` with a stronger shrinkage.  "

@@ -27,7 +27,7 @@ INTRODUCTION = (
     "seconds of all clients, one after the other.  *Below zero-shot* counts the "
     "held-out domains and the clients' means, over seeds, that training worsened.  "
     "† is transductive: it sees the held-out domain's images, without labels, and is "
-    "no competitor of the others there.  A row of fewer seeds than its table says so; "
+    "not compared with the others there.  A row of fewer seeds than its table says so; "
     "not reached is what no seed has been through."
 )
 

@@ -184,7 +184,7 @@ class Gda(RoundAlgorithm):
         return (
             f"{self.name}: the covariance that came has eigenvalues below 0, the least "
             f"{-least:.1e}, by rounding on the way (--compress, SecAgg+) or by updates "
-            f"that are no means over rows: {count:,} of {len(values):,} directions "
+            f"that are not means over rows: {count:,} of {len(values):,} directions "
             "vary less, and count as if they varied as much",
         )
 

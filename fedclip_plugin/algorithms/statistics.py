@@ -210,7 +210,7 @@ def implausible(state: State, slack: float) -> str | None:
     within.diagonal().add_(slack)
     _, failed = torch.linalg.cholesky_ex(within)
     if bool(failed):
-        return "its second moment is no sum of squares around its class means"
+        return "its second moment is not a sum of squares around its class means"
     return None
 
 

@@ -61,8 +61,8 @@ def unused(classes: Sequence[str], prompts: Sequence[str]) -> list[str]:
             used = {_key_of(name, words, sentences) for name, words in named}
             if more := [key for key in sentences if key not in used]:
                 notes.append(
-                    f"--prompt {prompt} describes what is no class here, or a class a "
-                    f"second time: {some(more)}"
+                    f"--prompt {prompt} describes what these data have no class for, "
+                    f"or describes a class twice: {some(more)}"
                 )
     return notes
 

@@ -1,8 +1,8 @@
 """A data set encoded in parts, by several machines over one cache: shard K of N.
 
 An image belongs to one shard by its digest, so that every machine agrees, and a copy of
-an image is no second image.  A shard that is whole leaves a file that says so, with the
-images that could not be read; merging looks for these and for the features themselves.
+an image does not count twice.  A shard that is whole leaves a file that says so, with
+the images that could not be read; merging looks for these and for the features.
 """
 
 from __future__ import annotations

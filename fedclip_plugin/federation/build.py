@@ -108,8 +108,9 @@ def check_together(config: RunConfig, algorithm: Algorithm) -> None:
         )
     if config.train.personalize != "none" and not algorithm.personalizes:
         raise ConfigError(
-            f"--alg {config.algorithm}: what its clients send is no model that one of "
-            f"them could go on with: leave out --personalize {config.train.personalize}"
+            f"--alg {config.algorithm}: what its clients send is not a model that one "
+            "of them could go on with: leave out "
+            f"--personalize {config.train.personalize}"
         )
     if not (algorithm.communicates and algorithm.moves):
         why = "makes its state anew each round"

@@ -93,7 +93,7 @@ def adjusted(
 
 
 def misfit(memory: State) -> str | None:
-    """What remembered weight is no number from 0, if any."""
+    """Which remembered weight is not a number of at least 0, if any."""
     for name, value in memory.items():
         if name.startswith(WEIGHT) and (
             value.shape != () or not 0 <= float(value) < math.inf

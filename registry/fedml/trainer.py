@@ -62,8 +62,8 @@ def open_binding(args: Any) -> Binding:
         )
     if binding.setup.config.train.augment != "none":
         raise ConfigError(
-            f"{FILE}: fedclip_augment: the first round's moments are no model, and "
-            "FedML's clients pass on models alone; use `fedclip run` or Flower"
+            f"{FILE}: fedclip_augment: the first round's moments are not a model, "
+            "and FedML's clients pass on models alone; use `fedclip run` or Flower"
         )
     theirs = [k for k in ("enable_dp", "enable_defense") if getattr(args, k, False)]
     if theirs and binding.setup.config.private:

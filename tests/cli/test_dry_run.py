@@ -59,7 +59,7 @@ def test_images_are_counted(tmp_path, monkeypatch, capsys):
     (tmp_path / "more.json").write_text(json.dumps(more))
     words = ["--prompt", f"descriptions:{tmp_path / 'more.json'}"]
     assert main(["run", "--dry-run", *words]) == 0
-    assert "a second time: ten" in capsys.readouterr().out
+    assert "describes a class twice: ten" in capsys.readouterr().out
     for file, said in (("d", "no description of the class"), ("e", "cannot be read")):
         words = ["--prompt", f"descriptions:{tmp_path / file}.json"]
         assert main(["run", "--dry-run", *words]) == 2

@@ -34,7 +34,7 @@ def test_what_describes_no_class_is_told(tmp_path: Path) -> None:
     of = {"dog": "barks", "Dog": "runs", "cat": "purrs", "cow": "moos"}
     prompts = ["a {}", written(tmp_path / "d.json", **of)]
     (note,) = unused(["dog", "cat"], prompts)
-    assert note.endswith("a second time: Dog, cow")
+    assert note.endswith("describes a class twice: Dog, cow")
     assert caption_sets(["dog"], prompts[1:]) == [["barks"]]  # the first of both
     assert unused(["cow", "cat", "dog"], ["a {}"]) == []
 
