@@ -129,7 +129,7 @@ inline void write_back(std::vector<TrainingClient>& clients) {
     }
 }
 
-// Of a value that is no index: the message of both devices.
+// Of a value that is not an index: the message of both devices.
 inline void refuse_index(const char* name, std::size_t client, std::int64_t below,
                          std::int64_t value, std::int64_t at) {
     check(false, entry(name, client), ": expected values in 0..", below - 1, ", got ",

@@ -23,7 +23,7 @@ class Workspace {
 
     float* text;   // (classes, dim)
     float* count;  // (classes,)
-    // Where Adam's moments are no client's own: Adam's two of each parameter.
+    // Where Adam's moments are not a client's own: Adam's two of each parameter.
     void take_moments(Layer (&layer)[2]) const;
 
     bool packed = false;  // the weights' other forms are those of the round's start

@@ -90,6 +90,6 @@ def _read(path: str) -> Mapping[str, Sequence[str]]:
         if not isinstance(several, list) or not several:
             raise ConfigError(f"{expected}; {name!r} has none")
         if not all(isinstance(text, str) and text.strip() for text in several):
-            raise ConfigError(f"{expected}; one of {name!r} is no text, or empty")
+            raise ConfigError(f"{expected}; one of {name!r} is not a text, or empty")
         sentences[name] = [text.strip() for text in several]
     return sentences

@@ -215,7 +215,7 @@ def _allowed(option: Option, value: Any) -> bool:
     if option.choices:
         parts = [str(value)]
         if "cuda:N" in option.choices and len(several := str(value).split(",")) > 1:
-            parts = several  # the auto of some is no device
+            parts = several  # the auto of some is not a device
         numbered = [re.sub(r":\d+$", ":N", part.strip()) for part in parts]
         if len(parts) > 1:
             return all(n in option.choices and n != "auto" for n in numbered)

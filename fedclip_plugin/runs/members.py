@@ -139,7 +139,7 @@ def leave(
     """Take the training rows of the member ``client`` out again; see :func:`join`.
 
     They are read from ``data`` where it joined after the run.  Raises ConfigError for a
-    client that is no member, or whose rows are not those that were added.
+    client that is not a member, or whose rows are not those that were added.
     """
     if client not in former.members:
         raise ConfigError(

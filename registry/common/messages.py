@@ -92,7 +92,7 @@ def scores_bytes(scores: Mapping[str, float | None]) -> bytes:
 
 
 def scores_in(answers: Mapping[str, bytes]) -> Scores:
-    """Accuracies by client; None for what was not measured, or is no accuracy."""
+    """Accuracies by client; None for what was not measured, or is not an accuracy."""
     return {client: _scores(data, client) for client, data in answers.items()}
 
 

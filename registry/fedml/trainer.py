@@ -131,7 +131,7 @@ class FedCLIPTrainer(ClientTrainer):  # type: ignore[misc]
         self.kept: Kept = {}  # what the clients of this process keep
         self._sent: State = {}  # what the round began with
         self._keeps: State = {}  # what the client that trains will keep
-        self._other: State = {}  # an update that is no model, such as moments
+        self._other: State = {}  # an update that is not a model: moments
         self._answer: Params | None = None
 
     def get_model_params(self) -> Params:

@@ -28,7 +28,7 @@ def write_job(
 ) -> list[Path]:
     """Write the three files of a job with ``options`` to ``folder``; their paths.
 
-    Raises ConfigError for a wrong option, and for a folder that is no job's.
+    Raises ConfigError for a wrong option, and for a folder that is not a job's.
     """
     _, _, sampling = server_settings(options, Path("run"))
     meta = folder / "meta.json"
