@@ -44,7 +44,7 @@ def test_what_describes_no_class_is_told(tmp_path: Path) -> None:
     [
         ('{"dog": ["barks"]}', "no description of the class 'cat'"),
         ('{"dog": "barks", "cat": []}', "'cat' has none"),
-        ('{"dog": "barks", "cat": [1]}', "'cat' is no text"),
+        ('{"dog": "barks", "cat": [1]}', "'cat' is not a text"),
         ("[]", "got a list"),
         ("{", "cannot be read"),
     ],
