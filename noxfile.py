@@ -43,7 +43,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # fetches gigabytes.
 nox.options.sessions = ["everything"]
 SESSIONS: tuple[str, ...] = ("core", "flower", "fedml", "nvflare", "benchmarks")
-SESSIONS += ("sanitize", "pure", "lowered", "aarch64", "docs", "lint", "isolated")
+SESSIONS += ("sanitize", "aarch64", "pure", "lowered", "docs", "lint", "isolated")
 LANES = 3  # sessions at a time on two cores: those of hosts mostly wait for processes
 
 # What another release of NumPy might change: fedml pins one below 2.

@@ -46,6 +46,8 @@ def test_workflows_run_what_anybody_can_run(path):
     text = path.read_text("utf-8")
     hosts = re.findall(r"host: \[(.*)\]", text)
     for step in re.findall(r"- run: (.*)$", text, re.M):
+        if step.startswith("apt-get "):  # what a bare container lacks
+            continue
         make = re.fullmatch(r'make ([\w-]+)(?: ARGS="-s (.*)")?', step)
         nox = re.fullmatch(r"pipx run nox -s (.*)", step)
         assert make or nox, step
