@@ -67,6 +67,15 @@ class Registry(Generic[T]):
         entry_points = {point.name.lower() for point in self._entry_points()}
         return sorted(entry_points | set(self._items))
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        return len(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.lower() in self.names()
+
     def _entry_points(self, name: str | None = None) -> Iterator[metadata.EntryPoint]:
         for point in metadata.entry_points(group=self.group):
             if name is None or point.name.lower() == name:

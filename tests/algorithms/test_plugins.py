@@ -50,7 +50,7 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("third_party")
 def test_an_entry_point_adds_an_algorithm():
-    assert {"fedclip", "mine"} <= set(ALGORITHMS.names())
+    assert {"fedclip", "mine"} <= set(ALGORITHMS)
     assert get_algorithm("Mine").name == "mine"
 
 
@@ -73,6 +73,9 @@ def test_names_are_lower_case_and_given_once():
         with pytest.raises(ConfigError, match="expected a lower-case name"):
             registry.register(name, "x")
     assert registry.get("ONE") == "first"
+    assert (list(registry), len(registry)) == (["one"], 1)
+    assert "One" in registry
+    assert "two" not in registry
     with pytest.raises(ConfigError, match="unknown --alg 'onne'; did you mean one"):
         registry.get("onne")
 
