@@ -163,6 +163,8 @@ def _why_no_summary(path: Path) -> str:
             f"{path} is unfinished (no summary.json): "
             f"finish it with `fedclip run --resume --out {out}`"
         )
+    if inner := sorted(path.glob("*/summary.json")):
+        return f"{path} holds runs, and is none: name one, such as {inner[0].parent}"
     return (
         f"{path} holds no summary.json: name the --out of a finished `fedclip run`, "
         f"or make one with `fedclip run --out {out}`"

@@ -94,6 +94,8 @@ def test_tree_given_as_a_leaf(tmp_path: Path) -> None:
     write_tree(tmp_path, seeds=(0,))
     with pytest.raises(RunError, match="holds several runs"):
         load_run(tmp_path)
+    with pytest.raises(RunError, match=r"holds runs, .*photo.seed-0$"):
+        load_run(tmp_path / "photo")
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
