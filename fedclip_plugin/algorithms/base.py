@@ -158,6 +158,8 @@ class Algorithm(abc.ABC):
     """Name for ``--preset`` -> the same over ``defaults``."""
     trains: str = ""
     """What is trained and travels, in a few words; "" is the class's first line."""
+    learns = True
+    """Whether rounds train: where they do not, no client needs a training image."""
     needs: str = "features"
     """Of the frozen CLIP, what a run needs: features, text tower or images."""
     transductive = False

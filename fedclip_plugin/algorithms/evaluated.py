@@ -30,6 +30,7 @@ class Evaluated(Algorithm):
 
     averages = False
     moves = False
+    learns = False
 
     def __init__(self, inner: Algorithm, path: Path) -> None:
         if not inner.communicates or inner.needs_clip:

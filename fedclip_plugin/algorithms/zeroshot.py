@@ -17,6 +17,7 @@ class ZeroShot(Algorithm):
 
     name = "zeroshot"
     trains = "nothing"
+    learns = False
     open_vocabulary = True
     source = "Radford et al. 2021, arXiv 2103.00020"
     defaults: ClassVar = {"rounds": 1}

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Client
-from ..algorithms.evaluated import Evaluated
-from ..algorithms.zeroshot import ZeroShot
 from ..config.inputs import DataConfig
 from ..data.doubts import one_class
 from ..data.listing import some
@@ -38,9 +36,7 @@ def check_training(fed: Federation) -> None:
 
     For a process that knows all clients: alone, a client without images is doubtful.
     """
-    if isinstance(fed.algorithm, Evaluated | ZeroShot):
-        return
-    if not any(len(c.train) for c in fed.clients):
+    if fed.algorithm.learns and not any(len(c.train) for c in fed.clients):
         raise ConfigError(
             f"none of the {len(fed.clients):,} clients has a training image for --alg "
             f"{fed.algorithm.name}: ask for fewer --clients, or for a --split whose "

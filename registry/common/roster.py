@@ -29,6 +29,7 @@ from ...federation.build import (
     participants,
     target_samples,
 )
+from ...federation.doubts import check_training
 from ...federation.evaluation import score_zero_shot
 from ...ops.kernels import resolve_device
 from ...runs.host_run import Setup, one_run, open_setup
@@ -216,7 +217,9 @@ def setup_of_server(config: RunConfig, alone: bool = False) -> Setup:
     (asked,) = config.data.targets
     target = resolve_target(features.domains, asked)
     if not alone and len(features.domains) > 1:
-        return open_setup(config)
+        setup = open_setup(config)
+        check_training(setup.fed)
+        return setup
     algorithm, device = make_algorithm(config), resolve_device(config.model.device)
     check_together(config, algorithm)
     text, scale = features.class_text.to(device), features.logit_scale

@@ -17,6 +17,7 @@ from ...config.schema import RunConfig
 from ...data.dataset import KNOWN, canonical_name
 from ...errors import ConfigError, did_you_mean
 from ...federation.build import participants
+from ...federation.doubts import check_training
 from ...runs.host_run import Setup, open_setup
 from ...settings.options import PREFIX, Table
 from ...settings.sources import Given, Output, load_settings, outside
@@ -75,6 +76,7 @@ def bind(args: Any) -> Binding:
     if not isinstance(found, Binding):
         config, out = read_settings(args)
         setup = open_setup(config)
+        check_training(setup.fed)
         names, share = [c.name for c in setup.fed.clients], config.server.participation
         _settle_clients(args, names, share)
         drawn = args.client_num_per_round / len(names)

@@ -258,6 +258,13 @@ def test_another_data_set_is_refused(features):
         trainer.train([(torch.zeros(2, 16), torch.zeros(2))], None, args)
 
 
+def test_rounds_that_train_on_nothing_are_refused(features):
+    single = {"partition_method": "homo", "client_num_in_total": 180}
+    args = namespace(features, **single, client_num_per_round=180)
+    with pytest.raises(ConfigError, match="none of the 180 clients has a training"):
+        bind(args)
+
+
 def test_both_roles_share_the_data_of_the_process(features):
     args = namespace(features)
     trainer = fedml_host.FedCLIPTrainer(fedml_host.create_model(args), args)
