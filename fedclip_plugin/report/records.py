@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,10 +73,7 @@ def load_run(directory: str | Path) -> RunRecord:
         raise RunError(_why_no_summary(path))
     summary = _read_json(path / "summary.json")
     if "runs" in summary:
-        raise RunError(
-            f"{path} holds several runs: name one of them, as in "
-            f"{path / '<target>' / 'seed-<n>'}"
-        )
+        raise RunError(_name_one(path, _runs_in(path)))
     _check(str(path / "summary.json"), summary, SUMMARY)
     config = path / "config.toml"
     judged = path / "evaluation.json"
@@ -154,6 +151,17 @@ def _order(path: Path) -> list[tuple[str, str]]:
     return [_identity(summary) for summary in runs if isinstance(summary, dict)]
 
 
+def _runs_in(path: Path) -> list[Path]:
+    """The runs in a folder of seeds, in a tree, and in a folder of either."""
+    found = [*path.glob("*/summary.json"), *path.glob("*/seed-*/summary.json")]
+    return sorted(summary.parent for summary in found)
+
+
+def _name_one(path: Path, runs: Sequence[Path]) -> str:
+    one = runs[0] if runs else path / "<target>" / "seed-<n>"
+    return f"{path} holds several runs: name one of them, such as {one}"
+
+
 def _why_no_summary(path: Path) -> str:
     if not path.is_dir():
         return f"{path} is not a directory: name the --out of a finished `fedclip run`"
@@ -163,8 +171,8 @@ def _why_no_summary(path: Path) -> str:
             f"{path} is unfinished (no summary.json): "
             f"finish it with `fedclip run --resume --out {out}`"
         )
-    if inner := sorted(path.glob("*/summary.json")):
-        return f"{path} holds runs, and is none: name one, such as {inner[0].parent}"
+    if runs := _runs_in(path):
+        return _name_one(path, runs)
     return (
         f"{path} holds no summary.json: name the --out of a finished `fedclip run`, "
         f"or make one with `fedclip run --out {out}`"

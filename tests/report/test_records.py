@@ -92,10 +92,11 @@ def test_empty_and_missing_directories(tmp_path: Path) -> None:
 
 def test_tree_given_as_a_leaf(tmp_path: Path) -> None:
     write_tree(tmp_path, seeds=(0,))
-    with pytest.raises(RunError, match="holds several runs"):
-        load_run(tmp_path)
-    with pytest.raises(RunError, match=r"holds runs, .*photo.seed-0$"):
-        load_run(tmp_path / "photo")
+    said = "holds several runs: name one of them, such as "
+    for folder, leaf in ((tmp_path, "negative"), (tmp_path / "photo", "photo")):
+        with pytest.raises(RunError, match=said) as caught:
+            load_run(folder)
+        assert str(caught.value).endswith(str(tmp_path / leaf / "seed-0"))
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
