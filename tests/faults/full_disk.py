@@ -22,6 +22,7 @@ from importlib import import_module
 from pathlib import Path
 
 from fedclip_plugin.cli import main
+from tests.faults.kills import start_or_resume
 
 SIZE = 2 << 20  # bytes of the disk
 PAGE = 4096
@@ -43,22 +44,21 @@ def run(argv: list[str]) -> tuple[int, str]:
     return code, said.getvalue()
 
 
-def break_off(disk: Path, argv: list[str], again: list[str], left: int) -> None:
-    """``argv`` with ``left`` bytes, then ``again`` with all of them."""
+def break_off(disk: Path, line: Callable[[], list[str]], left: int) -> None:
+    """The command ``line()`` with ``left`` bytes, and the next one with all of them."""
     fill(disk, left)
-    code, said = run(argv)
+    code, said = run(line())
     (disk / "filler").unlink()
-    done, _ = run(again if (disk / "out" / "config.toml").exists() else argv)
+    done, _ = run(line())
     print(json.dumps({"left": left, "code": code, "said": said, "done": done}))
 
 
 def run_and_report(folder: Path, disk: Path, left: list[int]) -> None:
     """Federated runs; their adapters are kept as ``<pages>-adapter.safetensors``."""
     argv = ["run", "--features", str(folder / "f"), "--target", "photo"]
-    argv += ["--rounds", "30", "--out", str(disk / "out")]
-    again = ["run", "--resume", "--out", str(disk / "out")]
+    argv += ["--rounds", "30"]
     for pages in left:
-        break_off(disk, argv, again, pages * PAGE)
+        break_off(disk, lambda: start_or_resume(argv, disk / "out"), pages * PAGE)
         name = "adapter.safetensors"
         shutil.copy(disk / "out" / name, folder / f"{pages}-{name}")
         shutil.rmtree(disk / "out")
@@ -72,7 +72,7 @@ def encode(folder: Path, disk: Path, left: list[int]) -> None:
     for pages in left:
         to = ["--to", str(folder / f"features-{pages}")]
         argv = ["features", *images, *model, *to]
-        break_off(disk, argv, argv, pages * PAGE)
+        break_off(disk, lambda line=argv: line, pages * PAGE)
         shutil.rmtree(disk / "cache")
 
 
