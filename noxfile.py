@@ -21,7 +21,7 @@ import nox
 
 sys.path.insert(0, str(Path(__file__).parent))  # nox runs from anywhere
 import checks.aarch64
-import checks.packages  # noqa: F401  and theirs
+import checks.packages  # noqa: F401  their sessions are ours
 from checks.common import (
     CORE_TESTS,
     OPERATOR_TESTS,

@@ -19,6 +19,8 @@ import nox
 
 PYTHON = [sys.executable, "-m"]
 ROOT = Path(__file__).parents[1]
+# The path to programs, those beside this Python first.
+WITH_TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 # What computes: run once more without the kernels, and on lesser processors.
 COMPUTES = ("algorithms", "features", "federation", "ops", "runs", "server")
 COMPUTES += ("wire/test_codecs.py", "wire/test_compression.py")
@@ -63,6 +65,16 @@ def run(session: nox.Session, *command: str, **env: str) -> None:
 def output(session: nox.Session, *command: str) -> str:
     """The last line that a command prints."""
     return str(session.run(*command, external=True, silent=True)).split("\n")[-2]
+
+
+# What a build of generic kernels alone tells of itself.
+CHECK_GENERIC = """
+import fedclip_plugin
+made = fedclip_plugin.capabilities()
+print(fedclip_plugin.__file__, made)
+assert (made["compiled"], made["isa"]) == (True, "generic")
+assert made["ops"]["weighted_mean"] and "local_round" in made["slower"]
+"""
 
 
 def build_wheel(tree: Path, folder: Path, *options: str, **env: str) -> Path:
