@@ -259,7 +259,7 @@ def test_another_data_set_is_refused(features):
 
 
 def test_rounds_that_train_on_nothing_are_refused(features):
-    single = {"partition_method": "homo", "client_num_in_total": 180}
+    single = {"fedclip_partition": "iid", "client_num_in_total": 180}
     args = namespace(features, **single, client_num_per_round=180)
     with pytest.raises(ConfigError, match="none of the 180 clients has a training"):
         bind(args)
