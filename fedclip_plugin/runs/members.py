@@ -70,9 +70,11 @@ class Former:
         targets = (NO_TARGET if target is None else target,)
         own = replace(config.data, targets=targets)
         config = replace(config, data=own, seeds=(seed,))
-        state, members = _trained(record)
+        state, members, gone = _trained(record)
         features, _ = obtain_features(config)
         fed = build_federation(features, config, target, seed)
+        rest = tuple(c for c in fed.clients if c.name not in gone)
+        fed = replace(fed, clients=rest)
         return cls(record, Setup(config, features, fed, target), state, members)
 
     def clients_of(self, data: RunConfig) -> tuple[Client, ...]:
@@ -90,19 +92,20 @@ class Former:
         return build_federation(features, config, None, setup.seed).clients
 
 
-def _trained(record: RunRecord) -> tuple[State, tuple[str, ...]]:
-    """The state, and the clients whose rows are in it, in their order."""
+def _trained(record: RunRecord) -> tuple[State, tuple[str, ...], set[str]]:
+    """The state, the clients whose rows are in it, in their order, and who left."""
     path = record.path / "adapter.safetensors"
     try:
         state, meta = read_tensors(path)
-        if "members" in meta:
-            return state, tuple(map(str, json.loads(meta["members"])))
+        members = json.loads(meta["members"]) if "members" in meta else None
         number = record.summary["best_round"]
         line = next(each for each in record.metrics if each["round"] == number)
     except (OSError, DamagedFileError, ValueError, StopIteration) as error:
         raise RunError(f"{path} cannot be read ({error}): run it again") from error
     absent = {str(each["client"]) for each in line.get("left_out", ())}
-    return state, tuple(n for n in line["participants"] if n not in absent)
+    first = [n for n in line["participants"] if n not in absent]
+    names = tuple(first if members is None else map(str, members))
+    return state, names, set(first) - set(names)
 
 
 def join(

@@ -87,6 +87,17 @@ def test_who_joins_late_is_as_if_there_from_the_start(folder, tmp_path):
         fc.leave(tmp_path / "back", "art", out=tmp_path / "twice")
 
 
+def test_who_left_is_no_client_of_later_runs(folder, tmp_path):
+    fc.leave(folder / "run-whole", "cartoon", out=tmp_path / "left")
+    summary = fc.leave(tmp_path / "left", "art", out=tmp_path / "one")
+    assert set(summary["result"]["clients"]) == {"photo"}
+    back = {"features": folder / "cartoon", "out": tmp_path / "back"}
+    summary = fc.join(tmp_path / "left", **back)  # and counts once, not twice
+    whole = json.loads((folder / "run-whole" / "summary.json").read_text())
+    found, wanted = (s["metrics"]["zero_shot"] for s in (summary, whole))
+    assert found["calibration_error"] == pytest.approx(wanted["calibration_error"])
+
+
 def test_by_command(folder, tmp_path, capsys):
     run, out = str(folder / "run-rest"), str(tmp_path / "out")
     words = ["join", run, "--features", str(folder / "cartoon"), "--out", out]
