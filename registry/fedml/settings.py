@@ -76,9 +76,9 @@ def bind(args: Any) -> Binding:
     if not isinstance(found, Binding):
         config, out = read_settings(args)
         setup = open_setup(config)
-        check_training(setup.fed)
         names, share = [c.name for c in setup.fed.clients], config.server.participation
         _settle_clients(args, names, share)
+        check_training(setup.fed)  # not before: a client's own data say less
         drawn = args.client_num_per_round / len(names)
         if participants(names, share, 0, 1) != participants(names, drawn, 0, 1):
             server = replace(config.server, participation=drawn)

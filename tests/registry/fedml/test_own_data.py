@@ -23,7 +23,7 @@ from fedclip_plugin.features.feature_set import load_features, save_features
 from fedclip_plugin.registry.common.roster import setup_of_server
 from fedclip_plugin.registry.fedml import private
 from fedclip_plugin.storage.tensors import read_tensors
-from tests.federation.toy import DOMAINS, own_directories
+from tests.federation.toy import DOMAINS, own_directories, toy_features
 from tests.registry.contract import check_directory, distance, lines_of
 from tests.registry.fedml.forked import kill
 from tests.registry.fedml.runs import options, write_addresses
@@ -104,6 +104,8 @@ def test_whose_the_data_are_is_seen(tmp_path: Path, features: Path) -> None:
     assert not private.is_private(arguments(features, 1, tmp_path))
     said = {"fedclip_private_data": True}
     assert private.is_private(arguments(features, 0, tmp_path, **said))
+    few = own_directories(tmp_path / "few", toy_features(rows=1))[0]  # none to train on
+    assert private.is_private(arguments(few, 1, tmp_path))
     named = arguments(features, 1, tmp_path, fedclip_client_name="art")
     assert private.is_private(named)
 
