@@ -39,7 +39,7 @@ _RULES: tuple[_Rule, ...] = (  # options, what they need, and whether it is ther
     ),
     (
         "lr batch-size local-epochs weight-decay optimizer beta1 beta2 eps augment "
-        "aggregation",
+        "aggregation gda-epsilon",
         "training, and --evaluate trains nothing",
         lambda c: c.train.evaluate is None,
     ),
@@ -136,19 +136,23 @@ _PRIVACY = ("gda-epsilon",)  # no note would do: who gives it counts on it
 
 
 def without_effect(
-    given: Mapping[str, str], known: Container[str], config: RunConfig
+    given: Mapping[str, str],
+    known: Container[str],
+    config: RunConfig,
+    trains: bool = True,
 ) -> Iterator[str]:
     """A line for each option of ``given`` that changes nothing in a run of ``config``.
 
     ``given`` is name -> option as its user wrote it; ``known`` are the names that the
-    algorithm of ``config`` has at all.  Raises ConfigError where it promised privacy.
+    algorithm of ``config`` has at all.  Raises ConfigError where it promised privacy,
+    unless nothing ``trains``.
     """
     unmet = [(names.split(), need) for names, need, met in _RULES if not met(config)]
     for name, written in given.items():
         needs = [need for names, need in unmet if name in names]
         if name not in known:
             line = f"{written} has no effect with --alg {config.algorithm}"
-            if name in _PRIVACY:
+            if trains and name in _PRIVACY:
                 raise ConfigError(f"{line}, which hides no image: take --alg gda")
             yield line
         elif needs:

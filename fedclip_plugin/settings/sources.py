@@ -64,11 +64,12 @@ class Output(NamedTuple):
 def read_config(args: argparse.Namespace, base: Path | None = None) -> RunConfig:
     """The RunConfig of flags over variables over ``--config``, over the file ``base``.
 
-    ``base`` is the ``config.toml`` of an earlier run, if there is one.  Raises
-    ConfigError naming the option or the file.
+    For commands that begin no run.  ``base`` is the ``config.toml`` of an earlier run,
+    if there is one.  Raises ConfigError naming the option or the file.
     """
     table = Table()
-    return build({**of_file(base, table), **_of_command(args, table)}, table)[0]
+    source = {**of_file(base, table), **_of_command(args, table)}
+    return build(source, table, trains=False)[0]
 
 
 def read_run(args: argparse.Namespace) -> tuple[RunConfig, Output]:
@@ -232,11 +233,15 @@ def of_toml(values: Mapping[str, Any], where: str, table: Table) -> dict[str, Gi
 
 
 def build(
-    source: Source, table: Table, usual_algorithm: str | None = None
+    source: Source,
+    table: Table,
+    usual_algorithm: str | None = None,
+    trains: bool = True,
 ) -> tuple[RunConfig, Output]:
     """The configuration of merged sources, over what the algorithm wants.
 
-    ``usual_algorithm`` is a host's, where no source names one.
+    ``usual_algorithm`` is a host's, where no source names one; ``trains`` is False for
+    a command that begins no run.
     """
     from ..algorithms import get_algorithm  # needs torch
 
@@ -268,7 +273,7 @@ def build(
     groups = ("", FILES, *SECTIONS, section)
     available = {o.name for group in groups for o in table.groups[group]}
     written = {n: source[n].written for n in changed}
-    notes = list(without_effect(written, available, config))
+    notes = list(without_effect(written, available, config, trains))
     if "alg" not in said and not usual_algorithm and implied:
         notes.append(
             f"--preset {said['preset']} is --alg {name}, the best of all by validation "

@@ -26,6 +26,8 @@ from fedclip_plugin.settings.sources import (
     configure,
     load_config,
     load_settings,
+    read_config,
+    read_run,
 )
 from tests.federation.toy import write_toy
 
@@ -235,6 +237,7 @@ def test_types_are_checked_before_anything_is_merged(values: Mapping[str, Any]) 
         ({"optimizer_state": "keep", "alg": "linear"}, "an --alg with an adapter"),
         ({"lr": 0.1, "alg": "zeroshot"}, "trains step by step"),
         ({"compress": "int8", "alg": "local"}, "sends something"),
+        ({"gda_epsilon": 8.0, "alg": "gda", "evaluate": "f"}, "trains nothing"),
         ({"mu": 0.5}, "mu=0.5 has no effect with --alg fedclip"),
         ({"features": "f", "prompt": "a {}"}, "--features has them encoded"),
         ({"features": "f", "model": "ViT-B/16"}, "--features has them encoded"),
@@ -250,6 +253,18 @@ def test_privacy_that_an_algorithm_does_not_have_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"--alg {name}, which hides no image"):
         configure({"alg": name, "gda_epsilon": 8.0})
     assert configure({"alg": "gda", "gda_epsilon": 8.0}).private
+
+
+def test_a_variable_of_privacy_stops_no_command_that_begins_no_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(
+        "FEDCLIP_GDA_EPSILON", "8"
+    )  # for Flower, say, whose file has alg
+    (note,) = read_config(SimpleNamespace()).notes
+    assert note == "FEDCLIP_GDA_EPSILON=8 has no effect with --alg fedclip"
+    with pytest.raises(ConfigError, match="take --alg gda"):
+        read_run(SimpleNamespace())
 
 
 def test_what_counts_or_is_the_default_is_not_noted() -> None:
