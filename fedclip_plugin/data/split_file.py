@@ -51,12 +51,16 @@ def read_split(
 
 
 def split_notes(
-    path: str, files: Mapping[str, Sequence[str]], chosen: bool = False
+    path: str,
+    files: Mapping[str, Sequence[str]],
+    chosen: bool = False,
+    held_out: str | None = None,
 ) -> list[str]:
     """Lines on images that the file names and `files` has not, and the other way round.
 
     The former are passed over: a site has a part of the images, a copy may be
     unfinished; where classes were `chosen`, the file's others are left out on purpose.
+    Nor need it name those of the domain that is `held_out`.
     Without any image of the file `read_split` refuses.  Raises ConfigError for a file
     of another form.
     """
@@ -72,7 +76,9 @@ def split_notes(
     if len(missing) == len(entries):
         return []
     found = set(rows)
-    unused = [name for row, name in enumerate(names.all) if row not in found]
+    owners = [domain for domain, own in files.items() for _ in own]
+    ours = [row for row, domain in enumerate(owners) if domain != held_out]
+    unused = [names.all[row] for row in ours if row not in found]
     notes = []
     if missing and not chosen:
         notes.append(
@@ -81,8 +87,9 @@ def split_notes(
         )
     if unused:
         notes.append(
-            f"--split {path}: {len(unused):,} of the {len(names.all):,} images of the "
-            f"data set are not in it, so no client has them, such as {some(unused, 2)}"
+            f"--split {path}: {len(unused):,} of the {len(ours):,} images of the "
+            f"clients' domains are not in it, so no client has them, such as "
+            f"{some(unused, 2)}"
         )
     return notes
 

@@ -14,7 +14,7 @@ from ..config.inputs import DataConfig
 from ..config.schema import RunConfig
 from ..data.dataset import ImageDataset
 from ..data.folders import list_images
-from ..data.partition import check_names
+from ..data.partition import check_names, resolve_target
 from ..data.progress import Progress, silent
 from ..data.split_file import split_notes
 from ..errors import ConfigError, GpuMemoryError
@@ -81,7 +81,10 @@ def notes_on_split(features: FeatureSet, data: DataConfig) -> list[str]:
     """Lines on images of ``--split`` that are not there, or that it does not name."""
     if data.split is None:
         return []
-    return split_notes(data.split, features.files, bool(data.classes))
+    held = None  # of several targets each is a client's domain in another run
+    if len(data.targets) == 1:
+        held = resolve_target(features.domains, data.targets[0])
+    return split_notes(data.split, features.files, bool(data.classes), held)
 
 
 def encode_dataset(

@@ -82,10 +82,13 @@ def test_images_that_the_file_does_not_name_are_told(tmp_path: Path) -> None:
     every = [[name, name.split("/")[1]] for names in FILES.values() for name in names]
     path.write_text(json.dumps({"train": [*every[3:], ["a/cat/77.jpg", "cat"]]}))
     (told,) = split_notes(str(path), FILES, chosen=True)
-    assert f"3 of the {len(every)} images of the data set are not in it" in told
+    assert f"3 of the {len(every)} images of the clients' domains are not" in told
     assert f"such as {every[0][0]}" in told
     path.write_text(json.dumps({"train": every[:9], "test": every[9:]}))
     assert split_notes(str(path), FILES) == []
+    rest = [entry for entry in every if not entry[0].startswith("a/")]
+    path.write_text(json.dumps({"train": rest}))
+    assert split_notes(str(path), FILES, held_out="a") == []
 
 
 @pytest.mark.parametrize(

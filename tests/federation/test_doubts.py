@@ -89,9 +89,11 @@ def test_images_outside_a_split_are_told_before_the_run(
     parts = json.loads(Path(split).read_text())
     Path(split).write_text(json.dumps(parts | {"val": []}))
     assert main([*line, "--split", split]) == 0
-    assert "45 of the 180 images of the data set are not in it" in (
-        capsys.readouterr().out
-    )
+    told = " images of the clients' domains are not in it"
+    assert f"45 of the 180{told}" in capsys.readouterr().out
+    held_out = [*line[:-2], "photo", "--dry-run"]
+    assert main([*held_out, "--split", split]) == 0
+    assert f"30 of the 120{told}" in capsys.readouterr().out
 
 
 def test_evaluate_tells_of_one_class(
