@@ -7,6 +7,7 @@ written, fetched or cached.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,11 +59,18 @@ def estimate(config: RunConfig) -> list[Cost]:
     )
     if features.unseen is not None:
         costs += _halves(config, features, features.unseen)
-    algorithm = get_algorithm(config.algorithm)
+    algorithm, fed = get_algorithm(config.algorithm), _first(config, features, targets)
     if algorithm.needs_clip:
         detail = f"--alg {algorithm.name} {algorithm.why_clip}: measure one round"
-        return [*costs, Cost("training", detail)]
-    return [*costs, *_training(config, features, targets[0], runs)]
+        costs.append(Cost("training", detail))
+    else:
+        costs += _training(config, features, fed, runs)
+    notes = (
+        *notes_on_split(features, config.data),
+        *doubts(fed.clients, features, config.data),
+        *selection_notes([len(c.val) > 0 for c in fed.clients], config.train),
+    )
+    return [*costs, *(Cost("note", note) for note in notes)]
 
 
 def _listed(numbers: tuple[int, ...]) -> str:
@@ -133,22 +141,32 @@ def _encoding_rate(config: RunConfig, clip: FrozenClip) -> float:
     return len(pixels) / min(seconds)
 
 
+def trainable(config: RunConfig) -> FeatureSet:
+    """Features as of :func:`stand_in`; raises FedClipError where no run would train."""
+    features, _ = stand_in(config)
+    _first(config, features, resolve_targets(features.domains, config.data.targets))
+    return features
+
+
+def _first(
+    config: RunConfig, features: FeatureSet, targets: Sequence[str | None]
+) -> Federation:
+    """The federation of the first target, where those of all can be run."""
+    for target in reversed(targets):
+        fed = build_federation(features, config, target, config.seeds[0])
+        check_training(fed)
+    return fed
+
+
 def _training(
-    config: RunConfig, features: FeatureSet, target: str | None, runs: int
+    config: RunConfig, features: FeatureSet, fed: Federation, runs: int
 ) -> list[Cost]:
-    fed = build_federation(features, config, target, config.seeds[0])
-    check_training(fed)
     train = config.train
     share, seed = config.server.participation, config.seeds[0]
     chosen = len(participants(fed.clients, share, seed, 1))
     sizes = sorted(len(c.train) for c in fed.clients)
     first, seconds = _timed(fed)
     sent = first.bytes_up + first.bytes_down
-    notes = [
-        *notes_on_split(features, config.data),
-        *doubts(fed.clients, features, config.data),
-        *selection_notes([len(c.val) > 0 for c in fed.clients], train),
-    ]
     private = None
     if config.privacy.private:
         private = planned(config.privacy, train.rounds, len(fed.clients), chosen)
@@ -173,7 +191,6 @@ def _training(
             f"{human_seconds(seconds * train.rounds * runs)} in all",
         ),
         *([Cost("privacy", private)] if private else []),
-        *(Cost("note", note) for note in notes),
     ]
 
 

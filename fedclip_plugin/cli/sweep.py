@@ -80,10 +80,10 @@ def _dry_run(found: Sweep, output: Output, processes: int, display: Display) -> 
     """The runs, a line each, and about how long they take; nothing is written."""
     from ..report.wording import human_seconds
     from ..runs.sweep import plan_jobs
-    from .dry_run import run_seconds, stand_in
+    from .dry_run import run_seconds, trainable
 
     out = output.directory or Path("sweep")
-    jobs, bad = plan_jobs(found, out, features=lambda config: stand_in(config)[0])
+    jobs, bad = plan_jobs(found, out, features=trainable)
     for job in jobs:
         _print(display, _named(job, found))
     for i, outcome in bad.items():

@@ -20,7 +20,7 @@ from fedclip_plugin.features.feature_set import load_features
 from fedclip_plugin.federation.build import build_federation
 from fedclip_plugin.federation.engine import federate
 from fedclip_plugin.settings.sources import load_config
-from tests.federation.toy import write_toy
+from tests.federation.toy import name_images, write_split, write_toy
 
 RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.toml"))
 
@@ -64,6 +64,39 @@ def test_images_are_counted(tmp_path, monkeypatch, capsys):
         words = ["--prompt", f"descriptions:{tmp_path / file}.json"]
         assert main(["run", "--dry-run", *words]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_each_held_out_domain_leaves_somebody_to_train(tmp_path, capsys):
+    features = name_images(write_toy(tmp_path / "f"))
+    split = Path(write_split(tmp_path / "split.json", features))
+    parts = json.loads(split.read_text())
+    own = [entry for entry in parts["train"] if entry[0].startswith("photo/")]
+    split.write_text(json.dumps({**parts, "train": own}))
+    line = ["run", "--features", str(tmp_path / "f"), "--split", str(split)]
+    assert main([*line, "--dry-run"]) == 2  # photo is held out last
+    assert "none of the 2 clients has a training" in capsys.readouterr().err
+    assert main([*line, "--target", "art", "--dry-run"]) == 0
+
+
+def test_clients_of_a_method_that_trains_clip_are_looked_at(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("FEDCLIP_CACHE", str(tmp_path / "cache"))
+    line = ["run", "--alg", "fedavg", "--partition", "iid", "--target", "none"]
+    assert main([*line, "--clients", "1797", "--dry-run"]) == 2
+    assert "none of the 1,797 clients has a training" in capsys.readouterr().err
+    assert main([*line, "--clients", "3", "--shots", "500", "--dry-run"]) == 0
+    assert "note: --shots 500: in 30 of 30 cases" in capsys.readouterr().out
+
+
+def test_a_sweep_names_the_trials_that_would_train_on_nothing(tmp_path, capsys):
+    file, features = tmp_path / "s.toml", write_toy(tmp_path / "f")
+    grid = '[grid]\npartition = ["iid"]\nclients = [3, 180]\n'
+    file.write_text(f'[options]\nfeatures = "{features}"\ntarget = "none"\n{grid}')
+    assert main(["sweep", str(file), "--dry-run"]) == 2
+    shown = capsys.readouterr()
+    assert "clients=180: none of the 180 clients has a training image" in shown.err
+    assert "1 runs of 2 trials" in shown.out
 
 
 def test_what_is_missing_fails_before_any_cost(tmp_path, capsys):
