@@ -153,8 +153,10 @@ def _order(path: Path) -> list[tuple[str, str]]:
 
 def _runs_in(path: Path) -> list[Path]:
     """The runs in a folder of seeds, in a tree, and in a folder of either."""
-    found = [*path.glob("*/summary.json"), *path.glob("*/seed-*/summary.json")]
-    return sorted(summary.parent for summary in found)
+    below = ("*", "*/seed-*", "*/*/seed-*")
+    found = {f.parent for each in below for f in path.glob(f"{each}/summary.json")}
+    trees = {run.parent.parent for run in found if run.name.startswith("seed-")}
+    return sorted(found - trees)
 
 
 def _name_one(path: Path, runs: Sequence[Path]) -> str:

@@ -91,12 +91,14 @@ def test_empty_and_missing_directories(tmp_path: Path) -> None:
 
 
 def test_tree_given_as_a_leaf(tmp_path: Path) -> None:
-    write_tree(tmp_path, seeds=(0,))
+    tree = tmp_path / "tree"
+    write_tree(tree, seeds=(0,))
     said = "holds several runs: name one of them, such as "
-    for folder, leaf in ((tmp_path, "negative"), (tmp_path / "photo", "photo")):
+    folders = ((tree, "negative"), (tree / "photo", "photo"), (tmp_path, "negative"))
+    for folder, leaf in folders:
         with pytest.raises(RunError, match=said) as caught:
             load_run(folder)
-        assert str(caught.value).endswith(str(tmp_path / leaf / "seed-0"))
+        assert str(caught.value).endswith(str(tree / leaf / "seed-0"))
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
