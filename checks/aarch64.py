@@ -11,7 +11,6 @@ import platform
 import shutil
 
 import nox
-import pip
 
 from checks.common import (
     CHECK_GENERIC,
@@ -98,6 +97,8 @@ def _unpack_python(session: nox.Session) -> None:
 
 def _install(session: nox.Session) -> None:
     """PACKAGES in SITE; by a copy of pip, which would else look beside itself, too."""
+    import pip  # not every environment that only lists or runs sessions has it
+
     copy = FOLDER / "installer" / "pip"
     shutil.copytree(*pip.__path__, copy)
     command = (str(copy), "install", "-qq", "--no-compile", "--target", str(SITE))

@@ -7,6 +7,7 @@ import re
 import stat
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -38,6 +39,15 @@ def targets() -> set[str]:
     """The targets of the Makefile that its help lists."""
     text = (ROOT / "Makefile").read_text("utf-8")
     return set(re.findall(r"^([\w-]+):.*##", text, re.M))
+
+
+def test_sessions_are_there_without_pip(monkeypatch):
+    """In an environment of uv, say: one session alone needs it."""
+    pytest.importorskip("nox")
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setitem(sys.modules, "pip", None)
+    monkeypatch.delitem(sys.modules, "checks.aarch64", raising=False)
+    assert import_module("checks.aarch64").aarch64
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
