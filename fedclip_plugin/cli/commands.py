@@ -57,6 +57,7 @@ def run(args: argparse.Namespace, display: Display) -> int:
 
 
 def _dry_run(config: RunConfig, display: Display) -> int:
+    from ..storage.shapes import cleaned
     from .doctor import diagnose
     from .dry_run import estimate
 
@@ -64,7 +65,7 @@ def _dry_run(config: RunConfig, display: Display) -> int:
     if code == 0:
         for cost in estimate(config):
             indented = (f"{'':11}{line}" for line in cost.lines)
-            for line in (f"{cost.name:>9}: {cost.detail}", *indented):
+            for line in cleaned([f"{cost.name:>9}: {cost.detail}", *indented]):
                 display.out.print(line, markup=False, highlight=False, soft_wrap=True)
         display.say("nothing was run; leave --dry-run out to start")
     return code

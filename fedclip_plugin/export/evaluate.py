@@ -16,6 +16,7 @@ from ..federation.evaluation import predict_scores
 from ..federation.metrics import accuracy, class_metrics
 from ..ops.kernels import resolve_device
 from ..stats import mean
+from ..storage.shapes import cleaned
 from ..wire.update import State, on_device
 from .predict import check_predicts, closed
 from .trained import Trained, read_trained
@@ -90,11 +91,13 @@ def evaluate(
             name: mean(each[name]["accuracy"] for each in domains.values())
             for name in methods
         },
-        "notes": [
-            *features.notes,
-            *one_class(features.classes),
-            *_notes(trained, features),
-        ],
+        "notes": cleaned(
+            [
+                *features.notes,
+                *one_class(features.classes),
+                *_notes(trained, features),
+            ]
+        ),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from fedclip_plugin.cli import main
 from fedclip_plugin.config.inputs import DataConfig
 from fedclip_plugin.config.schema import RunConfig
+from fedclip_plugin.features.feature_set import save_features
 from fedclip_plugin.federation.build import build_federation
 from fedclip_plugin.federation.doubts import doubts
 from tests.federation.toy import name_images, toy_features, write_split
@@ -105,6 +107,23 @@ def test_evaluate_tells_of_one_class(
     assert main(["evaluate", "run", *words]) == 0
     shown = capsys.readouterr()
     assert "class1 is the only class" in " ".join((shown.out + shown.err).split())
+
+
+def test_a_class_of_a_stranger_moves_no_cursor(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = "odd\x1b[2J"
+    stranger = replace(toy_features(), classes=(odd, "b", "c", "d"))
+    save_features(stranger, tmp_path / "odd")
+    words = ["--features", str(tmp_path / "odd"), "--classes", odd]
+    assert main(["run", *words, "--target", "none", "--dry-run"]) == 0
+    line = ["run", "--features", str(toy), "--rounds", "1", "--target", "none"]
+    assert main([*line, "--out", "run", "--quiet"]) == 0
+    assert main(["evaluate", "run", *words]) == 0
+    shown = capsys.readouterr()
+    assert "is the only class" in shown.out
+    assert "is the only class" in shown.err
+    assert "\x1b" not in shown.out + shown.err
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["run", "dry run"])
