@@ -77,7 +77,8 @@ def _say_features(
     from ..runs.setup import all_notes
 
     display.say(_features_line(config, stats))
-    display.notes(all_notes(found, config), kept=True)
+    notes = [n for n in all_notes(found, config) if n not in display.told]
+    display.notes(notes, kept=True)
 
 
 def _features_line(config: RunConfig, stats: EncodeStats) -> str:
@@ -111,6 +112,7 @@ def features(args: argparse.Namespace, display: Display) -> int:
     from ..features.shards import MOST
 
     config = read_config(args)
+    display.notes(config.notes)  # the directory keeps those of the data alone
     if args.shard is not None:
         return _encode_shard(config, args, display)
     if args.to is None:

@@ -310,3 +310,7 @@ def test_the_command_encodes_in_shards(
     printed = "".join(capsys.readouterr())
     assert "shard 1/2: " in printed
     assert ", 0 encoded now" in printed.partition("shard 2/2")[2].partition("\n")[2]
+    monkeypatch.setenv("FEDCLIP_ALPHA", "0.3")
+    for words in (["--shard", "1/2"], ["--merge", "2", *to]):
+        assert main([*usual, *words, "--quiet"]) == 0
+        assert capsys.readouterr().err.count("note: FEDCLIP_ALPHA=0.3 has no") == 1
