@@ -25,6 +25,7 @@ from .paths import as_path
 
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 _NUMBERS = {int: "a whole number", float: "a number"}
+MOST_WHOLE = 2**32 - 1  # what a seed can be; nothing is counted that goes beyond
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,8 @@ def _one(option: Option, value: Any) -> Any:
     converted = _convert(option, value)
     if converted is None or not _allowed(option, converted):
         raise ValueError(f"expected {option.expected}")
+    if option.kind is int and abs(converted) > MOST_WHOLE:
+        raise ValueError(f"expected {option.expected}, at most {MOST_WHOLE:,}")
     if option.kind is str and any("\ud800" <= char <= "\udfff" for char in converted):
         raise ValueError("expected text in UTF-8; rename it")
     return _located(option.path, converted) if option.path else converted

@@ -245,6 +245,7 @@ def test_a_host_has_its_own_algorithm_beside_a_preset():
     [
         (["--rounds", "many"], "--rounds many: expected a whole number >= 1"),
         (["--rounds", "1.5"], "--rounds 1.5: expected a whole number >= 1"),
+        (["--batch-size", str(2**32)], "expected a whole number >= 2, at most 4,294,"),
         (["--seed", "0", "x"], "--seed 0 x: expected a whole number >= 0"),
         (["--participation", "1.1"], r"--participation 1.1: expected .* in \(0, 1\]"),
         (["--compress", "gzip"], "--compress gzip: expected one of none, fp16"),
