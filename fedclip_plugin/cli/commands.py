@@ -77,8 +77,7 @@ def _say_features(
     from ..runs.setup import all_notes
 
     display.say(_features_line(config, stats))
-    notes = [n for n in all_notes(found, config) if n not in display.told]
-    display.notes(notes, kept=True)
+    display.notes(all_notes(found, config), kept=True)
 
 
 def _features_line(config: RunConfig, stats: EncodeStats) -> str:

@@ -139,15 +139,16 @@ class Display:
         self.err.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def notes(self, notes: Iterable[str], *, kept: bool = False) -> None:
-        """What was passed over, guessed or ignored; the results show the rest.
+        """What was passed over, guessed or ignored, each once.
 
         Of those that a file ``kept`` nothing is said with ``--quiet``.
         """
         if kept and self.quiet:
             return
         for note in notes:
-            self._print(f"note: {note}")
-            self.told.add(note)
+            if note not in self.told:
+                self._print(f"note: {note}")
+                self.told.add(note)
 
     def images(self, what: str, done: int, total: int) -> None:
         """``data.progress.Progress``: images hashed or encoded, with their rate."""

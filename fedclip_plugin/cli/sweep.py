@@ -52,8 +52,7 @@ def sweep(args: argparse.Namespace, display: Display) -> int:
     console = display.finish()
     for table in all_tables(result):
         print_plain(console, table)
-    untold = [note for note in result["notes"] if note not in display.told]
-    display.notes(untold, kept=True)
+    display.notes(result["notes"], kept=True)
     display.say(f"results: {out}  (report: {out / 'report.html'})")
     return _code(result, display)
 
