@@ -161,7 +161,7 @@ def _runs_in(path: Path) -> list[Path]:
 
 def _name_one(path: Path, runs: Sequence[Path]) -> str:
     one = runs[0] if runs else path / "<target>" / "seed-<n>"
-    return f"{path} holds several runs: name one of them, such as {one}"
+    return f"{path} holds runs: name one of them, such as {one}"
 
 
 def _why_no_summary(path: Path) -> str:

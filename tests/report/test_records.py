@@ -93,7 +93,7 @@ def test_empty_and_missing_directories(tmp_path: Path) -> None:
 def test_tree_given_as_a_leaf(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     write_tree(tree, seeds=(0,))
-    said = "holds several runs: name one of them, such as "
+    said = "holds runs: name one of them, such as "
     folders = ((tree, "negative"), (tree / "photo", "photo"), (tmp_path, "negative"))
     for folder, leaf in folders:
         with pytest.raises(RunError, match=said) as caught:
