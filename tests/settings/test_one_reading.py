@@ -258,9 +258,7 @@ def test_privacy_that_an_algorithm_does_not_have_is_refused(name: str) -> None:
 def test_a_variable_of_privacy_stops_no_command_that_begins_no_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(
-        "FEDCLIP_GDA_EPSILON", "8"
-    )  # for Flower, say, whose file has alg
+    monkeypatch.setenv("FEDCLIP_GDA_EPSILON", "8")  # for Flower, whose file has alg
     (note,) = read_config(SimpleNamespace()).notes
     assert note == "FEDCLIP_GDA_EPSILON=8 has no effect with --alg fedclip"
     with pytest.raises(ConfigError, match="take --alg gda"):
