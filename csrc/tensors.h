@@ -118,9 +118,15 @@ inline void expect_square(const std::string& name, const Tensor& weight,
     expect(name, weight, ScalarType::Float, {dim, dim});
 }
 
-// The same data in row-major order: the tensor itself, or a copy.
+// The same data in row-major order: the tensor itself, or a copy.  CUDA kernels load 16
+// bytes at once, from addresses that are multiples of that.
 inline Tensor row_major(const Tensor& tensor) {
-    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+    if (!tensor.is_contiguous()) return torch::stable::contiguous(tensor);
+#ifdef FEDCLIP_GPU
+    const auto address = reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr());
+    if (address % 16) return torch::stable::clone(tensor);
+#endif
+    return tensor;
 }
 
 inline const float* floats(const Tensor& contiguous) {

@@ -10,7 +10,7 @@ from fedclip_plugin import ops  # noqa: F401  registers the operators
 
 def main(device: str = "cuda") -> int:
     fedclip = torch.ops.fedclip
-    for dim, batch in ((33, 7), (64, 40), (130, 32)):
+    for dim, batch in ((33, 7), (64, 40), (130, 32), (128, 40), (256, 32), (640, 8)):
         first = make_client(dim, batch, 2, device)
         second = make_client(dim, batch, 1, device, 1, first["text"])
         for bf16 in (False, True):

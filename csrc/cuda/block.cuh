@@ -18,7 +18,6 @@ struct Client {
     float* losses;             // (steps,)
     std::int64_t rows, samples, steps;
     std::int64_t first_sample, first_step;  // in the tables of all clients
-    bool vectors, state_vectors;            // rows of x, of the state: 16-byte aligned
 };
 
 // The classes of every batch, in order of appearance; at first_sample + s * batch_size
@@ -50,40 +49,89 @@ struct Round {
 constexpr int kBarrierPitch = 64;  // a counter has its cache line for itself
 constexpr unsigned long long kNoError = ~0ull;
 
-// One block's view of its group.
+// A block's own features in shared memory, rows of `pitch` floats but for the gate.
+struct Own {
+    float* gate;  // (kRows, pitch + 1): scores, then e; of a tile of rows
+    float* x;     // (kRows, pitch) of a batch of one tile; from the loss on gradients
+    float* h;     // (kRows, pitch), likewise
+    float* text;  // (kSmallClasses, pitch) of a small loss
+    int pitch;
+};
+
+// A small loss in shared memory.
+struct Small {
+    float *logits, *top, *inverse, *row_lse, *column_lse, *own_top;
+    int *column, *label, *count;
+
+    __device__ explicit Small(float* start)
+        : logits(start),
+          top(logits + kSmallLogits),
+          inverse(top + kSmallRows),
+          row_lse(inverse + kSmallRows),
+          column_lse(row_lse + kSmallRows),
+          own_top(column_lse + kSmallClasses),
+          column(reinterpret_cast<int*>(own_top + kSmallRows)),
+          label(column + kSmallRows),
+          count(label + kSmallClasses) {}
+};
+
+// One block's view of its group.  It holds little and finds the rest: what a thread
+// cannot keep in registers would go to global memory.
+template <bool Fast>
 struct Block {
     const Round& round;
-    const Shape& shape;
-    const Space& space;
-    int rank, first, features;  // own features: first..first + features
-    float *group, *slab_start, *stage, *gate, *small, *stats;
-    unsigned* barrier;
+    int number, rank;  // of the group, in the group
     unsigned goal = 0;
     int turn = 0;  // steps so far; exchanged copies alternate
 
     __device__ explicit Block(const Round& r)
-        : round(r), shape(r.shape), space(r.space) {
-        const int number = int(blockIdx.x) / shape.group;
-        rank = int(blockIdx.x) % shape.group;
-        first = rank * shape.features;
-        features = min(shape.features, shape.dim - first);
-        group = r.workspace + number * space.size;
-        slab_start = group + space.slabs + rank * space.block_slabs;
-        stage = dynamic_shared() + shape.resident * shape.slab;
-        gate = stage + kStage;
-        small = gate + kRows * (shape.features + 1);
-        stats = group + space.stats + rank * space.block_stats;
-        barrier = r.barriers + number * kBarrierPitch;
+        : round(r),
+          number(int(blockIdx.x) / r.shape.group),
+          rank(int(blockIdx.x) % r.shape.group) {}
+
+    __device__ void begin_phase() { renew(number), renew(rank), renew(turn); }
+    __device__ const Shape& shape() const { return round.shape; }
+    __device__ const Space& space() const { return round.space; }
+    __device__ int pitch() const { return Fast ? kFeatures : shape().features; }
+    __device__ int first() const { return rank * pitch(); }  // of its own features
+    __device__ int features() const {                        // how many
+        return Fast ? kFeatures : min(shape().features, shape().dim - first());
+    }
+    __device__ Layout layout() const {
+        return Layout(pitch(), Fast ? kBuffers : shape().buffers);
+    }
+    __device__ Small small() const { return Small(dynamic_shared()); }
+    __device__ Client& client() const {
+        static_assert(sizeof(Client) <= kClient * sizeof(float));
+        return *reinterpret_cast<Client*>(dynamic_shared() + kSmall);
+    }
+    __device__ Stage<Fast> stage() const {
+        float* shared = dynamic_shared();
+        return {shared + layout().chunks, shared + layout().scratch, shape().buffers};
+    }
+    __device__ Own own() const {
+        float* shared = dynamic_shared();
+        return {shared + layout().gate, shared + layout().x, shared + layout().h,
+                shared + layout().text, pitch()};
+    }
+    __device__ float* group() const { return round.workspace + number * space().size; }
+    __device__ float* stats() const {
+        return group() + space().stats + rank * space().block_stats;
+    }
+    __device__ unsigned* barrier() const {
+        return round.barriers + number * kBarrierPitch;
     }
 
-    // All blocks of the group come here; what they wrote before can be read after.
-    __device__ void wait() {
-        goal += unsigned(shape.group);
+    // What a block wrote before it arrives can be read by the others after they waited
+    // for all blocks of the group.
+    __device__ void arrive() {
+        goal += unsigned(shape().group);
         __syncthreads();
-        if (shape.group == 1) return;
-        if (threadIdx.x == 0) {
-            arrive(barrier);
-            while (int(arrived(barrier) - goal) < 0) {
+        if (shape().group > 1 && thread() == 0) gpu::arrive(barrier());
+    }
+    __device__ void wait() {
+        if (shape().group > 1 && thread() == 0) {
+            while (int(arrived(barrier()) - goal) < 0) {
             }
         }
         __syncthreads();
@@ -91,143 +139,210 @@ struct Block {
 
     // Slab 0, 1: w1, w2; 2, 3: exp_avg of w1, exp_avg_sq of w1; 4, 5: those of w2.
     __device__ float* slab(int i) const {
-        return i < shape.resident ? dynamic_shared() + i * shape.slab
-                                  : slab_start + (i - shape.resident) * shape.slab;
+        if ((Fast && i < 2) || i < shape().resident) {
+            return dynamic_shared() + layout().slabs + i * int(shape().slab);
+        }
+        return group() + space().slabs + rank * space().block_slabs +
+               (i - shape().resident) * shape().slab;
     }
     __device__ Layer layer(int l) const {
-        return {slab(l), slab(2 + 2 * l), slab(3 + 2 * l)};
+        return {slab(l), slab(2 + 2 * l), slab(3 + 2 * l),
+                4 + 2 * l <= shape().resident};
     }
-    __device__ float* state(const Client& client, int i, int kind) const {
+    __device__ float* state(int i, int kind) const {
         constexpr int of_slab[kSlabs] = {kW1, kW2, 4 + kW1, 8 + kW1, 4 + kW2, 8 + kW2};
-        return client.state[of_slab[i] + kind];  // kind: 0 weight, 1 bias
+        return client().state[of_slab[i] + kind];  // kind: 0 weight, 1 bias
     }
 
     __device__ float* hidden() const {
-        return group + space.h + turn % 2 * space.hidden;
+        return group() + space().h + turn % 2 * space().hidden;
     }
     __device__ float* weights_copy(int when) const {
-        return group + space.w2 + when % 2 * std::int64_t(shape.dim) * shape.pitch;
+        return group() + space().w2 +
+               when % 2 * std::int64_t(shape().dim) * shape().pitch;
     }
-    __device__ float* du() const { return group + space.du; }
-    __device__ float* e() const { return group + space.e; }  // later da; own features
+    __device__ float* du() const { return group() + space().du; }
+    __device__ float* e() const { return group() + space().e; }  // later da; own
 
-    // (rows, D) of the group, and the own features of these.
-    __device__ Rows all(const float* data, int rows) const {
-        return {data, shape.pitch, nullptr, rows, shape.dim, shape.dim % 4 == 0};
+    // (rows, D) of the group.
+    __device__ Rows<Fast> all(const float* data, int rows) const {
+        const int dim = shape().dim;
+        return {data, shape().pitch, nullptr, rows, dim, dim % 4 == 0};
     }
-    __device__ Rows own(const float* data, int rows) const {
-        return {data + first, shape.pitch, nullptr, rows, features, features % 4 == 0};
+    // The own features of gradients (rows, D); `own().x` holds one tile of them.
+    __device__ Gradients<Fast> gradients(const float* data, int rows) const {
+        const int count = features();
+        return {{data + first(), shape().pitch, nullptr, rows, count, count % 4 == 0},
+                own().x,
+                pitch()};
     }
     // A layer's weights as they are now, rows of own features.
-    __device__ Weights weights(int l) const {
-        Weights w{nullptr, {}, false, shape.pitch, features};
-        if (l < shape.resident) {
-            w.shared = dynamic_shared() + l * shape.slab;
-        } else {
-            w.rows = all(slab(l), features);
+    __device__ Weights<Fast, false> weights(int l) const {
+        const int count = features();
+        if (Fast || l < shape().resident) {
+            return {slab(l), {}, shape().pitch, count};
         }
-        return w;
+        return {nullptr, all(slab(l), count), shape().pitch, count};
     }
     // The second layer's, columns of own features.
-    __device__ Weights weights_transposed() const {
-        const Rows copy{
-            weights_copy(turn) + first, shape.pitch, nullptr, shape.dim, features,
-            features % 4 == 0};
-        return {nullptr, copy, true, 0, features};
+    __device__ Weights<Fast, true> weights_transposed() const {
+        const int count = features();
+        const float* copy = weights_copy(turn) + first();
+        return {nullptr,
+                {copy, shape().pitch, nullptr, shape().dim, count, count % 4 == 0},
+                0,
+                count};
+    }
+    // Where row b of (rows, D) begins, of own features.
+    __device__ std::int64_t row(int b) const {
+        const int pitch = shape().pitch;
+        return Fast ? b * pitch + first() : std::int64_t(b) * pitch + first();
     }
     __device__ float bias(int l, int f) const {
-        return slab(l)[f * std::int64_t(shape.pitch) + shape.pitch - 1];
+        return slab(l)[f * shape().pitch + shape().pitch - 1];
     }
 };
 
 // One batch of the client in training.
+template <bool Fast>
 struct Batch {
-    const Client* client;
-    const int* index;  // (rows,) of x
+    std::int64_t start;  // in the tables
     int rows, classes;
-    const int *column, *label, *count;
-    bool small;  // the loss fits into shared memory
-    float *logits, *top, *inverse, *row_lse, *column_lse;
+    AdamStep adam;
 
-    __device__ Batch(const Block& block, const Client& c, std::int64_t step)
-        : client(&c) {
+    __device__ Batch(const Block<Fast>& block, std::int64_t step) {
         const Round& round = block.round;
-        const std::int64_t start = step * round.batch_size;
-        const std::int64_t at = c.first_sample + start;
-        index = round.table.row + at;
-        rows = int(min(round.batch_size, c.samples - start));
-        classes = round.table.classes[c.first_step + step];
-        column = round.table.column + at;
-        label = round.table.label + at;
-        count = round.table.count + at;
-        small = rows <= kSmallRows && rows * classes <= kSmallLogits;
-        if (small) {
-            logits = block.small;
-            top = logits + kSmallLogits;
-            inverse = top + kSmallRows;
-            row_lse = inverse + kSmallRows;
-            column_lse = row_lse + kSmallRows;
-        } else {
-            logits = block.group + block.space.logits;
-            top = block.group + block.space.top;
-            inverse = block.group + block.space.inverse;
-            row_lse = block.stats;
-            column_lse = row_lse + rows;
+        const Client& client = block.client();
+        const std::int64_t first = step * round.batch_size;
+        start = client.first_sample + first;
+        rows = int(min(round.batch_size, client.samples - first));
+        classes = round.table.classes[client.first_step + step];
+        adam = round.adam[client.first_step + step];
+    }
+    // One tile of rows; the loss fits into shared memory.
+    __device__ bool tile() const { return rows <= kRows; }
+    __device__ bool small() const {
+        return rows <= kSmallRows && rows * classes <= kSmallLogits;
+    }
+    // The only tile of (rows, D) is in shared memory as a whole.
+    __device__ bool whole(const Block<Fast>& block) const {
+        return tile() && block.shape().dim <= block.shape().buffers * kDepth;
+    }
+    __device__ Rows<Fast> inputs(const Block<Fast>& block) const {
+        const int dim = block.shape().dim;
+        return {block.client().x, dim, block.round.table.row + start, rows, dim,
+                dim % 4 == 0};
+    }
+    __device__ Loss loss(const Block<Fast>& block) const {
+        const Small s = block.small();
+        if (small()) {
+            return {rows,    classes,   s.logits,     s.column, s.count,
+                    s.label, s.row_lse, s.column_lse, s.top,    s.inverse};
         }
+        const ClassTable& table = block.round.table;
+        const Space& space = block.space();
+        return {rows,
+                classes,
+                block.group() + space.logits,
+                table.column + start,
+                table.count + start,
+                table.label + start,
+                block.stats(),
+                block.stats() + rows,
+                block.group() + space.top,
+                block.group() + space.inverse};
     }
-    __device__ const float* x(const Block& block, int row) const {
-        return client->x + std::int64_t(index[row]) * block.shape.dim;
-    }
-    __device__ Rows inputs(const Block& block) const {
-        return {client->x, block.shape.dim, index,
-                rows,      block.shape.dim, client->vectors};
-    }
-    __device__ Loss loss() const {
-        return {rows, classes, logits, column, count, row_lse, column_lse};
+    // Starts copying what the step reads first.
+    __device__ void begin(const Block<Fast>& block) const {
+        const int t = thread();
+        const Small s = block.small();
+        const ClassTable& table = block.round.table;
+        const auto copy = [](int* to, const int* from) {
+            start_copy<4>(reinterpret_cast<float*>(to),
+                          reinterpret_cast<const float*>(from), false);
+        };
+        if (small()) {
+            if (t < rows) copy(s.column + t, table.column + start + t);
+            if (t < classes) {
+                copy(s.label + t, table.label + start + t);
+                copy(s.count + t, table.count + start + t);
+            }
+        }
+        const Rows<Fast> x = inputs(block);
+        const Own own = block.own();
+        const int across = own.pitch / 4;
+        for (int at = t; tile() && at < kRows * across; at += kTrainThreads) {
+            const int r = at / across, f = at % across * 4;
+            x.copy_row(own.x + r * own.pitch + f, r, block.first() + f);
+        }
+        block.stage().begin(x, 0);
     }
 };
 
-__device__ inline void load_state(const Block& block, const Client& client) {
-    const int dim = block.shape.dim, pitch = block.shape.pitch, vectors = pitch / 4;
-    for (int i = 0; i < kSlabs; ++i) {
-        float* slab = block.slab(i);
-        const float *weight = block.state(client, i, 0),
-                    *bias = block.state(client, i, 1);
-        const Rows rows{weight, dim, nullptr, dim, dim, client.state_vectors};
+// The second layer's weights for others to read.
+template <bool Fast>
+__device__ inline void copy_weights(const Block<Fast>& block, int when) {
+    const int pitch = block.shape().pitch, lane = thread() % 32;
+    for (int f = thread() / 32; f < block.features(); f += kTrainWarps) {
+        const float* from = block.slab(1) + f * pitch;
+        float* to =
+            block.weights_copy(when) + (block.first() + f) * std::int64_t(pitch);
 #pragma unroll 4
-        for (int at = threadIdx.x; at < block.features * vectors; at += kTrainThreads) {
-            const int f = at / vectors, k = at % vectors * 4, row = block.first + f;
-            float4 v = rows.load(row, k);
-            if (k + 4 == pitch) v.w = bias[row];
-            put(slab + f * std::int64_t(pitch) + k, v);
-            if (i == 1) {
-                put(block.weights_copy(block.turn) + row * std::int64_t(pitch) + k, v);
+        for (int k = lane * 4; k < pitch - 4; k += 128) put(to + k, get(from + k));
+    }
+}
+
+template <bool Fast>
+__device__ inline void load_state(const Block<Fast>& block) {
+    const int dim = block.shape().dim, pitch = block.shape().pitch;
+    const int lane = thread() % 32, warp = thread() / 32;
+    for (int i = 0; i < kSlabs; ++i) {
+        const bool resident = i < block.shape().resident;
+        float* slab = block.slab(i);
+        const float* bias = block.state(i, 1);
+        const Rows<Fast> rows{block.state(i, 0), dim, nullptr, dim, dim, dim % 4 == 0};
+        for (int f = warp; f < block.features(); f += kTrainWarps) {
+            const float* from = rows.row(block.first() + f);
+            float* to = slab + f * std::int64_t(pitch);
+#pragma unroll 4
+            for (int k = lane * 4; k < pitch - 4; k += 128) {
+                if (resident) {
+                    rows.copy(to + k, from, true, k);
+                } else {
+                    put(to + k, rows.load(from, k));
+                }
+            }
+            if (lane == 0) {
+                put(to + pitch - 4, make_float4(0, 0, 0, bias[block.first() + f]));
             }
         }
     }
+    commit_copies();
+    wait_for_copies<0>();
     __syncthreads();
+    copy_weights(block, block.turn);
 }
 
-__device__ inline void store_state(const Block& block, const Client& client) {
-    const int dim = block.shape.dim, pitch = block.shape.pitch;
-    const int width = client.state_vectors ? 4 : 1, pieces = dim / width;
+template <bool Fast>
+__device__ inline void store_state(const Block<Fast>& block) {
+    const int dim = block.shape().dim, pitch = block.shape().pitch;
+    const int lane = thread() % 32, warp = thread() / 32;
+    const int width = Fast || dim % 4 == 0 ? 4 : 1;
     __syncthreads();
     for (int i = 0; i < kSlabs; ++i) {
-        const float* slab = block.slab(i);
-        float *weight = block.state(client, i, 0), *bias = block.state(client, i, 1);
+        float *weight = block.state(i, 0), *bias = block.state(i, 1);
+        for (int f = warp; f < block.features(); f += kTrainWarps) {
+            const float* from = block.slab(i) + f * std::int64_t(pitch);
+            float* to = weight + std::int64_t(block.first() + f) * dim;
 #pragma unroll 4
-        for (int at = threadIdx.x; at < block.features * pieces; at += kTrainThreads) {
-            const int f = at / pieces, k = at % pieces * width;
-            const float* from = slab + f * std::int64_t(pitch) + k;
-            float* to = weight + std::int64_t(block.first + f) * dim + k;
-            if (width == 4) {
-                put(to, get(from));
-            } else {
-                *to = *from;
+            for (int k = lane * width; k < dim; k += 32 * width) {
+                if (width == 4) {
+                    put(to + k, get(from + k));
+                } else {
+                    to[k] = from[k];
+                }
             }
-        }
-        for (int f = threadIdx.x; f < block.features; f += kTrainThreads) {
-            bias[block.first + f] = slab[f * std::int64_t(pitch) + pitch - 1];
+            if (lane == 0) bias[block.first() + f] = from[pitch - 1];
         }
     }
     __syncthreads();

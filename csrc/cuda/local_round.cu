@@ -38,13 +38,17 @@ struct Grid {
 
 Grid choose_grid(const Launch& launch, const TrainingArguments& all,
                  std::int64_t active) {
-    const auto kernel = all.bf16() ? train_round<true> : train_round<false>;
     const int blocks = launch.attribute(cudaDevAttrMultiProcessorCount);
     const int shared = launch.attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
     check(launch.attribute(cudaDevAttrCooperativeLaunch) != 0, kOp,
           ": this GPU has no cooperative launch");
     const Shape shape = choose_shape(int(all.dim()), blocks,
                                      shared / int(sizeof(float)), group_asked());
+    const bool fast =
+        shape.fast() && launch.attribute(cudaDevAttrComputeCapabilityMajor) >= 8;
+    const auto kernel =
+        all.bf16() ? (fast ? train_round<true, true> : train_round<true, false>)
+                   : (fast ? train_round<false, true> : train_round<false, false>);
     const std::size_t bytes = std::size_t(shape.shared_floats()) * sizeof(float);
     check(bytes <= std::size_t(shared), kOp, ": ", all.dim(),
           " features take more shared memory than the ", shared, " bytes of this GPU");
@@ -87,9 +91,6 @@ struct Plan {
         to.steps = from.steps;
         to.first_sample = samples;
         to.first_step = std::int64_t(adam.size());
-        const std::vector<const float*> state(to.state, to.state + 12);
-        to.vectors = all.dim() % 4 == 0 && aligned(std::vector{to.x}, 16);
-        to.state_vectors = all.dim() % 4 == 0 && aligned(state, 16);
         for (std::int64_t step = 0; step < from.steps; ++step) {
             client_of.push_back(int(clients.size()));
             adam.push_back(

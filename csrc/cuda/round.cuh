@@ -11,233 +11,357 @@
 //   combine  the parts -> 1 / |e| and the logits; by every block for itself if they are
 //            few, else by some rows each                                   | barrier
 //   grad     dL; du = z (dz - z <z, dz>)       own features                | barrier
-//   update   dh = du w2, da = dh (1 - h^2)     own features
-//            dw2 = du' h, dw1 = da' x, Adam    own rows
+//   update   dw2 = du' h, Adam                 own rows, in front of that barrier
+//            dh = du w2, da = dh (1 - h^2)     own features; w2 as it was
+//            dw1 = da' x, Adam                 own rows
 //
-// All blocks of a launch are resident (a cooperative launch), so that a barrier may
-// wait.  Every sum has a fixed order: the bits depend on the group's size alone.
+// What a phase reads of global memory is copied to shared memory while the one before
+// still runs, wherever no barrier stands between.  All blocks of a launch are resident
+// (a cooperative launch), so that a barrier may wait.  Every sum has a fixed order: the
+// bits depend on the group's size alone.
 #pragma once
 
 #include "block.cuh"
 
 namespace fedclip::gpu {
 
-template <bool Bf16>
-__device__ inline void hidden_phase(const Block& block, const Batch& batch) {
-    const Shape& shape = block.shape;
-    float* h = block.hidden() + block.first;
-    for (int row = 0; row < batch.rows; row += kRows) {
-        for (int feature = 0; feature < block.features; feature += kFeatures) {
-            product<Bf16>(block.stage, batch.inputs(block), row, block.weights(0),
-                          feature, shape.dim, [&](int r, int f, float sum) {
-                              if (row + r >= batch.rows) return;
-                              if (feature + f >= block.features) return;
-                              const float a = sum + block.bias(0, feature + f);
-                              h[std::int64_t(row + r) * shape.pitch + feature + f] =
-                                  tanhf(a);
-                          });
-        }
+// Calls finish(r, f, sum over k < D of in[row + r][k] * w[f][k]) for the own features f
+// and a tile of rows, `in`; see product.
+template <bool Bf16, bool Transposed, class After, class Finish>
+__device__ inline void tile_product(const Stage<false>& stage, const Rows<false>& in,
+                                    int row, const Weights<false, Transposed>& w,
+                                    bool begun, bool, const After& after,
+                                    const Finish& finish) {
+    for (int feature = 0; feature < w.features; feature += kFeatures) {
+        const bool last = feature + kFeatures >= w.features;
+        product<Bf16, Transposed>(
+            stage, in, row, w, feature, begun && feature == 0,
+            [&] {
+                if (last) after();
+            },
+            [&](int r, int f, float sum) {
+                if (feature + f < w.features) finish(r, feature + f, sum);
+            });
     }
 }
 
-// Scores of a tile of rows in `gate` -> e, and this block's part of the row's norm.
-__device__ inline void gate_rows(const Block& block, const Batch& batch, int row) {
-    const Shape& shape = block.shape;
-    const int lane = threadIdx.x % 32, group = shape.group;
-    for (int r = threadIdx.x / 32; r < min(kRows, batch.rows - row); r += kTrainWarps) {
-        const int b = row + r;
-        float* gate = block.gate + r * (shape.features + 1);
-        const float* x = batch.x(block, b) + block.first;
-        float* e = block.e() + std::int64_t(b) * shape.pitch + block.first;
-        float top = kLowest, square = 0;
-        for (int f = lane; f < block.features; f += 32) top = fmaxf(top, gate[f]);
-        top = warp_max(top);
-        for (int f = lane; f < block.features; f += 32) {
-            const float value = expf(gate[f] - top) * x[f];
-            gate[f] = e[f] = value;
-            square = fmaf(value, value, square);
-        }
-        square = warp_sum(square);
-        if (lane) continue;
-        const std::int64_t at = std::int64_t(b) * group + block.rank;
-        block.group[block.space.block_top + at] = top;
-        block.group[block.space.block_square + at] = square;
+// The same on tensor cores, with the first tile begun: copying of the next one begins
+// here.
+template <bool Bf16, bool Transposed, class After, class Finish>
+__device__ inline void tile_product(const Stage<true>& stage, const Rows<true>& in,
+                                    int row, const Weights<true, Transposed>& w, bool,
+                                    bool ready, const After& after,
+                                    const Finish& finish) {
+    tensor_product<Bf16>(
+        stage, in, row, ready, w,
+        [&] {
+            if (row + kRows < in.rows) {
+                stage.begin(in, row + kRows);
+            } else {
+                after();
+            }
+        },
+        finish);
+}
+
+template <bool Bf16, bool Fast>
+__device__ inline void hidden_phase(const Block<Fast>& block,
+                                    const Batch<Fast>& batch) {
+    const Shape& shape = block.shape();
+    const auto w1 = block.weights(0);
+    float* h = block.hidden();
+    if (!w1.shared()) {  // Adam has just been there
+        __syncthreads();
+        block.stage().begin_weights(w1, 0, shape.dim);
+        commit_copies();
+    }
+    for (int row = 0; row < batch.rows; row += kRows) {
+        tile_product<Bf16>(block.stage(), batch.inputs(block), row, w1, row == 0,
+                           batch.whole(block), Nothing{}, [&](int r, int f, float sum) {
+                               if (row + r >= batch.rows) return;
+                               const float value = tanhf(sum + block.bias(0, f));
+                               h[block.row(row + r) + f] = value;
+                               if (!batch.tile()) return;
+                               block.own().h[r * block.pitch() + f] = value;
+                           });
+    }
+    if (!batch.small()) return;
+    for (int at = thread(); at < batch.classes * block.features();
+         at += kTrainThreads) {
+        const int c = at / block.features(), f = at % block.features();
+        const std::int64_t row = std::int64_t(block.small().label[c]) * shape.dim;
+        start_copy<4>(block.own().text + c * block.pitch() + f,
+                      block.round.text + row + block.first() + f, false);
     }
 }
 
-template <bool Bf16>
-__device__ inline void scores_phase(const Block& block, const Batch& batch) {
-    const Shape& shape = block.shape;
-    const int pitch = shape.features + 1, classes = batch.classes;
-    float* logits = block.group + block.space.block_logits +
-                    block.rank * std::int64_t(batch.rows) * classes;
-    const Rows h = block.all(block.hidden(), batch.rows);
+// Scores of a tile of rows in the gate -> e, and this block's part of the rows' norms;
+// half a warp a row.
+template <bool Fast>
+__device__ inline void gate_rows(const Block<Fast>& block, const Batch<Fast>& batch,
+                                 int row) {
+    const Shape& shape = block.shape();
+    static_assert(kTrainThreads == kRows * 16);
+    const int lane = thread() % 16, r = thread() / 16, b = row + r;
+    const bool inside = b < batch.rows;
+    const Rows<Fast> inputs = batch.inputs(block);
+    float* gate = block.own().gate + r * (block.pitch() + 1);
+    const float* x = batch.tile() ? block.own().x + r * block.pitch()
+                     : inside     ? inputs.row(b) + block.first()
+                                  : gate;
+    float* e = block.e() + block.row(b);
+    float top = kLowest, square = 0;
+#pragma unroll 1
+    for (int f = lane; f < block.features(); f += 16) top = fmaxf(top, gate[f]);
+    top = half_max(top);
+#pragma unroll 1
+    for (int f = lane; f < block.features(); f += 16) {
+        if (!inside) continue;
+        const float value = expf(gate[f] - top) * x[f];
+        gate[f] = value;
+        if (!batch.tile()) e[f] = value;
+        square = fmaf(value, value, square);
+    }
+    square = half_sum(square);
+    if (lane || !inside) return;
+    const std::int64_t at = std::int64_t(b) * shape.group + block.rank;
+    block.group()[block.space().block_top + at] = top;
+    block.group()[block.space().block_square + at] = square;
+    if (batch.small()) block.small().own_top[b] = top;
+}
+
+// Class c's text for own features.
+template <bool Fast>
+__device__ inline const float* text_of(const Block<Fast>& block,
+                                       const Batch<Fast>& batch, int c) {
+    if (batch.small()) return block.own().text + c * block.pitch();
+    const int label = block.round.table.label[batch.start + c];
+    return block.round.text + std::int64_t(label) * block.shape().dim + block.first();
+}
+
+template <bool Bf16, bool Fast>
+__device__ inline void scores_phase(const Block<Fast>& block,
+                                    const Batch<Fast>& batch) {
+    const int group = block.shape().group, classes = batch.classes;
+    const int pitch = block.pitch() + 1;
+    float* logits = block.group() + block.space().block_logits + block.rank;
+    const Rows<Fast> h = block.all(block.hidden(), batch.rows);
+    if (Fast) block.stage().begin(h, 0);
     for (int row = 0; row < batch.rows; row += kRows) {
-        for (int feature = 0; feature < block.features; feature += kFeatures) {
-            product<Bf16>(block.stage, h, row, block.weights(1), feature, shape.dim,
-                          [&](int r, int f, float sum) {
-                              if (feature + f >= block.features) return;
-                              block.gate[r * pitch + feature + f] =
-                                  sum + block.bias(1, feature + f);
-                          });
-        }
+        tile_product<Bf16>(block.stage(), h, row, block.weights(1), false, false,
+                           Nothing{}, [&](int r, int f, float sum) {
+                               block.own().gate[r * pitch + f] = sum + block.bias(1, f);
+                           });
         __syncthreads();
         gate_rows(block, batch, row);
         __syncthreads();
         const int rows = min(kRows, batch.rows - row);
-        for (int at = threadIdx.x; at < rows * classes; at += kTrainThreads) {
-            const float* gate = block.gate + at / classes * pitch;
-            const float* text = block.round.text +
-                                std::int64_t(batch.label[at % classes]) * shape.dim +
-                                block.first;
+        for (int at = thread(); at < rows * classes; at += kTrainThreads) {
+            const float* gate = block.own().gate + at / classes * pitch;
+            const float* text = text_of(block, batch, at % classes);
             float sum = 0;
 #pragma unroll 16
-            for (int f = 0; f < block.features; ++f) sum = fmaf(gate[f], text[f], sum);
-            logits[std::int64_t(row) * classes + at] = sum;
+            for (int f = 0; f < block.features(); ++f)
+                sum = fmaf(gate[f], text[f], sum);
+            logits[(std::int64_t(row) * classes + at) * group] = sum;
         }
-        __syncthreads();
     }
+    if (Fast && !batch.whole(block)) block.stage().begin(h, 0);  // for the update
 }
 
-// The parts of row b -> its largest score and 1 / norm, and in `scales` what the logits
-// of each block are to be multiplied by: a warp's work.
-__device__ inline void combine_row(const Block& block, const Batch& batch, int b,
-                                   float* scales) {
-    const int group = block.shape.group, lane = threadIdx.x % 32;
-    const float* tops = block.group + block.space.block_top + std::int64_t(b) * group;
-    const float* squares =
-        block.group + block.space.block_square + std::int64_t(b) * group;
-    float top = kLowest, square = 0;
-    for (int g = lane; g < group; g += 32) top = fmaxf(top, tops[g]);
-    top = warp_max(top);
-    for (int g = lane; g < group; g += 32) {
-        const float scale = expf(tops[g] - top);
-        scales[g] = scale;
-        square = fmaf(squares[g], scale * scale, square);
-    }
-    square = warp_sum(square);
-    if (lane) return;
-    batch.top[b] = top;
-    // not fmaxf, which would turn NaN into the floor
-    const float norm = sqrtf(square);
-    batch.inverse[b] = 1.f / (norm < kNormFloor ? kNormFloor : norm);
-}
-
-// The blocks' parts of some rows -> their largest score, 1 / norm and logits.
-__device__ inline void combine_phase(const Block& block, const Batch& batch) {
-    const int group = block.shape.group, classes = batch.classes;
-    const int first = batch.small ? 0 : block.rank;
-    const int stride = batch.small ? 1 : group;
-    const float* parts = block.group + block.space.block_logits;
-    const std::int64_t size = std::int64_t(batch.rows) * classes;
+// The blocks' parts of some rows -> their largest score, 1 / norm and logits.  Half a
+// warp has a row, its lanes every 16th block.
+template <bool Fast>
+__device__ inline void combine_phase(const Block<Fast>& block,
+                                     const Batch<Fast>& batch) {
+    constexpr int at_once = 8;  // classes
+    const int group = block.shape().group, classes = batch.classes;
+    const int first = batch.small() ? 0 : block.rank;
+    const int stride = batch.small() ? 1 : group;
     const int rows = (batch.rows - first + stride - 1) / stride;
-    const int room = kStage / group;  // rows whose scales fit
-    for (int begin = 0; begin < rows; begin += room) {
-        const int count = min(room, rows - begin);
-        for (int r = threadIdx.x / 32; r < count; r += kTrainWarps) {
-            combine_row(block, batch, first + (begin + r) * stride,
-                        block.stage + r * group);
+    const int lane = thread() % 16;
+    const Loss loss = batch.loss(block);
+    for (int begin = 0; begin < rows; begin += kTrainThreads / 16) {
+        const int own = begin + thread() / 16;
+        const bool inside = own < rows;
+        const std::int64_t b = first + (inside ? own : begin) * std::int64_t(stride);
+        const float* tops = block.group() + block.space().block_top + b * group;
+        const float* squares = block.group() + block.space().block_square + b * group;
+        const float* parts =
+            block.group() + block.space().block_logits + b * classes * group;
+        float top = kLowest, square = 0;
+#pragma unroll 2
+        for (int g = lane; g < group; g += 16) top = fmaxf(top, tops[g]);
+        top = half_max(top);
+#pragma unroll 2
+        for (int g = lane; g < group; g += 16) {
+            const float scale = expf(tops[g] - top);
+            square = fmaf(squares[g], scale * scale, square);
         }
-        __syncthreads();
-        for (std::int64_t at = threadIdx.x; at < std::int64_t(count) * classes;
-             at += kTrainThreads) {
-            const int r = int(at / classes), c = int(at % classes);
-            const int b = first + (begin + r) * stride;
-            const std::int64_t to = std::int64_t(b) * classes + c;
-            const float* scales = block.stage + r * group;
-            float sum = 0;
-#pragma unroll 16
-            for (int g = 0; g < group; ++g) {
-                sum = fmaf(parts[g * size + to], scales[g], sum);
+        // not fmaxf, which would turn NaN into the floor
+        const float norm = sqrtf(half_sum(square));
+        const float inverse = 1.f / (norm < kNormFloor ? kNormFloor : norm);
+        if (inside && lane == 0) loss.top[b] = top, loss.inverse[b] = inverse;
+        for (int c = 0; c < classes; c += at_once) {
+            float sums[at_once] = {};
+#pragma unroll 2
+            for (int g = lane; g < group; g += 16) {
+                const float scale = expf(tops[g] - top);
+#pragma unroll
+                for (int i = 0; i < at_once; ++i) {
+                    if (c + i >= classes) continue;
+                    sums[i] = fmaf(parts[(c + i) * group + g], scale, sums[i]);
+                }
             }
-            batch.logits[to] = block.round.logit_scale * (sum * batch.inverse[b]);
+#pragma unroll
+            for (int i = 0; i < at_once; ++i) {
+                const float sum = half_sum(sums[i]);
+                if (!inside || lane != i || c + i >= classes) continue;
+                loss.logits[b * classes + c + i] =
+                    block.round.logit_scale * (sum * inverse);
+            }
         }
-        __syncthreads();
     }
+    __syncthreads();
 }
 
-// du of own features, and the loss.
-__device__ inline void grad_phase(const Block& block, const Batch& batch, float* out) {
-    const Shape& shape = block.shape;
-    const Loss loss = batch.loss();
+// du of own features.
+template <bool Fast>
+__device__ inline void grad_phase(const Block<Fast>& block, const Batch<Fast>& batch) {
+    const Shape& shape = block.shape();
+    const Loss loss = batch.loss(block);
     find_row_lse(loss);
-    find_column_lse(loss, block.stage);
+    find_column_lse(loss);
     __syncthreads();
-    if (block.rank == 0) write_loss(loss, out);
-    const float* tops = block.group + block.space.block_top + block.rank;
-    const float* text = block.round.text + block.first;
+    const float* tops = block.group() + block.space().block_top + block.rank;
     const float scale = block.round.logit_scale;
     loss_gradient(
-        loss, block.features, block.stage,
-        [&](int c, int f) {
-            return text[std::int64_t(batch.label[c]) * shape.dim + f];
-        },
+        loss, block.features(), block.stage().scratch,
+        [&](int c, int f) { return text_of(block, batch, c)[f]; },
         [&](int b, int f, float sum, float dot) {
-            const std::int64_t at = std::int64_t(b) * shape.pitch + block.first + f;
-            const float part = expf(tops[std::int64_t(b) * shape.group] - batch.top[b]);
-            const float z = block.e()[at] * part * batch.inverse[b];
-            block.du()[at] = z * (scale * sum - z * dot);
+            const std::int64_t at = block.row(b) + f;
+            const float top = batch.small() ? block.small().own_top[b]
+                                            : tops[std::int64_t(b) * shape.group];
+            const float e = batch.tile() ? block.own().gate[b * (block.pitch() + 1) + f]
+                                         : block.e()[at];
+            const float z = e * expf(top - loss.top[b]) * loss.inverse[b];
+            const float du = z * (scale * sum - z * dot);
+            block.du()[at] = du;
+            if (batch.tile()) block.own().x[b * block.pitch() + f] = du;
         });
 }
 
-template <bool Bf16>
-__device__ inline void update_phase(const Block& block, const Batch& batch,
-                                    const AdamStep& step) {
-    const Shape& shape = block.shape;
-    const Round& round = block.round;
-    const float* h = block.hidden();
-    float* da = block.e();
-    const Rows du = block.all(block.du(), batch.rows);
+// dh = du w2, with w2 as it was before this step; da.  The first rows of du are
+// on their way.
+template <bool Bf16, bool Fast>
+__device__ inline void hidden_grad(const Block<Fast>& block, const Batch<Fast>& batch) {
+    const Rows<Fast> du = block.all(block.du(), batch.rows);
+    const auto w2 = block.weights_transposed();
     for (int row = 0; row < batch.rows; row += kRows) {
-        for (int feature = 0; feature < block.features; feature += kFeatures) {
-            product<Bf16>(block.stage, du, row, block.weights_transposed(), feature,
-                          shape.dim, [&](int r, int f, float sum) {
-                              if (row + r >= batch.rows) return;
-                              if (feature + f >= block.features) return;
-                              const std::int64_t at =
-                                  std::int64_t(row + r) * shape.pitch + block.first +
-                                  feature + f;
-                              da[at] = sum * (1 - h[at] * h[at]);
-                          });
-        }
+        tile_product<Bf16>(
+            block.stage(), du, row, w2, row == 0, false,
+            [&] {
+                if (Fast || batch.whole(block)) {
+                    block.stage().begin(batch.inputs(block), 0);
+                }
+            },
+            [&](int r, int f, float sum) {
+                if (row + r >= batch.rows) return;
+                const std::int64_t at = block.row(row + r) + f;
+                const int own = r * block.pitch() + f;
+                const float h = batch.tile() ? block.own().h[own] : block.hidden()[at];
+                const float da = sum * (1 - h * h);
+                (batch.tile() ? block.own().x[own] : block.e()[at]) = da;
+            });
     }
-    __syncthreads();
-    const Adam adam{step, round.one_beta1, round.one_beta2, round.weight_decay};
-    float* copy =
-        block.weights_copy(block.turn + 1) + block.first * std::int64_t(shape.pitch);
-    update_layer<Bf16>(block.stage, block.own(block.du(), batch.rows), block.features,
-                       block.all(h, batch.rows), shape.pitch, block.layer(1), adam,
-                       copy);
-    update_layer<Bf16>(block.stage, block.own(da, batch.rows), block.features,
-                       batch.inputs(block), shape.pitch, block.layer(0), adam, nullptr);
     __syncthreads();
 }
 
-template <bool Bf16>
-__device__ inline void train_client(Block& block, const Client& client) {
-    load_state(block, client);
-    for (std::int64_t s = 0; s < client.steps; ++s, ++block.turn) {
-        const Batch batch(block, client, s);
+// Both layers' weights; `next` is the client's next batch, if there is `more`, and
+// `held` the moments of the second layer, if to `hold`.
+template <bool Bf16, bool Fast>
+__device__ inline void update_phase(Block<Fast>& block, const Batch<Fast>& batch,
+                                    const Batch<Fast>& next, bool more, Moments& held,
+                                    bool hold) {
+    const int dim = block.shape().dim, pitch = block.shape().pitch;
+    const Round& round = block.round;
+    const Adam adam{batch.adam, round.one_beta1, round.one_beta2, round.weight_decay};
+    const bool whole = batch.whole(block);
+    const auto w2 = block.weights_transposed();
+    block.stage().begin_weights(w2, 0, dim);
+    // h is still there
+    update_layer<Bf16>(block.stage(), block.gradients(block.du(), batch.rows),
+                       block.features(), block.all(block.hidden(), batch.rows), whole,
+                       pitch, block.layer(1), adam, held, hold, Nothing{});
+    block.wait();
+    block.stage().begin(block.all(block.du(), batch.rows), 0);
+    copy_weights(block, block.turn + 1);
+    block.begin_phase();
+    hidden_grad<Bf16>(block, batch);
+    block.begin_phase();
+    Moments none;
+    update_layer<Bf16>(block.stage(), block.gradients(block.e(), batch.rows),
+                       block.features(), batch.inputs(block), whole, pitch,
+                       block.layer(0), adam, none, false, [&] {
+                           if (more) next.begin(block);
+                       });
+}
+
+template <bool Bf16, bool Fast>
+__device__ inline void train_client(Block<Fast>& block, const Client& client) {
+    const auto* from = reinterpret_cast<const float*>(&client);
+    auto* to = reinterpret_cast<float*>(&block.client());
+    constexpr int size = sizeof(Client) / sizeof(float);
+    if (thread() < size) to[thread()] = from[thread()];
+    __syncthreads();
+    load_state(block);
+    Batch<Fast> batch(block, 0);
+    batch.begin(block);
+    const std::int64_t steps = client.steps;
+    // the second layer's moments are in registers, if they are of one band of columns
+    const int dim = block.shape().dim, pitch = block.shape().pitch;
+    const bool hold = Fast && dim <= kBuffers * kDepth;
+    const bool own = hold && thread() < dim;
+    Moments held;
+    if (own) held.load(block.layer(1), Places(block.layer(1), pitch, true).at, 4);
+    for (std::int64_t s = 0; s < steps; ++s, ++block.turn) {
+        const bool more = s + 1 < steps;
+        const Batch<Fast> next(block, more ? s + 1 : s);
+        block.begin_phase();
         hidden_phase<Bf16>(block, batch);
+        block.arrive();
         block.wait();
+        block.begin_phase();
         scores_phase<Bf16>(block, batch);
+        block.arrive();
         block.wait();
+        block.begin_phase();
         combine_phase(block, batch);
-        if (!batch.small) block.wait();
-        grad_phase(block, batch, client.losses + s);
-        block.wait();
-        update_phase<Bf16>(block, batch, block.round.adam[client.first_step + s]);
+        if (!batch.small()) {
+            block.arrive();
+            block.wait();
+        }
+        block.begin_phase();
+        grad_phase(block, batch);
+        block.arrive();
+        if (block.rank == 0) write_loss(batch.loss(block), block.client().losses + s);
+        block.begin_phase();
+        update_phase<Bf16>(block, batch, next, more, held, hold);
+        batch = next;
     }
-    store_state(block, client);
+    if (own) held.store(block.layer(1), Places(block.layer(1), pitch, true).at, 4);
+    store_state(block);
 }
 
-template <bool Bf16>
+template <bool Bf16, bool Fast>
 __global__ void __launch_bounds__(kTrainThreads, 1) train_round(const Round round) {
-    if (*round.error != kNoError) return;
-    Block block(round);
-    const int group = int(blockIdx.x) / round.shape.group;
-    for (int i = round.begin[group]; i < round.begin[group + 1]; ++i) {
-        train_client<Bf16>(block, round.clients[round.order[i]]);
+    if constexpr (!Fast || kTensorCores) {
+        if (*round.error != kNoError) return;
+        Block<Fast> block(round);
+        const int* clients = round.begin + block.number;
+        for (int i = clients[0]; i < clients[1]; ++i) {
+            train_client<Bf16>(block, round.clients[round.order[i]]);
+        }
     }
 }
 

@@ -161,33 +161,63 @@ def check(gpu, dim, rows, batch, classes, group=0, seed=0):
 @pytest.mark.parametrize("group", [1, 3])
 def test_local_epoch(gpu, dim, rows, batch, classes, group):
     blocks = check(gpu, dim, rows, batch, classes, group, seed=dim)
-    features, of_group, resident = gpu.shape(dim, 6, 1 << 20, group)
+    features, of_group, resident, _, _ = gpu.shape(dim, 6, 1 << 20, group)
     assert (blocks, resident) == (of_group, 6)
     assert of_group == min(group, -(-dim // features))
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "classes"),
+    [(20, 32, 5), (70, 32, 5), (75, 75, 6), (150, 150, 9)],
+)
+@pytest.mark.parametrize("capability", [7, 9])
+def test_blocks_of_one_tile_of_features(gpu, rows, batch, classes, capability):
+    """On tensor cores where there are some for float32; see tensor.cuh."""
+    gpu.device.multiprocessors, gpu.device.capability = 8, capability
+    assert check(gpu, 128, rows, batch, classes, group=8, seed=rows) == 8
+
+
+def test_unaligned_rows_give_the_same_bits(gpu):
+    gpu.device.multiprocessors = 8
+    gpu.group(8)
+    plain, odd = make_client(128, 40, 4), make_client(128, 40, 4)
+    odd.x = torch.zeros(40 * 128 + 1)[1:].view(40, 128).copy_(odd.x)
+    assert odd.x.data_ptr() % 16
+    losses = [epoch(gpu.ops.local_epoch, client, 32) for client in (plain, odd)]
+    assert torch.equal(*losses)
+    assert all(torch.equal(a, b) for a, b in zip(plain.state(), odd.state()))
 
 
 @pytest.mark.parametrize("resident", range(7))
 def test_slabs_in_global_memory(gpu, resident):
     features, dim = 12, 34
     slab = features * 68 * 4
-    shared = resident * slab + 4 * (6336 + 32 * (features + 1) + 1024 + 512)
+    staged, own = (4 * 32 + 2 * 16) * 132, 32 * (features + 1) + 96 * features
+    shared = resident * slab + 4 * (staged + own + 1024 + 5 * 64 + 3 * 32 + 48)
     gpu.device.shared_bytes = shared
     assert check(gpu, dim, 12, 6, 3, group=3) == 3
     assert gpu.device.shared_asked == shared
-    assert gpu.shape(dim, 6, shared, 3) == [features, 3, resident]
+    assert gpu.shape(dim, 6, shared, 3) == [features, 3, resident, shared, False]
 
 
 def test_a_block_has_a_whole_tile_of_features(gpu):
-    """At D > 512 the last moments leave shared memory, not half of each product."""
-    h100, a100 = (227 << 10, 132), (163 << 10, 108)
-    for dim, (shared, blocks), resident in (
-        (512, h100, 6),
-        (640, h100, 4),
-        (768, h100, 4),
-        (1024, h100, 3),
-        (512, a100, 4),
+    """At D > 256 the last moments leave shared memory, not half of each product."""
+    h100, a100, t4 = (227 << 10, 132), (163 << 10, 108), (64 << 10, 40)
+    for dim, (shared, blocks), resident, fast in (
+        (128, h100, 6, True),
+        (512, h100, 4, True),
+        (640, h100, 3, True),
+        (768, h100, 2, True),
+        (1024, h100, 2, True),
+        (500, h100, 4, False),
+        (512, a100, 2, True),
+        (640, a100, 1, False),
+        (512, t4, 0, False),
     ):
-        assert gpu.shape(dim, blocks, shared) == [16, dim // 16, resident]
+        shape = gpu.shape(dim, blocks, shared)
+        assert shape[:3] == [16, -(-dim // 16), resident]
+        assert shape[3] <= shared
+        assert shape[4] == fast
 
 
 @pytest.mark.slow
@@ -200,10 +230,12 @@ def test_a_block_has_a_whole_tile_of_features(gpu):
         (40, 150, 150, 9, 2),  # a loss that is too large for shared memory
         (16, 300, 150, 290, 2),  # several tiles of classes
         (20, 100, 100, 4, 1),
+        (640, 20, 20, 4, 40),  # more columns than a tile has chunks
+        (640, 40, 40, 4, 40),
     ],
 )
 def test_large_local_epochs(gpu, dim, rows, batch, classes, group):
-    gpu.device.multiprocessors = 8
+    gpu.device.multiprocessors = max(8, group)
     check(gpu, dim, rows, batch, classes, group, seed=rows)
 
 

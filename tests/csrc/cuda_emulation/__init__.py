@@ -46,7 +46,7 @@ class Device(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in (
             *("multiprocessors", "shared_bytes", "granted", "cooperative"),
-            *("capturing", "has_code", "seed"),
+            *("capturing", "has_code", "capability", "seed"),
             *("launches", "blocks", "shared_asked", "refused"),
         )
     )
@@ -72,8 +72,8 @@ class Emulation:
         os.environ["FEDCLIP_CUDA_GROUP"] = str(blocks)
 
     def shape(self, dim: int, blocks: int, shared: int, group: int = 0) -> list[int]:
-        """Features of a block, blocks of a group, slabs in shared memory."""
-        found = (ctypes.c_int64 * 3)()
+        """Features of a block, blocks of a group, slabs in shared memory; bytes, fast."""
+        found = (ctypes.c_int64 * 5)()
         sizes = (ctypes.c_int64(v) for v in (dim, blocks, shared, group))
         self.library.emulated_shape(*sizes, found)
         return list(found)

@@ -21,7 +21,8 @@ enum cudaError_t {
 enum cudaDeviceAttr {
     cudaDevAttrMultiProcessorCount,
     cudaDevAttrMaxSharedMemoryPerBlockOptin,
-    cudaDevAttrCooperativeLaunch
+    cudaDevAttrCooperativeLaunch,
+    cudaDevAttrComputeCapabilityMajor
 };
 enum cudaStreamCaptureStatus {
     cudaStreamCaptureStatusNone,
@@ -43,6 +44,7 @@ struct Device {
     std::int64_t multiprocessors = 6, shared_bytes = 1 << 20;
     std::int64_t granted = 1 << 20;  // blocks of a cooperative launch
     std::int64_t cooperative = 1, capturing = 0, has_code = 1;
+    std::int64_t capability = 9;    // its major number
     std::int64_t seed = 0;          // of the order of threads
     std::int64_t launches = 0;      // so far
     std::int64_t blocks = 0;        // of the last cooperative launch that ran
@@ -97,9 +99,10 @@ inline cudaError_t cudaGetDevice(int* device) {
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
     const emulation::Device& device = emulation::device;
-    *value = int(which == cudaDevAttrMultiProcessorCount ? device.multiprocessors
-                 : which == cudaDevAttrCooperativeLaunch ? device.cooperative
-                                                         : device.shared_bytes);
+    *value = int(which == cudaDevAttrMultiProcessorCount      ? device.multiprocessors
+                 : which == cudaDevAttrCooperativeLaunch      ? device.cooperative
+                 : which == cudaDevAttrComputeCapabilityMajor ? device.capability
+                                                              : device.shared_bytes);
     return cudaSuccess;
 }
 

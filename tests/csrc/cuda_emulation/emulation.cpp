@@ -4,6 +4,8 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cstring>
+#include <deque>
 #include <limits>
 #include <memory>
 #include <random>
@@ -17,10 +19,27 @@ namespace {
 constexpr std::size_t kStack = 256 << 10;
 constexpr int kSpins = 1 << 22;  // without anything else happening
 
+struct Copy {
+    void* to;
+    const void* from;
+    int bytes;
+    bool zeros;
+
+    void run() const {
+        if (zeros) {
+            std::memset(to, 0, std::size_t(bytes));
+        } else {
+            std::memcpy(to, from, std::size_t(bytes));
+        }
+    }
+};
+
 struct Fibre {
     ucontext_t context;
     unsigned block, thread;
     bool done = false;
+    std::vector<Copy> copies;              // since the last commit
+    std::deque<std::vector<Copy>> groups;  // under way
 };
 
 // Threads that wait for one another: those of a block, or of a warp.
@@ -33,6 +52,8 @@ struct Warp {
     Meeting meeting;
     std::uint64_t slots[2][32];
     unsigned turn[32] = {};
+    float factors[2][32][6];  // a, b
+    unsigned product[32] = {};
 };
 
 struct Block {
@@ -143,6 +164,62 @@ void pause() {
 void sync_threads(int line) {
     Block& block = now->blocks[now->current->block];
     meet(block.barrier, block.alive, line, "barrier");
+}
+
+namespace {
+
+float tf32(float value) {  // the rest of the bits is ignored
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    bits &= 0xffffe000;
+    std::memcpy(&value, &bits, sizeof bits);
+    return value;
+}
+
+}  // namespace
+
+void multiply(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
+    const unsigned thread = now->current->thread, lane = thread % 32;
+    Warp& warp = now->blocks[now->current->block].warps[thread / 32];
+    auto& factors = warp.factors[warp.product[lane]++ % 2];
+    for (int i = 0; i < 4; ++i) factors[lane][i] = tf32(a[i]);
+    for (int i = 0; i < 2; ++i) factors[lane][4 + i] = tf32(b[i]);
+    meet(warp.meeting, 32, 0, "product");
+    for (unsigned i = 0; i < 4; ++i) {
+        const unsigned row = lane / 4, column = lane % 4 * 2 + i % 2;
+        double sum = d[i];
+        for (unsigned k = 0; k < 8; ++k) {
+            sum += double(factors[row * 4 + k % 4][k / 4 * 2 + i / 2]) *
+                   factors[column * 4 + k % 4][4 + k / 4];
+        }
+        d[i] = float(sum);
+    }
+}
+
+void start_copy(void* to, const void* from, int bytes, bool zeros) {
+    const Copy copy{to, from, bytes, zeros};
+    if (reinterpret_cast<std::uintptr_t>(to) % std::size_t(bytes) ||
+        (!zeros && reinterpret_cast<std::uintptr_t>(from) % std::size_t(bytes))) {
+        fail("a copy that is not aligned");
+    }
+    if (now->random() % 2) {
+        copy.run();
+    } else {
+        now->current->copies.push_back(copy);
+    }
+}
+
+void commit_copies() {
+    Fibre& fibre = *now->current;
+    fibre.groups.push_back(std::move(fibre.copies));
+    fibre.copies.clear();
+}
+
+void wait_for_copies(std::size_t pending) {
+    auto& groups = now->current->groups;
+    for (; groups.size() > pending; groups.pop_front()) {
+        for (const Copy& copy : groups.front()) copy.run();
+    }
 }
 
 std::uint64_t exchange(std::uint64_t bits, int lanes, int line) {

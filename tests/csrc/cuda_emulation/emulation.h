@@ -2,10 +2,11 @@
 // of each block.
 //
 // A seed decides who runs next, so a barrier that is missing between two accesses shows
-// as wrong numbers under some seed.  Found out and reported: a barrier or shuffle that
-// only a part of the threads reaches, and waiting without end.  Shared memory starts as
-// NaN.  Not modelled: caches, the order in which writes become visible, anything of
-// speed.
+// as wrong numbers under some seed; it also decides whether a copy to shared memory is
+// done when it starts or when it is waited for.  Found out and reported: a barrier or
+// shuffle that only a part of the threads reaches, and waiting without end.  Shared
+// memory starts as NaN.  Not modelled: caches, the order in which writes become
+// visible, anything of speed.
 #pragma once
 
 #include <algorithm>
@@ -24,6 +25,9 @@
 
 struct alignas(16) float4 {
     float x, y, z, w;
+};
+struct alignas(8) float2 {
+    float x, y;
 };
 struct alignas(4) char4 {
     signed char x, y, z, w;
@@ -53,6 +57,14 @@ T shuffle_xor(T value, int lanes, int line) {
     return value;
 }
 
+// A warp's d (16, 8) += a (16, 8) b (8, 8) with factors of 11 bits; see tensor.cuh.
+void multiply(float (&d)[4], const float (&a)[4], const float (&b)[2]);
+
+// Copies of the current thread, done at once or, as late as it may be, when it waits.
+void start_copy(void* to, const void* from, int bytes, bool zeros);
+void commit_copies();
+void wait_for_copies(std::size_t pending);
+
 // Runs kernel() once for each of `threads` threads of `blocks` blocks, `shared_floats`
 // for each of these.  Returns what went wrong, or "".
 std::string launch(unsigned blocks, unsigned threads, std::int64_t shared_floats,
@@ -80,6 +92,28 @@ inline float round_bf16(float value) {
 
 inline float root(float value) { return std::sqrt(value); }
 inline float quotient(float a, float b) { return a / b; }
+
+inline float round_tf32(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    bits = (bits + 0x1000) & 0xffffe000;
+    std::memcpy(&value, &bits, sizeof bits);
+    return value;
+}
+using emulation::multiply;
+constexpr bool kTensorCores = true;
+inline int thread() { return int(threadIdx.x); }
+inline void renew(int&) {}
+
+template <int Bytes>
+void start_copy(float* to, const float* from, bool zeros) {
+    emulation::start_copy(to, from, Bytes, zeros);
+}
+inline void commit_copies() { emulation::commit_copies(); }
+template <int Pending>
+void wait_for_copies() {
+    emulation::wait_for_copies(Pending);
+}
 
 inline void arrive(unsigned* counter) { ++*counter; }
 inline unsigned arrived(unsigned* counter) {

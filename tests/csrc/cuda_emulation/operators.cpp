@@ -36,11 +36,14 @@ FEDCLIP_EXPORT void emulate_round_bf16(float* value) {
     *value = fedclip::gpu::round_bf16(*value);
 }
 
-// How a round is laid out: features of a block, blocks of a group, resident slabs.
+// How a round is laid out: features of a block, blocks of a group, resident slabs;
+// bytes of shared memory, whether it is a fast one.
 FEDCLIP_EXPORT void emulated_shape(std::int64_t dim, std::int64_t blocks,
                                    std::int64_t shared_bytes, std::int64_t group,
                                    std::int64_t* found) {
     const fedclip::gpu::Shape shape = fedclip::gpu::choose_shape(
         int(dim), int(blocks), shared_bytes / std::int64_t(sizeof(float)), int(group));
     found[0] = shape.features, found[1] = shape.group, found[2] = shape.resident;
+    found[3] = shape.shared_floats() * std::int64_t(sizeof(float));
+    found[4] = shape.fast();
 }
