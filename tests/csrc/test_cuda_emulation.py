@@ -200,6 +200,19 @@ def test_slabs_in_global_memory(gpu, resident):
     assert gpu.shape(dim, 6, shared, 3) == [features, 3, resident, shared, False]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("buffers", [2, 3])
+def test_fewer_chunks_at_once(gpu, buffers):
+    """Where shared memory has no room for four, as on a T4."""
+    dim, features = 400, 16
+    own = 32 * (features + 1) + 96 * features
+    staged = (buffers * 32 + 2 * 16) * 132
+    gpu.device.multiprocessors = 25
+    gpu.device.shared_bytes = 4 * (staged + own + 1024 + 5 * 64 + 3 * 32 + 48)
+    assert check(gpu, dim, 40, 40, 4, group=25, seed=buffers) == 25
+    assert gpu.device.shared_asked == gpu.device.shared_bytes
+
+
 def test_a_block_has_a_whole_tile_of_features(gpu):
     """At D > 256 the last moments leave shared memory, not half of each product."""
     h100, a100, t4 = (227 << 10, 132), (163 << 10, 108), (64 << 10, 40)
