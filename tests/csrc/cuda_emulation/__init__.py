@@ -72,7 +72,7 @@ class Emulation:
         os.environ["FEDCLIP_CUDA_GROUP"] = str(blocks)
 
     def shape(self, dim: int, blocks: int, shared: int, group: int = 0) -> list[int]:
-        """Features of a block, blocks of a group, slabs in shared memory; bytes, fast."""
+        """Features of a block, blocks of a group, slabs on chip, bytes, fast or not."""
         found = (ctypes.c_int64 * 5)()
         sizes = (ctypes.c_int64(v) for v in (dim, blocks, shared, group))
         self.library.emulated_shape(*sizes, found)
