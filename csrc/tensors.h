@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
@@ -119,12 +120,13 @@ inline void expect_square(const std::string& name, const Tensor& weight,
 }
 
 // The same data in row-major order: the tensor itself, or a copy.  CUDA kernels load 16
-// bytes at once, from addresses that are multiples of that.
+// bytes of a matrix at once, from addresses that are multiples of that.
 inline Tensor row_major(const Tensor& tensor) {
     if (!tensor.is_contiguous()) return torch::stable::contiguous(tensor);
 #ifdef FEDCLIP_GPU
+    const bool matrix = tensor.dim() == 2 && tensor.scalar_type() == ScalarType::Float;
     const auto address = reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr());
-    if (address % 16) return torch::stable::clone(tensor);
+    if (matrix && address % 16) return torch::stable::clone(tensor);
 #endif
     return tensor;
 }

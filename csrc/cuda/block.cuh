@@ -52,8 +52,8 @@ constexpr unsigned long long kNoError = ~0ull;
 // A block's own features in shared memory, rows of `pitch` floats but for the gate.
 struct Own {
     float* gate;  // (kRows, pitch + 1): scores, then e; of a tile of rows
-    float* x;     // (kRows, pitch) of a batch of one tile; from the loss on gradients
-    float* h;     // (kRows, pitch), likewise
+    float* x;  // (kRows, pitch): x of a batch of one tile; from the loss on gradients
+    float* h;  // (kRows, pitch), likewise
     float* text;  // (kSmallClasses, pitch) of a small loss
     int pitch;
 };
@@ -195,8 +195,7 @@ struct Block {
     }
     // Where row b of (rows, D) begins, of own features.
     __device__ std::int64_t row(int b) const {
-        const int pitch = shape().pitch;
-        return Fast ? b * pitch + first() : std::int64_t(b) * pitch + first();
+        return std::int64_t(b) * shape().pitch + first();
     }
     __device__ float bias(int l, int f) const {
         return slab(l)[f * shape().pitch + shape().pitch - 1];

@@ -18,7 +18,7 @@ __device__ inline float* dynamic_shared() {
 }
 
 // The number of this thread, and a value that it has already: what follows from them is
-// worked out again where it is used.  A training step would else keep hundreds of
+// worked out again where it is used.  A training step would otherwise keep hundreds of
 // addresses from its first phase to its last, more than there are registers.
 __device__ inline int thread() {
     int number;
@@ -41,7 +41,7 @@ __device__ inline float root(float value) {
 }
 __device__ inline float quotient(float a, float b) { return __fdividef(a, b); }
 
-// Nearest number of 11 bits; a NaN may become -0, but not what `value` differs by.
+// Nearest number of 11 bits; a NaN may become -0, but `value` minus it is still NaN.
 __device__ inline float round_tf32(float value) {
     return __uint_as_float((__float_as_uint(value) + 0x1000u) & 0xffffe000u);
 }
@@ -92,14 +92,14 @@ __device__ inline void start_copy(float* to, const float* from, bool zeros) {
 #endif
 }
 
-// What was started since the last commit is a group.
+// What was started since the last commit becomes a group.
 __device__ inline void commit_copies() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 
-// Until at most `Pending` groups of this thread, the last ones, are under way.
+// Waits until at most the last `Pending` groups of this thread are under way.
 template <int Pending>
 __device__ inline void wait_for_copies() {
 #if __CUDA_ARCH__ >= 800

@@ -44,14 +44,17 @@ Grid choose_grid(const Launch& launch, const TrainingArguments& all,
           ": this GPU has no cooperative launch");
     const Shape shape = choose_shape(int(all.dim()), blocks,
                                      shared / int(sizeof(float)), group_asked());
-    const bool fast =
-        shape.fast() && launch.attribute(cudaDevAttrComputeCapabilityMajor) >= 8;
-    const auto kernel =
-        all.bf16() ? (fast ? train_round<true, true> : train_round<true, false>)
-                   : (fast ? train_round<false, true> : train_round<false, false>);
+    auto kernel = all.bf16() ? train_round<true, true> : train_round<false, true>;
+    cudaFuncAttributes
+        built;  // for an older GPU it is empty, also where a newer runs it
+    launch.check(cudaFuncGetAttributes(&built, kernel));
+    if (!shape.fast() || built.ptxVersion < 80) {
+        kernel = all.bf16() ? train_round<true, false> : train_round<false, false>;
+    }
     const std::size_t bytes = std::size_t(shape.shared_floats()) * sizeof(float);
     check(bytes <= std::size_t(shared), kOp, ": ", all.dim(),
-          " features take more shared memory than the ", shared, " bytes of this GPU");
+          " features take more shared memory than the ", shared,
+          " bytes of this GPU; FEDCLIP_CUDA=0 trains without this kernel");
     launch.check(cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
     int resident = 0;

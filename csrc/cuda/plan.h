@@ -74,16 +74,16 @@ inline Shape shape_of(int dim, int features, std::int64_t shared_limit) {
     Shape shape{
         dim, pitch, features, group, kSlabs, kBuffers, std::int64_t(features) * pitch};
     while (shape.resident > 0 && shape.shared_floats() > shared_limit) --shape.resident;
-    while (shape.buffers > 2 && shape.shared_floats() > shared_limit) --shape.buffers;
+    while (shape.buffers > 1 && shape.shared_floats() > shared_limit) --shape.buffers;
     return shape;
 }
 
-// One tile of features a block where whole chunks make a fast round of it; else the
-// largest share of a block with all slabs in shared memory, but at least a tile's: with
-// fewer its products take as long, on more blocks.  Where that does not fit, takes more
-// blocks than there are, or `group` asks for another share, the last slabs (moments)
-// are in global memory, that is the L2 cache.  It does not depend on the clients, so
-// neither do a client's bits.
+// One tile of features a block where D is whole chunks, as fast rounds need it; else
+// the largest share of a block with all slabs in shared memory, but at least a tile's:
+// with fewer its products take as long, on more blocks.  Where that does not fit, takes
+// more blocks than there are, or `group` asks for another share, the last slabs
+// (moments first) are in global memory, that is the L2 cache.  It does not depend on
+// the clients, so neither do a client's bits.
 inline Shape choose_shape(int dim, int blocks, std::int64_t shared_limit, int group) {
     const int least = multiple_of_4((dim + blocks - 1) / blocks);
     if (group > 0) {

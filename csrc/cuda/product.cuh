@@ -19,9 +19,10 @@ struct Nothing {
     __device__ void operator()() const {}
 };
 
-// In what follows `Fast` says what most rounds have in common, and saves them the tests
-// for the rest: D is a multiple of kDepth, a block has one tile of features, and both
-// layers' weights of these in shared memory.  They run on tensor cores, see tensor.cuh.
+// In what follows `Fast` stands for what most rounds have in common; it spares them the
+// tests for the rest: D is a multiple of kDepth, a block has one tile of features, and
+// both layers' weights of these are in shared memory.  They run on tensor cores, see
+// tensor.cuh.
 
 // Rows of a matrix in global memory; outside it, zeros.
 template <bool Fast>
@@ -207,7 +208,7 @@ __device__ inline void add_terms(const float* inputs, const float* weights, int 
 }
 
 // Calls finish(r, f, sum over k < D of in[row + r][k] * w[feature + f][k]) for every
-// r < kRows, f < kFeatures, also those outside the matrices; before it after(), when
+// r < kRows, f < kFeatures, also those outside the matrices.  Calls after() first, once
 // nobody reads the chunks of `in` any more.  `begun`: copying has begun, of transposed
 // weights before that of `in`.
 //
@@ -240,6 +241,11 @@ __device__ inline void product(const Stage<false>& stage, const Rows<false>& in,
     const int last = shared ? w.features - 1 - feature : kFeatures - 1;
     float sums[4][4] = {};
     for (int c = 0; c < chunks; ++c) {
+        if (c > 0 && stage.buffers == 1) {
+            __syncthreads();  // nobody reads the chunk before any more
+            Tile<false>(in, row).copy(stage.chunk(c), c * kDepth);
+            commit_copies();
+        }
         if (c == 0 && (shared || Transposed)) {
             wait_for_copies<kBuffers - 1>();  // weights came before
         } else if (ahead) {
@@ -252,7 +258,7 @@ __device__ inline void product(const Stage<false>& stage, const Rows<false>& in,
         __syncthreads();
         if (c > 0) {  // nobody reads the chunk before any more
             const int next = c - 1 + stage.buffers;
-            if (streams && next < chunks) {
+            if (streams && stage.buffers > 1 && next < chunks) {
                 Tile<false>(in, row).copy(stage.chunk(next), next * kDepth);
             }
             if (!shared && c + 1 < chunks) {

@@ -18,7 +18,7 @@
 // What a phase reads of global memory is copied to shared memory while the one before
 // still runs, wherever no barrier stands between.  All blocks of a launch are resident
 // (a cooperative launch), so that a barrier may wait.  Every sum has a fixed order: the
-// bits depend on the group's size alone.
+// bits depend on D, the group's size and the kernel that the GPU gets, on nothing else.
 #pragma once
 
 #include "block.cuh"

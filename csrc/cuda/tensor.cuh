@@ -2,8 +2,8 @@
 // and a block's tile of features.
 //
 // A factor is split into two TF32 numbers, 11 bits each; what is left out of the
-// product of two is within 2^-21 of it.  A tensor core adds up 8 terms, smallest first,
-// and cuts off what does not fit; all further sums are rounded, in float32.  Numbers
+// product of two is within 2^-21 of it.  A tensor core sums 8 terms, products with a
+// lower part first, and truncates; all further sums are rounded, in float32.  Numbers
 // that are rounded to bfloat16 are TF32 numbers as they are.
 #pragma once
 

@@ -122,8 +122,8 @@ __device__ inline void add_rows(const float* q, const float* d, int d_pitch, int
     }
 }
 
-// Adam on 4 vectors of 4 columns `at` these places of the slabs, `count` of them, and
-// of their columns on the first `columns`.
+// Adam on 4 vectors of 4 columns `at` these places of the slabs: on the first `count`
+// of them, and only on their first `columns` columns.
 template <bool Fast>
 __device__ inline void update_vectors(const Layer& layer, Moments& moments,
                                       const int (&at)[4], int count, int columns,
@@ -147,8 +147,8 @@ __device__ inline void update_vectors(const Layer& layer, Moments& moments,
 
 // One layer: d (B, own features) are the gradients of its outputs, q (B, D) its inputs,
 // the only tile of which is there or on its way if `begun`.  A thread has 4 features
-// and 4 columns.  Calls after() when nobody reads q or d any more.  The moments may be
-// `held` in registers from step to step, by the other one.
+// and 4 columns.  Calls after() when nobody reads q or d any more.  The overload
+// for tensor cores may hold the moments in registers from step to step.
 template <bool Bf16, class After>
 __device__ inline void update_layer(const Stage<false>& stage,
                                     const Gradients<false>& d, int features,
@@ -240,7 +240,6 @@ __device__ inline void update_layer(const Stage<true>& stage, const Gradients<tr
         Sums sums[2][2];
         for (int row = 0; row < q.rows; row += kRows) {
             if (!d.whole()) {
-                if (row > 0 || left > 0) __syncthreads();  // it is read no more
                 d.begin(row, 0);
                 commit_copies();
             }

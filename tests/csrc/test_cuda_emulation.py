@@ -201,7 +201,7 @@ def test_slabs_in_global_memory(gpu, resident):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("buffers", [2, 3])
+@pytest.mark.parametrize("buffers", [1, 2, 3])
 def test_fewer_chunks_at_once(gpu, buffers):
     """Where shared memory has no room for four, as on a T4."""
     dim, features = 400, 16
@@ -226,9 +226,12 @@ def test_a_block_has_a_whole_tile_of_features(gpu):
         (512, a100, 2, True),
         (640, a100, 1, False),
         (512, t4, 0, False),
+        (768, t4, 0, False),
+        (1024, t4, 0, False),
     ):
         shape = gpu.shape(dim, blocks, shared)
-        assert shape[:3] == [16, -(-dim // 16), resident]
+        features = max(16, -(-dim // (4 * blocks)) * 4)
+        assert shape[:3] == [features, -(-dim // features), resident]
         assert shape[3] <= shared
         assert shape[4] == fast
 

@@ -21,8 +21,7 @@ enum cudaError_t {
 enum cudaDeviceAttr {
     cudaDevAttrMultiProcessorCount,
     cudaDevAttrMaxSharedMemoryPerBlockOptin,
-    cudaDevAttrCooperativeLaunch,
-    cudaDevAttrComputeCapabilityMajor
+    cudaDevAttrCooperativeLaunch
 };
 enum cudaStreamCaptureStatus {
     cudaStreamCaptureStatusNone,
@@ -32,7 +31,9 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
 using cudaStream_t = void*;
 
-struct cudaFuncAttributes {};
+struct cudaFuncAttributes {
+    int ptxVersion;
+};
 struct dim3 {
     unsigned x;
     explicit dim3(unsigned blocks) : x(blocks) {}
@@ -44,7 +45,7 @@ struct Device {
     std::int64_t multiprocessors = 6, shared_bytes = 1 << 20;
     std::int64_t granted = 1 << 20;  // blocks of a cooperative launch
     std::int64_t cooperative = 1, capturing = 0, has_code = 1;
-    std::int64_t capability = 9;    // its major number
+    std::int64_t capability = 9;    // of the code that runs, its major number
     std::int64_t seed = 0;          // of the order of threads
     std::int64_t launches = 0;      // so far
     std::int64_t blocks = 0;        // of the last cooperative launch that ran
@@ -99,10 +100,9 @@ inline cudaError_t cudaGetDevice(int* device) {
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
     const emulation::Device& device = emulation::device;
-    *value = int(which == cudaDevAttrMultiProcessorCount      ? device.multiprocessors
-                 : which == cudaDevAttrCooperativeLaunch      ? device.cooperative
-                 : which == cudaDevAttrComputeCapabilityMajor ? device.capability
-                                                              : device.shared_bytes);
+    *value = int(which == cudaDevAttrMultiProcessorCount ? device.multiprocessors
+                 : which == cudaDevAttrCooperativeLaunch ? device.cooperative
+                                                         : device.shared_bytes);
     return cudaSuccess;
 }
 
@@ -138,7 +138,8 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t size,
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return not_captured(); }
 
 template <class... P>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, void (*)(P...)) {
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* found, void (*)(P...)) {
+    found->ptxVersion = int(emulation::device.capability) * 10;
     return emulation::raise(
         emulation::device.has_code ? cudaSuccess : cudaErrorNoKernelImageForDevice);
 }
