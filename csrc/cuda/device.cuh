@@ -125,38 +125,18 @@ namespace fedclip::gpu {
 
 constexpr unsigned kWholeWarp = 0xffffffffu;
 
-// Sums and maxima over a warp, the same in every lane.
-__device__ inline float warp_sum(float value) {
-    for (int lanes = 16; lanes; lanes /= 2) {
+// Sums and maxima over a warp, or over each half of it, the same in every lane.
+template <int Lanes = 32, class T>
+__device__ inline T warp_sum(T value) {
+    for (int lanes = Lanes / 2; lanes; lanes /= 2) {
         value += __shfl_xor_sync(kWholeWarp, value, lanes);
     }
     return value;
 }
 
-__device__ inline double warp_sum(double value) {
-    for (int lanes = 16; lanes; lanes /= 2) {
-        value += __shfl_xor_sync(kWholeWarp, value, lanes);
-    }
-    return value;
-}
-
+template <int Lanes = 32>
 __device__ inline float warp_max(float value) {
-    for (int lanes = 16; lanes; lanes /= 2) {
-        value = fmaxf(value, __shfl_xor_sync(kWholeWarp, value, lanes));
-    }
-    return value;
-}
-
-// The same over the 16 lanes of half a warp.
-__device__ inline float half_sum(float value) {
-    for (int lanes = 8; lanes; lanes /= 2) {
-        value += __shfl_xor_sync(kWholeWarp, value, lanes);
-    }
-    return value;
-}
-
-__device__ inline float half_max(float value) {
-    for (int lanes = 8; lanes; lanes /= 2) {
+    for (int lanes = Lanes / 2; lanes; lanes /= 2) {
         value = fmaxf(value, __shfl_xor_sync(kWholeWarp, value, lanes));
     }
     return value;

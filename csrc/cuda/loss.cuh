@@ -40,12 +40,12 @@ __device__ inline void find_row_lse(const Loss& loss) {
         for (int c = lane; c < loss.classes; c += 16) {
             top = fmaxf(top, loss.logit(row, c));
         }
-        top = half_max(top);
+        top = warp_max<16>(top);
 #pragma unroll 1
         for (int c = lane; c < loss.classes; c += 16) {
             sum += float(loss.count[c]) * expf(loss.logit(row, c) - top);
         }
-        sum = half_sum(sum);
+        sum = warp_sum<16>(sum);
         if (lane == 0 && own < loss.rows) loss.row_lse[row] = top + logf(sum);
     }
 }

@@ -113,7 +113,7 @@ __device__ inline void gate_rows(const Block<Fast>& block, const Batch<Fast>& ba
     float top = kLowest, square = 0;
 #pragma unroll 1
     for (int f = lane; f < block.features(); f += 16) top = fmaxf(top, gate[f]);
-    top = half_max(top);
+    top = warp_max<16>(top);
 #pragma unroll 1
     for (int f = lane; f < block.features(); f += 16) {
         if (!inside) continue;
@@ -122,7 +122,7 @@ __device__ inline void gate_rows(const Block<Fast>& block, const Batch<Fast>& ba
         if (!batch.tile()) e[f] = value;
         square = fmaf(value, value, square);
     }
-    square = half_sum(square);
+    square = warp_sum<16>(square);
     if (lane || !inside) return;
     const std::int64_t at = std::int64_t(b) * shape.group + block.rank;
     block.group()[block.space().block_top + at] = top;
@@ -192,14 +192,14 @@ __device__ inline void combine_phase(const Block<Fast>& block,
         float top = kLowest, square = 0;
 #pragma unroll 2
         for (int g = lane; g < group; g += 16) top = fmaxf(top, tops[g]);
-        top = half_max(top);
+        top = warp_max<16>(top);
 #pragma unroll 2
         for (int g = lane; g < group; g += 16) {
             const float scale = expf(tops[g] - top);
             square = fmaf(squares[g], scale * scale, square);
         }
         // not fmaxf, which would turn NaN into the floor
-        const float norm = sqrtf(half_sum(square));
+        const float norm = sqrtf(warp_sum<16>(square));
         const float inverse = 1.f / (norm < kNormFloor ? kNormFloor : norm);
         if (inside && lane == 0) loss.top[b] = top, loss.inverse[b] = inverse;
         for (int c = 0; c < classes; c += at_once) {
@@ -215,7 +215,7 @@ __device__ inline void combine_phase(const Block<Fast>& block,
             }
 #pragma unroll
             for (int i = 0; i < at_once; ++i) {
-                const float sum = half_sum(sums[i]);
+                const float sum = warp_sum<16>(sums[i]);
                 if (!inside || lane != i || c + i >= classes) continue;
                 loss.logits[b * classes + c + i] =
                     block.round.logit_scale * (sum * inverse);
