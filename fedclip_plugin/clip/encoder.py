@@ -174,7 +174,8 @@ class FrozenClip:
     def encode_images(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) preprocessed pixels -> (B, D) float32 on ``device``, raw.
 
-        Raises WeightsError on NaN or infinity, which fp16 can overflow to.
+        Raises WeightsError on NaN or infinity, which fp16 can overflow to, and where
+        all are zeros.
         """
         features = self._encode(self.image_tower, pixels, self._dtype())  # (B, D)
         self._check("image", features, self.precision)
@@ -258,9 +259,11 @@ class FrozenClip:
             return pooled.float()
 
     def _check(self, what: str, features: Tensor, precision: str) -> None:
-        """Raise WeightsError on NaN or infinite features, with what is at fault."""
-        if torch.isfinite(features).all():
+        """Raise WeightsError on NaN, infinity or nothing but zeros, and say why."""
+        finite = bool(torch.isfinite(features).all())
+        if finite and (features.any() or not len(features)):
             return
+        gave = "only zeros as" if finite else "NaN or infinite"
         weights = self._model.state_dict().items()
         bad = [key for key, value in weights if not torch.isfinite(value).all()]
         if bad:
@@ -273,8 +276,7 @@ class FrozenClip:
         else:
             reason = "its weights are damaged, or not those of this model"
         raise WeightsError(
-            f"{self.source.name} gave NaN or infinite {what} features in {precision}: "
-            f"{reason}"
+            f"{self.source.name} gave {gave} {what} features in {precision}: {reason}"
         )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +22,11 @@ from torch import Tensor
 from ..clip.descriptions import Sets, caption_sets
 from ..config.inputs import DESCRIPTIONS
 from ..data.doubts import seen_twice
-from ..data.listing import some
 from ..data.progress import Progress, silent
-from ..errors import DataError
+from ..errors import DataError, WeightsError
 from . import shards
 from .digests import digest_domain
+from .directions import doubts, undirected
 from .feature_set import FeatureSet
 from .missing import Encoder, EncodingJob, Lazy, encode_missing
 from .shards import Shard
@@ -209,6 +209,12 @@ def _assemble(
                 "or leave it out"
             )
         image[domain.name] = torch.stack([rows[keys[i]] for i in readable])
+        if len(undirected(image[domain.name])) == len(readable):
+            raise WeightsError(
+                f"domain {domain.name!r}: {job.model} with {job.pretrained} gives only "
+                f"zeros for all {len(readable):,} images, which say nothing: take "
+                "another checkpoint, or leave the domain out"
+            )
         label[domain.name] = torch.tensor(domain.labels)[readable]
         files[domain.name] = tuple(domain.files[i] for i in readable)
     contents = [[d.name, d.files, k] for d, k in zip(job.dataset.domains, digests)]
@@ -233,22 +239,9 @@ def _assemble(
         notes=(
             *job.dataset.notes,
             *seen_twice(job.dataset, digests),
-            *_alike(job.dataset.classes, text),
+            *doubts(image, files, text, job.dataset.classes),
             *job.notes,
         ),
         encoder=job.encoder,
         files=files,
     )
-
-
-def _alike(classes: Sequence[str], text: Tensor) -> Iterator[str]:
-    """Classes that no image can be told apart by: their captions are encoded alike."""
-    groups: dict[bytes, list[str]] = {}
-    for name, row in zip(classes, text):
-        groups.setdefault(row.numpy().tobytes(), []).append(name)
-    if alike := [name for group in groups.values() if group[1:] for name in group]:
-        yield (
-            f"the captions of {some(alike)} are encoded alike, so that nothing tells "
-            "these classes apart; shorten --prompt, which is cut at the model's "
-            "context, or rename the folders"
-        )

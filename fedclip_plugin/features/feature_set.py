@@ -27,6 +27,7 @@ from ..errors import FeaturesError, reason
 from ..storage.files import write_json
 from ..storage.shapes import cleaned, each, several, text
 from ..storage.tensors import DamagedFileError, read_tensors, write_tensors
+from . import directions
 
 FORMAT = 1
 NAMES = "names.json"  # of the images, domain by domain
@@ -102,6 +103,19 @@ class FeatureSet:
                 y[start + place] = self.label[domain][row]
         return x, y
 
+    def undirected(self) -> Tensor:
+        """The rows without a direction, (M,) int64, counted over all domains."""
+        starts = [0, *self._ends().tolist()]
+        parts = [directions.undirected(self.image[d]) for d in self.domains]
+        return torch.cat([part + start for part, start in zip(parts, starts)])
+
+    def named(self, row: int) -> str:
+        """What to call a row counted over all domains: its domain, and its image."""
+        place = int(torch.bucketize(row, self._ends(), right=True))
+        domain = self.domains[place]
+        first = int(self._ends()[place]) - len(self.label[domain])
+        return f"{domain}: {directions.named(self.files.get(domain), row - first)}"
+
     def _ends(self) -> Tensor:
         sizes = [len(self.label[domain]) for domain in self.domains]
         return torch.tensor(sizes).cumsum(0)
@@ -147,26 +161,34 @@ def load_features(directory: str | Path) -> FeatureSet:
     """Read and verify a feature directory.
 
     Raises FeaturesError, in one line, for a missing directory, another format, a
-    missing, truncated or altered file, wrong shapes, labels out of range or
-    non-finite values.
+    missing, truncated or altered file, wrong shapes, labels out of range, non-finite
+    values, and where all features of a domain, or of the classes, are zeros.
     """
     directory = as_path(directory)
     header = _read_header(directory)
     dim, classes = header["embed_dim"], tuple(header["classes"])
     text = _read(directory / "text.safetensors", "text").float()
+    path = directory / "text.safetensors"
     _expect(
         tuple(text.shape) == (len(classes), dim) and bool(text.isfinite().all()),
-        f"{directory / 'text.safetensors'}: text must be finite and of shape "
-        f"({len(classes)}, {dim}), got {tuple(text.shape)}",
+        f"{path}: text must be finite and of shape ({len(classes)}, {dim}), got "
+        f"{tuple(text.shape)}",
+    )
+    _expect(
+        len(directions.undirected(text)) < len(classes),
+        f"{path}: the text features of all classes are zeros and say nothing",
     )
     image, label = {}, {}
     for domain in header["domains"]:
         path = directory / f"{header['files'].get(domain, domain)}.safetensors"
         image[domain] = _read(path, "image").float()
         label[domain] = _read(path, "label")
-        _check_domain(path, image[domain], label[domain], dim, len(classes))
+        _check_domain(path, domain, image[domain], label[domain], dim, len(classes))
     prompt = header["prompt"]
     lists: dict[str, Any] = {name: tuple(header.get(name, ())) for name in _LISTS}
+    files = _names(directory / NAMES, label)
+    doubts = directions.doubts(image, files, text, classes)
+    lists["notes"] = tuple(dict.fromkeys((*lists["notes"], *doubts)))
     return FeatureSet(
         model=header["model"],
         pretrained=header["pretrained"],
@@ -181,7 +203,7 @@ def load_features(directory: str | Path) -> FeatureSet:
         text=text,
         **lists,
         encoder=header.get("encoder", {}),
-        files=_names(directory / NAMES, label),
+        files=files,
     )
 
 
@@ -304,7 +326,7 @@ def _read(path: Path, name: str) -> Tensor:
 
 
 def _check_domain(
-    path: Path, image: Tensor, label: Tensor, dim: int, classes: int
+    path: Path, domain: str, image: Tensor, label: Tensor, dim: int, classes: int
 ) -> None:
     count = len(label) if label.dim() == 1 else -1
     _expect(
@@ -317,4 +339,13 @@ def _check_domain(
         and (count == 0 or (int(label.min()) >= 0 and int(label.max()) < classes)),
         f"{path}: labels must be int64 in 0..{classes - 1}",
     )
-    _expect(bool(image.isfinite().all()), f"{path}: image features hold NaN or Inf")
+    lengths = directions.lengths(image)
+    _expect(
+        bool(lengths.isfinite().all()),
+        f"{path}: image features hold NaN or Inf, or are too large to be squared",
+    )
+    _expect(
+        count == 0 or float(lengths.max()) >= directions.LEAST,
+        f"{path}: the features of all {count:,} images of domain {domain!r} are zeros "
+        "and say nothing",
+    )

@@ -210,6 +210,17 @@ def test_nan_weights_are_told_in_fp32(vit):
         clip.encode_images(_pixels(clip))
 
 
+def test_nothing_but_zeros_is_told(vit):
+    clip = FrozenClip.load(_with(vit, precision="fp32"))
+    with torch.no_grad():
+        clip.image_tower.proj.zero_()
+        clip.model.text_projection.zero_()
+    with pytest.raises(WeightsError, match="only zeros as image features in fp32"):
+        clip.encode_images(_pixels(clip))
+    with pytest.raises(WeightsError, match="only zeros as text features"):
+        clip.encode_text(["a"])
+
+
 def test_shapes(vit):
     clip = FrozenClip.load(vit)
     assert clip.encode_images(torch.empty(0, 3, 32, 32)).shape == (0, 24)

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from fedclip_plugin.data.dataset import ImageDataset, ImageDomain
-from fedclip_plugin.errors import DataError, RunError
-from fedclip_plugin.features import encode as encode_module
+from fedclip_plugin.data.images import decode_image
+from fedclip_plugin.errors import DataError, RunError, WeightsError
 from fedclip_plugin.features import missing as cache_module
 from fedclip_plugin.features import store as store_module
 from fedclip_plugin.features.digests import digest_domain
@@ -47,8 +47,6 @@ def test_features_are_those_of_each_image_in_order(tmp_path):
     dataset, _ = make_dataset()
     features, _ = encode_once(make_job(dataset, FakeEncoder), tmp_path)
     encoder = FakeEncoder()
-    from fedclip_plugin.data.images import decode_image
-
     for domain in dataset.domains:
         expected = torch.stack(
             [
@@ -273,11 +271,33 @@ def test_precision_is_decided_on_a_sample_of_all_domains(tmp_path):
     assert min(counts) > 20
 
 
-def test_captions_that_are_encoded_alike_are_told() -> None:
-    text = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    (note,) = encode_module._alike(("cat", "dog", "cow"), text)
-    assert note.startswith("the captions of cat, cow are encoded alike")
-    assert list(encode_module._alike(("cat", "dog"), text[:2])) == []
+class Blind(FakeEncoder):
+    """Gives zeros for all images but those ``known``, by their pixels."""
+
+    known: list[torch.Tensor]
+
+    def encode_images(self, pixels):
+        rows = super().encode_images(pixels)
+        return rows * torch.tensor([[float(self.sees(p))] for p in pixels])
+
+    def sees(self, pixels):
+        return any(torch.equal(pixels, known) for known in self.known)
+
+
+def test_a_domain_of_zeros_is_refused_and_single_ones_are_noted(tmp_path):
+    dataset, _ = make_dataset(rows=4)
+    plain = FakeEncoder()
+    pixels = [plain.preprocess(decode_image(png(i), "x")) for i in range(4)]
+    Blind.known = pixels
+    with pytest.raises(WeightsError, match="domain 'b': fake with none gives only"):
+        encode_once(make_job(dataset, Blind), tmp_path / "b")
+    (file,) = [f for f in dataset.domains[0].files if f.endswith("0003.png")]
+    Blind.known = [*pixels[:3], plain.preprocess(decode_image(png(10_000), "x"))]
+    features, _ = encode_once(make_job(dataset, Blind), tmp_path / "some")
+    first, second = (n for n in features.notes if "zeros and say nothing" in n)
+    assert first.startswith("a: the features of 1 of 4 images are zeros and say")
+    assert file in first
+    assert second.startswith("b: the features of 3 of 4 images")
 
 
 def test_new_prompts_are_encoded_where_the_cache_may_only_be_read(
