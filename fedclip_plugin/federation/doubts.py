@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..algorithms import Client
+from ..algorithms import Algorithm, Client
 from ..config.inputs import DataConfig
 from ..data.doubts import one_class
 from ..data.listing import some
@@ -36,11 +36,19 @@ def check_training(fed: Federation) -> None:
 
     For a process that knows all clients: alone, a client without images is doubtful.
     """
-    if fed.algorithm.learns and not any(len(c.train) for c in fed.clients):
+    check_counts(fed.algorithm, [len(client.train) for client in fed.clients])
+
+
+def check_counts(algorithm: Algorithm, counts: Sequence[int]) -> None:
+    """Refuse rounds that train on nothing, by how many images each client has.
+
+    Raises ConfigError.
+    """
+    if algorithm.learns and not any(counts):
         raise ConfigError(
-            f"none of the {len(fed.clients):,} clients has a training image for --alg "
-            f"{fed.algorithm.name}: ask for fewer --clients, or for a --split whose "
-            "training images are in the data; --alg zeroshot needs none"
+            f"none of the {len(counts):,} clients has a training image for --alg "
+            f"{algorithm.name}: give them more images, as with fewer --clients, or a "
+            "--split whose training images are in the data; --alg zeroshot needs none"
         )
 
 

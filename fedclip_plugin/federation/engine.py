@@ -12,12 +12,14 @@ Between the last two, clients may measure the new state, and a host may change i
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..algorithms import Client
 from ..config.schema import PrivacyConfig, TrainConfig
+from ..errors import RunError
 from ..server import optimizer, privacy
 from ..wire.update import ClientUpdate, Kept, State, private_part, remember
 from .build import Federation, draw_cohort, participants
@@ -33,6 +35,8 @@ from .rounds import (
     screen_round,
     train_clients,
 )
+
+_log = logging.getLogger("fedclip")
 
 
 @dataclass(frozen=True)
@@ -167,9 +171,11 @@ class Run:
     ) -> State:
         """Screen the updates, and aggregate the rest to the server's next state.
 
-        ``participants`` are the names of the clients that were asked.
+        ``participants`` are the names of the clients that were asked.  Raises RunError
+        as :meth:`check_examples`.
         """
         fed = self.fed
+        self.check_examples(opened, updates, participants)
         opened.screened = screen_round(fed, opened.sent, updates, participants)
         opened.state, opened.memory = next_state(
             fed, opened.screened, opened.state, opened.number, opened.memory
@@ -178,6 +184,29 @@ class Run:
         keeping = updates if fed.algorithm.communicates else opened.screened.sound
         opened.kept = remember(opened.kept, keeping)
         return opened.state
+
+    def check_examples(
+        self,
+        opened: Round,
+        updates: Sequence[ClientUpdate],
+        participants: Sequence[str],
+    ) -> None:
+        """Refuse a round of all clients in which none trained on an example.
+
+        Where only some were drawn, or answered, others may have examples: it is told.
+        Raises RunError.
+        """
+        idle = bool(updates) and not any(u.num_examples for u in updates)
+        if not (idle and self.fed.algorithm.learns):
+            return
+        line = f"round {opened.number}: no client that answered trained on an example"
+        known = self.drawn_from or len(self.fed.clients)
+        if len(updates) >= max(known, len(participants)):
+            raise RunError(
+                f"{line}: the run ends; see that there are training images, and that "
+                "clients tell their number (num_examples)"
+            )
+        _log.warning("%s: nothing is learnt in it", line)
 
     def judged(self, opened: Round) -> State:
         """What is scored of an aggregated round: its state, or the average so far."""

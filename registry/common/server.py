@@ -17,6 +17,7 @@ from ...config.schema import RunConfig
 from ...data.partition import NO_TARGET
 from ...errors import ConfigError, RunError, UpdateError
 from ...federation import downlink
+from ...federation.doubts import check_counts
 from ...federation.engine import Round
 from ...federation.evaluation import summary_scores
 from ...federation.rounds import RoundResult, scored
@@ -164,6 +165,7 @@ class Server:
                 self.log(logging.WARNING, f"fedclip: note: {note}")
         cards = list(self._gathered().values())
         setup = setup or setup_without_data(self.config, cards)
+        check_counts(setup.fed.algorithm, [card.rows[0] for card in cards])
         run = HostRun(setup, *self.out, drawn_from=len(cards))
         greet(self.log, cards, f"the number of {self.word}s")
         if run.done:
@@ -269,18 +271,24 @@ class Server:
         return read
 
     def _present(self, run: HostRun) -> dict[str, Card]:
-        """The clients of a round; waits where there is none."""
+        """The clients of a round; waits where there is none that could train."""
         self._look_around()
         end = time.monotonic() + self.sampling.round_timeout
-        while not (cards := self._clients()):
+        idle = not run.fed.algorithm.learns  # a round without examples will do
+        while not any(card.rows[0] or idle for card in self._clients().values()):
             if time.monotonic() > end:
+                who = (
+                    f"{self.word} with training images"
+                    if self._clients()
+                    else self.word
+                )
                 raise RunError(
-                    f"round {run.done + 1}: no {self.word} has answered in "
+                    f"round {run.done + 1}: no {who} has answered in "
                     f"{self.sampling.round_timeout:g} s; the run ends"
                 )
             self.sites.pause(_PAUSE)
             self._look_around()
-        return cards
+        return self._clients()
 
     def _scores(
         self, run: HostRun, opened: Round, counted: list[int]

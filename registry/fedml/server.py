@@ -185,7 +185,9 @@ class FedCLIPAggregator(ServerAggregator):  # type: ignore[misc]
             for name, entry in zip(names, raw_client_model_or_grad_list)
         ]
         self.metrics = {}
-        sound = self._screen([update for update in updates if update], names)
+        answers = [update for update in updates if update]
+        self.run.check_examples(self.opened, answers, names)
+        sound = self._screen(answers, names)
         ids = {id(update) for update in sound}
         places = [i for i, update in enumerate(updates) if id(update) in ids]
         self._voters = [u.client for u in sound]

@@ -206,16 +206,16 @@ class _Talk:
         self, _: int, results: Sequence[tuple[_Node, FitRes]], *__: Any
     ) -> tuple[None, dict[str, Any]]:
         """Takes the mean, which stands for every client's own."""
-        if results:
+        weight = sum(result.num_examples for _, result in results)
+        if weight:
             arrays = parameters_to_ndarrays(results[0][1].parameters)
-            self.answer = ClientUpdate(
-                "sum",
-                {
-                    name: torch.from_numpy(np.array(mean)).to(old.device, old.dtype)
-                    for (name, old), mean in zip(self.state.items(), arrays)
-                },
-                sum(result.num_examples for _, result in results),
-            )
+            mean = {
+                name: torch.from_numpy(np.array(mean)).to(old.device, old.dtype)
+                for (name, old), mean in zip(self.state.items(), arrays)
+            }
+            self.answer = ClientUpdate("sum", mean, weight)
+        elif results:  # a mean of no weight is NaN
+            self.answer = ClientUpdate("sum", dict(self.state), 0)
         return None, {}
 
 
@@ -244,7 +244,7 @@ def in_former_words(message: Message, context: Context, call_next: Any) -> Messa
     result = FitRes(
         Status(Code.OK, ""),
         _in_order(arrays_back, names),
-        1 if config[_WEIGHTING] == "uniform" else count,
+        min(count, 1) if config[_WEIGHTING] == "uniform" else count,
         {},
     )
     return Message(fitres_to_recorddict(result, True), reply_to=message)

@@ -28,6 +28,7 @@ from ...data.partition import NO_TARGET
 from ...errors import ConfigError, FedClipError, RunError
 from ...federation import downlink
 from ...federation.build import participants
+from ...federation.doubts import check_counts
 from ...federation.engine import Round
 from ...federation.evaluation import summary_scores
 from ...federation.rounds import scored
@@ -126,6 +127,8 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
             first = self.nodes.first(grid, share, self.sampling.min_train_nodes)
             cards = list(first.values())
             setup = setup or setup_without_data(self.config, cards)
+            if self.nodes.asks_all:  # else others may have what these lack
+                check_counts(setup.fed.algorithm, [card.rows[0] for card in cards])
             self.host_run = HostRun(setup, *self.out, drawn_from=self.nodes.drawn_from)
             if self.nodes.asks_all:
                 greet(_log.log, cards, "the number of SuperNodes")

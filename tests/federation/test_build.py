@@ -237,6 +237,27 @@ def test_bad_update_is_screened_and_harms_nothing(monkeypatch):
     assert all(torch.isfinite(v).all() for v in standing.state.values())
 
 
+def test_a_round_without_examples_is_refused_where_all_were_asked(caplog):
+    fed = make()
+    names = [c.name for c in fed.clients]
+    nothing = [ClientUpdate(name, fed.first, 0) for name in names]
+    run = Run(fed)
+    with pytest.raises(RunError, match="round 1: no client that answered trained on"):
+        run.aggregate(run.open_round(), nothing, names)
+    assert run.done == 0
+    for updates, drawn_from in ((nothing[:1], None), (nothing, 3)):
+        caplog.clear()  # who did not answer, or was not drawn, may have examples
+        run = Run(fed, drawn_from=drawn_from)
+        opened = run.open_round()
+        run.aggregate(opened, updates, names)
+        assert "trained on an example: nothing is learnt in it" in caplog.text
+        assert run.close_round(opened).round == 1
+    odd = [replace(update, num_examples=-1) for update in nothing]
+    caplog.clear()
+    run.aggregate(run.open_round(), odd, names)  # the screening names these
+    assert "trained on an example" not in caplog.text
+
+
 def test_bytes_are_those_of_the_adapter():
     fed = make()
     result = run_round(Run(fed))

@@ -56,6 +56,16 @@ def write_toy(directory: Path, **kwargs: int) -> Path:
     return directory
 
 
+def with_one_image(*domains: str) -> FeatureSet:
+    """Toy features of which ``domains`` have one image alone, too few to train on."""
+    toy = toy_features()
+    rows = {d: 1 if d in domains else len(toy.label[d]) for d in toy.domains}
+    image, label = (
+        {d: of[d][:count] for d, count in rows.items()} for of in (toy.image, toy.label)
+    )
+    return replace(toy, image=image, label=label)
+
+
 def name_images(directory: Path) -> FeatureSet:
     """The features in ``directory``, there and here with a name for each image."""
     found = load_features(directory)

@@ -368,6 +368,19 @@ class Contract:
         assert distance(ended.run.state, last.state) == 0
         assert distance(ended.run.now.best, last.best) == 0
 
+    def test_clients_that_train_on_nothing_are_refused(
+        self, world: World, tmp_path: Path
+    ) -> None:
+        if type(world).setup is World.setup:
+            pytest.skip("its own loop cuts and splits the data")
+        whole = world.setup(rounds=1).features
+        rows = sum(len(labels) for labels in whole.label.values())  # one a client
+        out = tmp_path / "out"
+        said = world.refusal(partition="iid", clients=rows, out=str(out))
+        assert "has a training image for --alg fedclip: " in said
+        assert "\n" not in said
+        assert not (out / "summary.json").exists()
+
     def test_a_directory_that_is_taken_is_refused(
         self, world: World, tmp_path: Path
     ) -> None:

@@ -15,7 +15,7 @@ import torch
 pytest.importorskip("fedml", reason="needs FedML: pip install 'fedclip-plugin[fedml]'")
 
 from fedclip_plugin import registry
-from fedclip_plugin.errors import ConfigError
+from fedclip_plugin.errors import ConfigError, RunError
 from fedclip_plugin.registry import fedml_host
 from fedclip_plugin.registry.fedml.settings import bind
 from fedclip_plugin.wire.update import State
@@ -249,6 +249,24 @@ def test_with_nothing_sound_the_model_stays(features, caplog):
     after = server.close_round([(5, broken("nan", before)) for _ in range(3)])
     assert distance(after, before) == 0
     assert all(f"client {name} left out" in caplog.text for name in ("art", "photo"))
+
+
+def test_a_round_of_clients_that_tell_of_no_example_ends_the_run(features, caplog):
+    def server(**keys):
+        args = namespace(features, **keys)
+        return fedml_host.FedCLIPAggregator(fedml_host.create_model(args), args)
+
+    found = server(comm_round=2)
+    raw = [(0, found.opened.state) for _ in range(3)]
+    with pytest.raises(RunError, match="round 1: no client that answered trained on"):
+        found.close_round(raw)
+    assert found.run.done == 0
+    for part in (raw[:1], [*raw[:2], (0, None)]):  # others may have examples
+        found = server(comm_round=2, client_num_per_round=len(part))
+        caplog.clear()
+        found.close_round(part)
+        assert "trained on an example: nothing is learnt" in caplog.text
+        assert found.run.done == 1
 
 
 def test_another_data_set_is_refused(features):

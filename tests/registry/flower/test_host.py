@@ -194,6 +194,24 @@ def test_the_train_config_of_the_user_travels(toy: Path) -> None:
     assert seen == [None, "yes", None]
 
 
+def idle(reply: Any) -> Any:
+    reply.content["metrics"]["num-examples"] = 0
+    return reply
+
+
+@pytest.mark.parametrize("ask_nodes", ["all", "drawn"])
+def test_a_round_of_clients_that_tell_of_no_example_ends_the_run(
+    toy: Path, tmp_path: Path, ask_nodes: str
+) -> None:
+    out = tmp_path / "out"
+    run_config = options(toy, num_server_rounds=3, out=str(out), ask_nodes=ask_nodes)
+    faults = dict.fromkeys(partitions(), in_training(idle, 2))
+    with pytest.raises(RunError, match="round 2: no client that answered trained on"):
+        flower_host.FedClip(run_config).start(grid_of(run_config, faults=faults))
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 1
+    assert not (out / "summary.json").exists()
+
+
 def test_a_run_has_one_seed() -> None:
     with pytest.raises(ConfigError, match="one seed"):
         flower_host.FedClip({"seed": "0 1"})

@@ -19,7 +19,7 @@ from flwr.common import bytes_to_ndarray
 
 from fedclip_plugin.algorithms import get_algorithm
 from fedclip_plugin.errors import ConfigError
-from fedclip_plugin.features.feature_set import load_features
+from fedclip_plugin.features.feature_set import load_features, save_features
 from fedclip_plugin.registry.flower.records import to_state
 from fedclip_plugin.registry.flower.secagg import (
     LARGEST,
@@ -27,6 +27,7 @@ from fedclip_plugin.registry.flower.secagg import (
     client_app,
     quantisation,
 )
+from tests.federation.toy import with_one_image
 from tests.registry.flower.grid import LocalGrid, embedded, grid_of, options, without
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples/flower/secagg/pyproject.toml"
@@ -80,6 +81,25 @@ def test_the_sum_is_plain_averaging_within_its_quantisation(toy, weighting):
     assert 0 < distance(found, embedded(strategy, toy).state) <= 2 * step
     strategy, _, found = run(toy, num_server_rounds=3, weighting=weighting)
     assert distance(found, embedded(strategy, toy).state) <= 100 * step  # 2.4e-5
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "examples"])
+def test_a_client_without_training_images_weighs_nothing(tmp_path, weighting):
+    save_features(with_one_image("art"), tmp_path / "toy")
+    strategy, _, found = run(tmp_path / "toy", num_server_rounds=1, weighting=weighting)
+    step = 2 * LARGEST / quantisation(3)
+    assert distance(found, embedded(strategy, tmp_path / "toy").state) <= 2 * step
+
+
+def test_of_clients_without_training_images_alone_nothing_is_learnt(tmp_path, caplog):
+    save_features(with_one_image("art", "cartoon"), tmp_path / "toy")
+    two = {"fraction_train": 0.34, "min_train_nodes": 2}
+    strategy, _, found = run(tmp_path / "toy", num_server_rounds=1, **two)
+    ended = strategy.host_run
+    assert ended.now.result.participants == ["art", "cartoon"]
+    assert distance(found, ended.fed.first) == 0
+    assert ended.now.progress.quarantined == 0
+    assert "nothing is learnt in it" in caplog.text
 
 
 def test_a_closed_form_needs_no_more_than_the_sum(toy):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import torch
 
 from fedclip_plugin.algorithms import get_algorithm
 from fedclip_plugin.errors import ConfigError, RunError
+from fedclip_plugin.features.feature_set import FeatureSet
 from fedclip_plugin.registry import nvflare_host
 from fedclip_plugin.registry.common import messages
 from fedclip_plugin.registry.common import server as common_server
@@ -23,9 +25,15 @@ from fedclip_plugin.registry.nvflare.server import Server
 from fedclip_plugin.registry.nvflare.site import Site
 from fedclip_plugin.registry.nvflare.worker import Aborted, Worker
 from fedclip_plugin.wire import spool
-from fedclip_plugin.wire.message import pack
+from fedclip_plugin.wire.message import decode_update, encode_update, pack
 from fedclip_plugin.wire.update import State
-from tests.federation.toy import DOMAINS, own_directories, write_toy
+from tests.federation.toy import (
+    DOMAINS,
+    own_directories,
+    toy_features,
+    with_one_image,
+    write_toy,
+)
 from tests.registry.contract import distance, lines_of
 from tests.registry.nvflare.world import Bytes, Fault, Local, log
 
@@ -35,9 +43,9 @@ def empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def private(folder: Path) -> dict[str, Site]:
+def private(folder: Path, features: FeatureSet | None = None) -> dict[str, Site]:
     """A site for each domain, with nothing but its own data."""
-    paths = own_directories(folder / "own")
+    paths = own_directories(folder / "own", features)
     return {
         f"site-{n}": Site(f"site-{n}", {}, {"features": str(path)})
         for n, path in enumerate(paths, 1)
@@ -45,9 +53,12 @@ def private(folder: Path) -> dict[str, Site]:
 
 
 def played(
-    folder: Path, fault: Fault | None = None, **options: object
+    folder: Path,
+    fault: Fault | None = None,
+    features: FeatureSet | None = None,
+    **options: object,
 ) -> tuple[Server, Local]:
-    sites = Local(private(folder), fault)
+    sites = Local(private(folder, features), fault)
     given = {"dataset": "toy", "rounds": 3, "out": str(folder / "out"), **options}
     values = {key.replace("_", "-"): value for key, value in given.items()}
     server = Server(values, folder / "job", sites, log)
@@ -102,7 +113,40 @@ def test_a_site_without_data_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_sites_without_training_images_of_their_own_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="none of the 3 clients has a training image"):
+        played(tmp_path, features=toy_features(rows=1))
+    assert not (tmp_path / "out").exists()
+
+
 # ------------------------------------------------------------------- late, lying, gone
+
+
+def without_examples(answer: bytes) -> bytes:
+    return encode_update(replace(decode_update(answer), num_examples=0))
+
+
+def test_a_round_of_sites_that_tell_of_no_example_ends_the_job(tmp_path: Path) -> None:
+    def idle(site: str, task: str, time: int, answer: bytes) -> bytes | None:
+        return (
+            without_examples(answer) if task == messages.TRAIN and time > 1 else answer
+        )
+
+    with pytest.raises(RunError, match="round 2: no client that answered trained on"):
+        played(tmp_path, idle)
+    (line,) = lines_of(tmp_path / "out" / "metrics.jsonl")
+    assert line["round"] == 1
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_the_run_waits_for_sites_that_have_training_images(tmp_path: Path) -> None:
+    def gone(site: str, task: str, time: int, answer: bytes) -> bytes | None:
+        alive = site == "site-1" or (task != messages.TRAIN and time == 1)
+        return answer if alive else None
+
+    line = "round 2: no site with training images has answered in 1 s"
+    with pytest.raises(RunError, match=line):
+        played(tmp_path, gone, with_one_image("art"), round_timeout=1)
 
 
 def test_a_late_site_is_left_out_and_asked_again(
