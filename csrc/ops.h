@@ -43,10 +43,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> adapter_backward(Tensor dz,
 // The losses of all clients, one client's after another's.
 Tensor local_round(TrainingArguments arguments);
 
-// Training from one start, `params` (four in all), with moments of zeros that are
-// thrown away; `perm` (epochs, samples).  On the CPU alone.  Returns the parameters, a
-// client a row (K, 2 D^2 + 2 D), and the losses.
-std::tuple<Tensor, Tensor> fresh_round(TrainingArguments arguments);
+// Training from one start, `arguments.params` (four in all), with moments of zeros that
+// are thrown away; `perm` (epochs, samples).  On the CPU alone.  Writes the parameters,
+// a client a row (K, 2 D^2 + 2 D), and returns the losses.
+Tensor fresh_round(TrainingArguments arguments, Tensor params);
 
 Tensor weighted_mean(Tensors& xs, const Tensor& weights);
 

@@ -96,26 +96,27 @@ inline void boxed_local_epoch(StableIValue* stack, std::uint64_t inputs,
 // No moments and no counts of steps: they are the operator's own.
 inline void boxed_fresh_round(StableIValue* stack, std::uint64_t inputs,
                               std::uint64_t) {
-    check(inputs == 13, "fresh_round: expected 13 arguments, got ", inputs);
+    check(inputs == 14, "fresh_round: expected 14 arguments, got ", inputs);
     const auto at = [stack](int i) { return Argument{stack[i]}; };
-    const auto [params, losses] = fresh_round({at(0),
-                                               at(1),
-                                               at(2),
-                                               at(3),
-                                               at(4),
-                                               at(5),
-                                               {},
-                                               {},
-                                               {},
-                                               at(6),
-                                               at(7),
-                                               at(8),
-                                               at(9),
-                                               at(10),
-                                               at(11),
-                                               at(12)});
-    stack[0] = torch::stable::detail::from(params);
-    stack[1] = torch::stable::detail::from(losses);
+    const Tensor params = at(6);
+    const Tensor losses = fresh_round({at(0),
+                                       at(1),
+                                       at(2),
+                                       at(3),
+                                       at(4),
+                                       at(5),
+                                       {},
+                                       {},
+                                       {},
+                                       at(7),
+                                       at(8),
+                                       at(9),
+                                       at(10),
+                                       at(11),
+                                       at(12),
+                                       at(13)},
+                                      params);
+    stack[0] = torch::stable::detail::from(losses);
 }
 
 }  // namespace fedclip

@@ -127,7 +127,7 @@ Tensor local_round(TrainingArguments arguments) {
     return losses;
 }
 
-std::tuple<Tensor, Tensor> fresh_round(TrainingArguments all) {
+Tensor fresh_round(TrainingArguments all, Tensor params) {
     auto clients = take_data(all, true);
     check_indices(all, clients);
     const std::int64_t dim = all.dim();
@@ -144,9 +144,10 @@ std::tuple<Tensor, Tensor> fresh_round(TrainingArguments all) {
     Fresh fresh{{}, nullptr, 2 * dim * dim + 2 * dim};
     const auto sizes = fresh.sizes(dim);
     for (int i = 0; i < 4; ++i) fresh.start[i] = floats(all.params[i]);
-    Tensor params =
-        torch::stable::new_empty(all.text, {std::int64_t(clients.size()), fresh.row});
-    fresh.params = params.mutable_data_ptr<float>();
+    expect("params", params, ScalarType::Float,
+           {std::int64_t(clients.size()), fresh.row});
+    InPlace rows(params);
+    fresh.params = rows.data();
     for (std::size_t c = 0; c < clients.size(); ++c) {
         if (clients[c].steps) continue;  // a client without a step keeps the start
         float* to = fresh.params + std::int64_t(c) * fresh.row;
@@ -156,7 +157,8 @@ std::tuple<Tensor, Tensor> fresh_round(TrainingArguments all) {
     }
     Tensor losses = make_losses(all.text, clients);
     train(all, clients, &fresh);
-    return {params, losses};
+    rows.write_back();
+    return losses;
 }
 
 }  // namespace fedclip

@@ -26,6 +26,7 @@ from ..config.schema import (
     hides_examples,
 )
 from ..errors import ConfigError, RunError
+from ..ops import BufferPool
 from ..server.aggregation import aggregate
 from ..wire.update import ClientUpdate, State, private_part
 from .module import StateModule
@@ -94,6 +95,7 @@ class Task:
     wire: WireConfig = field(default_factory=WireConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     params: Any = None
+    pool: BufferPool = field(default_factory=BufferPool, repr=False, compare=False)
 
     @classmethod
     def of(

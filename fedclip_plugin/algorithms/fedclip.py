@@ -120,7 +120,7 @@ def _train_fused(
         for c, perm, order in zip(clients, perms, orders)
     ]
     start = [state[key] for key in KEYS]
-    states, losses = ops.fresh_round(batch, task.text, start, hyper)
+    states, losses = ops.fresh_round(batch, task.text, start, hyper, task.pool)
     return [
         client_update(client, dict(zip(KEYS, params)), loss)
         for client, params, loss in zip(clients, states, losses)

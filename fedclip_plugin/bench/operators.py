@@ -153,9 +153,9 @@ def short_round(clients: int, rounds: int) -> Row:
         everyone = [ops.LocalClient(c.x, c.y, c.perm, *own) for own in states]
         return ops.local_round(everyone, text, hyper), states
 
-    one = (clients, c.x, c.y, text, c.perm)
+    one, pool = (clients, c.x, c.y, text, c.perm), ops.BufferPool()
     candidates: dict[str, rivals.Run] = {
-        OURS: lambda: ops.fresh_round(batches, text, c.params, hyper),
+        OURS: lambda: ops.fresh_round(batches, text, c.params, hyper, pool),
         "from copies": from_copies,
         "eager": rivals.eager_clients(*one),
         "eager, fused": rivals.eager_clients(*one, fused=True),

@@ -24,6 +24,7 @@ from .means import (
     weighted_mean_int8_reference,
     weighted_mean_reference,
 )
+from .memory import BufferPool
 from .training import (
     PRECISIONS,
     Hyperparameters,
@@ -38,6 +39,7 @@ __all__ = [
     "GROUP",
     "PRECISIONS",
     "SCHEMAS",
+    "BufferPool",
     "FreshClient",
     "Hyperparameters",
     "LocalClient",

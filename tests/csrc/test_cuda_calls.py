@@ -76,7 +76,7 @@ def test_opcheck(name):
         "adapter_backward": (torch.randn_like(z), None, x, h, z, params[2]),
         "fresh_round": (
             *([x], [client.y], client.text, [client.perm[None]], 5),
-            *(client.params, *ADAM, SCALE),
+            *(client.params, torch.empty(1, 180).cuda(), *ADAM, SCALE),
         ),
         "local_epoch": (*single, *ADAM, SCALE),
         "local_round": (*lists, *ADAM, SCALE, "bf16"),

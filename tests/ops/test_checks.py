@@ -36,7 +36,7 @@ def samples():
         "adapter_backward": (torch.randn_like(z), None, x, h, z, params[2]),
         "fresh_round": (
             *([x], [client.y], client.text, [client.perm[None]], 5),
-            *(client.params, *ADAM, SCALE),
+            *(client.params, torch.empty(1, 180), *ADAM, SCALE),
         ),
         "local_epoch": (
             x,

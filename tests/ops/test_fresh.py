@@ -128,12 +128,28 @@ def test_the_wrong_argument_is_named() -> None:
 def test_the_kernel_names_it_too() -> None:
     (client,) = make_round(9, (12,), 1)
     data = ([client.x], [client.y], client.text, [client.perm])
-    fresh = torch.ops.fedclip.fresh_round
+    fresh, params = torch.ops.fedclip.fresh_round, torch.empty(1, 180)
     with pytest.raises(RuntimeError, match=r"^start: expected 4 entries, got 3$"):
-        fresh(*data, 4, client.params[:3], *ADAM, SCALE)
+        fresh(*data, 4, client.params[:3], params, *ADAM, SCALE)
     odd = [client.params[0][:, :8], *client.params[1:]]
     with pytest.raises(RuntimeError, match=r"^start\[0\]: expected float32 \(9, 9\)"):
-        fresh(*data, 4, odd, *ADAM, SCALE)
+        fresh(*data, 4, odd, params, *ADAM, SCALE)
+    with pytest.raises(RuntimeError, match=r"^params: expected float32 \(1, 180\)"):
+        fresh(*data, 4, client.params, params[0], *ADAM, SCALE)
     data[3][0] = client.perm[0]
     with pytest.raises(RuntimeError, match=r"^perm\[0\]: expected int64 \(any, any\)"):
-        fresh(*data, 4, client.params, *ADAM, SCALE)
+        fresh(*data, 4, client.params, params, *ADAM, SCALE)
+
+
+@compiled
+def test_results_go_where_they_are_wanted_in_any_order_of_memory() -> None:
+    clients = make_round(33, (9, 0, 12), 1)
+    data = [list(v) for v in zip(*((c.x, c.y, c.perm) for c in clients))]
+    x, y, perm = data
+    found = []
+    for params in (torch.empty(3, 2244), torch.empty(2244, 3).t()):
+        torch.ops.fedclip.fresh_round(
+            x, y, clients[0].text, perm, 8, clients[0].params, params, *ADAM, SCALE
+        )
+        found.append(params.clone())
+    assert torch.equal(*found)

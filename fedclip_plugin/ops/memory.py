@@ -1,0 +1,64 @@
+"""Memory for the results of one round after another.
+
+The first touch of a page is a fault, and the system clears it: for the adapters of a
+round that takes as long as a step of training.  malloc gives blocks of this size back
+whenever they are free (glibc: beyond 32 MiB, whatever it is told).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import threading
+import weakref
+
+import torch
+from torch import Tensor
+
+_LEAST = 1 << 20  # bytes; malloc keeps smaller blocks
+
+
+class BufferPool:
+    """Blocks that are lent as tensors, and again once no tensor is left of them.
+
+    They go back to the system with the pool, or where none is large enough.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[mmap.mmap] = []
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[BufferPool], tuple[()]]:
+        return BufferPool, ()  # a copy starts with no block
+
+    def rows(self, count: int, columns: int, like: Tensor) -> Tensor:
+        """An uninitialised (count, columns) of the type and device of ``like``."""
+        size = count * columns * like.element_size()
+        if like.device.type != "cpu" or size < _LEAST:
+            return like.new_empty(count, columns)
+        block = self._take(size)
+        loan = memoryview(block)  # lives as long as the storage of the tensors
+        weakref.finalize(loan, self._free.append, block).atexit = False
+        flat = torch.frombuffer(loan, dtype=like.dtype, count=count * columns)
+        return flat.view(count, columns)
+
+    def _take(self, size: int) -> mmap.mmap:
+        with self._lock:
+            fitting = [block for block in self._free if len(block) >= size]
+            if not fitting:
+                self._free.clear()
+                return _map(size)
+            smallest = min(fitting, key=len)
+            self._free.remove(smallest)
+            return smallest
+
+
+def _map(size: int) -> mmap.mmap:
+    """Pages of nobody's file, huge ones where Linux grants them."""
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+        return mmap.mmap(-1, size)
+    block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            block.madvise(mmap.MADV_HUGEPAGE)
+    return block

@@ -1,0 +1,99 @@
+"""Memory of results: lent again when no tensor of it is left, and not before."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+
+import torch
+
+from fedclip_plugin import ops
+
+LIKE = torch.empty(0)
+WIDE = 1 << 18  # floats: a MiB
+
+
+def test_a_block_is_lent_again_once_its_last_view_is_gone() -> None:
+    pool = ops.BufferPool()
+    first = pool.rows(2, WIDE, LIKE)
+    assert (first.shape, first.dtype, first.is_contiguous()) == (
+        (2, WIDE),
+        torch.float32,
+        True,
+    )
+    address = first.data_ptr()
+    view = first[1].view(512, -1)[3:].detach()
+    view.fill_(7)
+    del first
+    second = pool.rows(2, WIDE, LIKE)
+    second.fill_(0)
+    assert second.data_ptr() != address
+    assert (view == 7).all()
+    del view
+    gc.collect()
+    assert pool.rows(1, WIDE, LIKE).data_ptr() == address
+
+
+def test_the_smallest_that_is_large_enough_is_taken() -> None:
+    pool = ops.BufferPool()
+    blocks = [pool.rows(n, WIDE, LIKE) for n in (4, 2, 3)]
+    two = blocks[1].data_ptr()
+    blocks.clear()
+    gc.collect()
+    assert pool.rows(2, WIDE, LIKE).data_ptr() == two
+
+
+def test_blocks_too_small_are_given_back() -> None:
+    pool = ops.BufferPool()
+    del [pool.rows(2, WIDE, LIKE)][:]
+    gc.collect()
+    large = pool.rows(3, WIDE, LIKE)
+    address = large.data_ptr()
+    del large
+    gc.collect()
+    assert pool.rows(1, WIDE, LIKE).data_ptr() == address
+
+
+def test_results_outlive_their_pool() -> None:
+    rows = ops.BufferPool().rows(2, WIDE, LIKE)
+    gc.collect()
+    rows.fill_(3)
+    assert rows.sum() == 6 * WIDE
+
+
+def test_other_types_and_small_blocks() -> None:
+    pool = ops.BufferPool()
+    assert pool.rows(3, WIDE, LIKE.double()).dtype == torch.float64
+    assert pool.rows(3, 5, LIKE).shape == (3, 5)
+    assert pool.rows(0, WIDE, LIKE).shape == (0, WIDE)
+    assert pool.rows(3, WIDE, LIKE.to("meta")).is_meta
+
+
+def test_a_copied_pool_shares_nothing() -> None:
+    pool = ops.BufferPool()
+    address = pool.rows(2, WIDE, LIKE).data_ptr()
+    kept = pool.rows(2, WIDE, LIKE)
+    assert kept.data_ptr() == address
+    for twin in (copy.deepcopy(pool), pickle.loads(pickle.dumps(pool))):
+        assert twin.rows(2, WIDE, LIKE).data_ptr() != address
+
+
+def test_rounds_of_one_pool_have_the_same_bits() -> None:
+    torch.manual_seed(0)
+    data = [
+        ops.FreshClient(
+            torch.randn(9, 256), torch.randint(0, 3, (9,)), torch.randperm(9)[None]
+        )
+        for _ in range(3)
+    ]
+    text = torch.nn.functional.normalize(torch.randn(3, 256), dim=1)
+    start = [torch.randn(s) * 0.05 for s in ((256, 256), (256,), (256, 256), (256,))]
+    hyper = ops.Hyperparameters(4, 1e-3, 0.9, 0.98, 1e-6, 0.2, 100.0)
+    pool, found = ops.BufferPool(), []
+    for _ in range(3):
+        params, losses = ops.fresh_round(data, text, start, hyper, pool)
+        found.append([*losses, *(t.clone() for own in params for t in own)])
+        del params
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
