@@ -2,6 +2,8 @@
 // have is left to the kernels of each device.
 #pragma once
 
+#include <functional>
+
 #include "ops.h"
 #include "steps.h"
 #include "tensors.h"
@@ -17,18 +19,21 @@ struct TrainingClient {
     float* losses = nullptr;          // (steps,)
 };
 
-inline std::string entry(const char* name, std::size_t i) {
-    return std::string(name) + "[" + std::to_string(i) + "]";
+// A weight, or its bias behind it.
+inline void expect_parameter(Entry name, const Tensor& tensor, std::int64_t dim,
+                             const Here& here) {
+    if (name.at % 2 == 0) {
+        expect_square(name, tensor, dim, here);
+    } else {
+        expect(name, tensor, ScalarType::Float, {dim}, here);
+    }
 }
 
 inline void take_parameters(const char* name, const Tensors& tensors, std::size_t first,
-                            std::int64_t dim, TrainingClient& client) {
+                            std::int64_t dim, const Here& here,
+                            TrainingClient& client) {
     for (std::size_t i = first; i < first + 4; ++i) {
-        if (i % 2 == 0) {
-            expect_square(entry(name, i), tensors[i], dim);
-        } else {
-            expect(entry(name, i), tensors[i], ScalarType::Float, {dim});
-        }
+        expect_parameter({name, i}, tensors[i], dim, here);
         client.parameters.emplace_back(tensors[i]);
     }
 }
@@ -39,20 +44,27 @@ inline void expect_count(const char* name, std::size_t got, std::size_t wanted) 
 
 // Clients train side by side: one tensor given twice would be a race.
 inline void expect_distinct(const TrainingArguments& all) {
-    std::vector<std::pair<const void*, std::string>> starts;
+    struct Start {
+        const void* data;
+        Entry name;
+    };
+    std::vector<Start> starts;
+    starts.reserve(3 * all.params.size());
     const auto add = [&](const char* name, const Tensors& tensors) {
         for (std::size_t i = 0; i < tensors.size(); ++i) {
             if (tensors[i].numel() == 0) continue;
-            starts.emplace_back(tensors[i].const_data_ptr(), entry(name, i));
+            starts.push_back({tensors[i].const_data_ptr(), {name, i}});
         }
     };
     add("params", all.params);
     add("exp_avg", all.exp_avg);
     add("exp_avg_sq", all.exp_avg_sq);
-    std::sort(starts.begin(), starts.end());
+    std::stable_sort(starts.begin(), starts.end(), [](const Start& a, const Start& b) {
+        return std::less<>()(a.data, b.data);
+    });
     for (std::size_t i = 1; i < starts.size(); ++i) {
-        check(starts[i].first != starts[i - 1].first, starts[i].second,
-              ": expected its own memory, got ", starts[i - 1].second, "'s");
+        check(starts[i].data != starts[i - 1].data, starts[i].name,
+              ": expected its own memory, got ", starts[i - 1].name, "'s");
     }
 }
 
@@ -68,16 +80,17 @@ inline std::vector<TrainingClient> take_data(TrainingArguments& all, bool epochs
     expect("text", all.text, ScalarType::Float, {-1, count ? all.x[0].size(1) : -1});
     all.text = row_major(all.text);
     const std::int64_t dim = all.dim();
+    const Here here;
     std::vector<TrainingClient> clients(count);
     for (std::size_t i = 0; i < count; ++i) {
         TrainingClient& client = clients[i];
         const Tensor &x = all.x[i], &y = all.y[i], &perm = all.perm[i];
-        expect(entry("x", i), x, ScalarType::Float, {-1, dim});
-        expect(entry("y", i), y, ScalarType::Long, {x.size(0)});
+        expect(Entry{"x", i}, x, ScalarType::Float, {-1, dim}, here);
+        expect(Entry{"y", i}, y, ScalarType::Long, {x.size(0)}, here);
         if (epochs) {
-            expect(entry("perm", i), perm, ScalarType::Long, {-1, -1});
+            expect(Entry{"perm", i}, perm, ScalarType::Long, {-1, -1}, here);
         } else {
-            expect(entry("perm", i), perm, ScalarType::Long, {-1});
+            expect(Entry{"perm", i}, perm, ScalarType::Long, {-1}, here);
         }
         client.x = row_major(x);
         client.y = row_major(y);
@@ -97,14 +110,16 @@ inline std::vector<TrainingClient> take_clients(TrainingArguments& all) {
     expect_count("exp_avg", all.exp_avg.size(), 4 * count);
     expect_count("exp_avg_sq", all.exp_avg_sq.size(), 4 * count);
     const std::int64_t dim = all.dim();
+    const Here here;
     for (std::size_t i = 0; i < count; ++i) {
         TrainingClient& client = clients[i];
+        client.parameters.reserve(12);
         client.step = all.step[i];
-        check(client.step >= 0, entry("step", i), ": expected at least 0, got ",
+        check(client.step >= 0, Entry{"step", i}, ": expected at least 0, got ",
               client.step);
-        take_parameters("params", all.params, 4 * i, dim, client);
-        take_parameters("exp_avg", all.exp_avg, 4 * i, dim, client);
-        take_parameters("exp_avg_sq", all.exp_avg_sq, 4 * i, dim, client);
+        take_parameters("params", all.params, 4 * i, dim, here, client);
+        take_parameters("exp_avg", all.exp_avg, 4 * i, dim, here, client);
+        take_parameters("exp_avg_sq", all.exp_avg_sq, 4 * i, dim, here, client);
     }
     expect_distinct(all);
     return clients;
@@ -129,10 +144,14 @@ inline void write_back(std::vector<TrainingClient>& clients) {
     }
 }
 
+inline void let_go_of(TrainingArguments& all, std::vector<TrainingClient>& clients) {
+    let_go(clients, all.x, all.y, all.perm, all.params, all.exp_avg, all.exp_avg_sq);
+}
+
 // Of a value that is not an index: the message of both devices.
 inline void refuse_index(const char* name, std::size_t client, std::int64_t below,
                          std::int64_t value, std::int64_t at) {
-    check(false, entry(name, client), ": expected values in 0..", below - 1, ", got ",
+    check(false, Entry{name, client}, ": expected values in 0..", below - 1, ", got ",
           value, " at ", at);
 }
 

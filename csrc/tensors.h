@@ -22,11 +22,20 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 
+// An argument, and an entry of one that is a list; it becomes text in messages alone.
+struct Entry {
+    const char* name;
+    std::size_t at;
+};
+
 inline void append(std::string& text, const char* part) { text += part; }
 inline void append(std::string& text, const std::string& part) { text += part; }
 template <class Number>
 void append(std::string& text, Number part) {
     text += std::to_string(part);
+}
+inline void append(std::string& text, Entry part) {
+    text.append(part.name).append("[").append(std::to_string(part.at)).append("]");
 }
 
 // Raises RuntimeError with the parts as its message.  (STD_TORCH_CHECK would put a
@@ -42,7 +51,8 @@ void check(bool holds, const Parts&... parts) {
 }
 
 // Where an operator runs: on the CPU, or on the current device, which its guard has
-// made that of its first tensor.
+// made that of its first tensor.  To ask for that one takes longer than all else of a
+// tensor: for a list it is asked once.
 #ifdef USE_CUDA
 class Here {
   public:
@@ -85,17 +95,17 @@ inline const char* dtype_text(ScalarType dtype) {
     }
 }
 
-inline std::string describe(const Tensor& tensor) {
+inline std::string describe(const Tensor& tensor, const Here& here = Here()) {
     const auto sizes = tensor.sizes();
     std::string text = dtype_text(tensor.scalar_type());
     text.append(" ").append(shape_text(sizes.data(), sizes.size()));
-    return Here().has(tensor) ? text : text + " on another device";
+    return here.has(tensor) ? text : text + " on another device";
 }
 
 // Here, and of this type and shape; -1 is any size.
 inline bool fits(const Tensor& tensor, ScalarType dtype,
-                 std::initializer_list<std::int64_t> shape) {
-    bool fits = Here().has(tensor) && tensor.scalar_type() == dtype &&
+                 std::initializer_list<std::int64_t> shape, const Here& here = Here()) {
+    bool fits = here.has(tensor) && tensor.scalar_type() == dtype &&
                 tensor.dim() == static_cast<std::int64_t>(shape.size());
     std::int64_t d = 0;
     for (const std::int64_t size : shape) {
@@ -105,18 +115,20 @@ inline bool fits(const Tensor& tensor, ScalarType dtype,
     return fits;
 }
 
-// Raises unless it fits.
-inline void expect(const std::string& name, const Tensor& tensor, ScalarType dtype,
-                   std::initializer_list<std::int64_t> shape) {
-    if (fits(tensor, dtype, shape)) return;
+// Raises unless it fits.  `name`: text, or an Entry.
+template <class Name>
+void expect(const Name& name, const Tensor& tensor, ScalarType dtype,
+            std::initializer_list<std::int64_t> shape, const Here& here = Here()) {
+    if (fits(tensor, dtype, shape, here)) return;
     check(false, name, ": expected ", dtype_text(dtype), " ",
-          shape_text(shape.begin(), shape.size()), " on ", Here().name(), ", got ",
-          describe(tensor));
+          shape_text(shape.begin(), shape.size()), " on ", here.name(), ", got ",
+          describe(tensor, here));
 }
 
-inline void expect_square(const std::string& name, const Tensor& weight,
-                          std::int64_t dim) {
-    expect(name, weight, ScalarType::Float, {dim, dim});
+template <class Name>
+void expect_square(const Name& name, const Tensor& weight, std::int64_t dim,
+                   const Here& here = Here()) {
+    expect(name, weight, ScalarType::Float, {dim, dim}, here);
 }
 
 // The same data in row-major order: the tensor itself, or a copy.  CUDA kernels load 16
@@ -176,7 +188,7 @@ void let_go(Lists&... lists) {
 inline void expect_like_first(const char* name, const Tensors& tensors,
                               ScalarType dtype) {
     check(!tensors.empty(), name, ": expected at least one tensor, got none");
-    const Here here;  // asking for the device takes longer than all else of a tensor
+    const Here here;
     const auto wanted = tensors[0].sizes();
     for (std::size_t i = 0; i < tensors.size(); ++i) {
         const auto sizes = tensors[i].sizes();
@@ -185,7 +197,7 @@ inline void expect_like_first(const char* name, const Tensors& tensors,
             std::equal(sizes.begin(), sizes.end(), wanted.begin())) {
             continue;
         }
-        check(false, name, "[", i, "]: expected the type and shape of ", name, "[0], ",
+        check(false, Entry{name, i}, ": expected the type and shape of ", name, "[0], ",
               describe(tensors[0]), ", got ", describe(tensors[i]));
     }
 }
@@ -198,10 +210,9 @@ inline std::int64_t expect_scaled(const Tensors& qs, const Tensors& scales) {
           scales.size());
     std::int64_t rows = qs[0].dim() ? qs[0].size(0) : 1;
     if (fits(scales[0], ScalarType::Float, {1})) rows = 1;
+    const Here here;
     for (std::size_t i = 0; i < scales.size(); ++i) {
-        if (fits(scales[i], ScalarType::Float, {rows})) continue;
-        expect("scales[" + std::to_string(i) + "]", scales[i], ScalarType::Float,
-               {rows});
+        expect(Entry{"scales", i}, scales[i], ScalarType::Float, {rows}, here);
     }
     return rows;
 }

@@ -124,6 +124,7 @@ Tensor local_round(TrainingArguments arguments) {
     Tensor losses = make_losses(arguments.text, clients);
     train(arguments, clients, nullptr);
     write_back(clients);
+    let_go_of(arguments, clients);
     return losses;
 }
 
@@ -132,14 +133,9 @@ Tensor fresh_round(TrainingArguments all, Tensor params) {
     check_indices(all, clients);
     const std::int64_t dim = all.dim();
     expect_count("start", all.params.size(), 4);
-    for (int i = 0; i < 4; ++i) {
-        Tensor& start = all.params[i];
-        if (i % 2 == 0) {
-            expect_square(entry("start", i), start, dim);
-        } else {
-            expect(entry("start", i), start, ScalarType::Float, {dim});
-        }
-        start = row_major(start);
+    for (std::size_t i = 0; i < 4; ++i) {
+        expect_parameter({"start", i}, all.params[i], dim, Here());
+        all.params[i] = row_major(all.params[i]);
     }
     Fresh fresh{{}, nullptr, 2 * dim * dim + 2 * dim};
     const auto sizes = fresh.sizes(dim);
@@ -158,6 +154,7 @@ Tensor fresh_round(TrainingArguments all, Tensor params) {
     Tensor losses = make_losses(all.text, clients);
     train(all, clients, &fresh);
     rows.write_back();
+    let_go_of(all, clients);
     return losses;
 }
 

@@ -94,17 +94,30 @@ struct Plan {
         to.steps = from.steps;
         to.first_sample = samples;
         to.first_step = std::int64_t(adam.size());
-        for (std::int64_t step = 0; step < from.steps; ++step) {
-            client_of.push_back(int(clients.size()));
-            adam.push_back(
-                adam_step(all.lr, all.beta1, all.beta2, all.eps, from.step + step + 1));
-        }
+        client_of.insert(client_of.end(), std::size_t(from.steps), int(clients.size()));
+        add_adam(all, from.step, from.steps);
         samples += to.samples;
         active += to.steps > 0;
         rows = std::max(rows, std::min(all.batch_size, to.samples));
         steps.push_back(to.steps);
         clients.push_back(to);
     }
+
+    // Most clients take the same steps as the one before: its powers are theirs.
+    void add_adam(const TrainingArguments& all, std::int64_t taken,
+                  std::int64_t steps) {
+        if (taken != taken_ || steps > std::int64_t(powers_.size())) {
+            taken_ = taken;
+            powers_.clear();
+            for (std::int64_t t = taken + 1; t <= taken + steps; ++t) {
+                powers_.push_back(adam_step(all.lr, all.beta1, all.beta2, all.eps, t));
+            }
+        }
+        adam.insert(adam.end(), powers_.begin(), powers_.begin() + steps);
+    }
+
+    std::int64_t taken_ = -1;
+    std::vector<AdamStep> powers_;  // after `taken_` steps
 };
 
 // One call on its way through the device.
@@ -238,6 +251,7 @@ Tensor local_round(TrainingArguments arguments) {
     training.start();
     training.finish(clients);
     write_back(clients);
+    let_go_of(arguments, clients);
     return losses;
 }
 

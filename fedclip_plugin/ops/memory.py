@@ -36,7 +36,10 @@ class BufferPool:
         size = count * columns * like.element_size()
         if like.device.type != "cpu" or size < _LEAST:
             return like.new_empty(count, columns)
-        block = self._take(size)
+        try:
+            block = self._take(size)
+        except OSError:  # no mapping is left: torch may find memory, or says how much
+            return like.new_empty(count, columns)
         loan = memoryview(block)  # lives as long as the storage of the tensors
         weakref.finalize(loan, self._free.append, block).atexit = False
         flat = torch.frombuffer(loan, dtype=like.dtype, count=count * columns)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import errno
 import gc
 import pickle
 
+import pytest
 import torch
 
 from fedclip_plugin import ops
@@ -68,6 +70,14 @@ def test_other_types_and_small_blocks() -> None:
     assert pool.rows(3, 5, LIKE).shape == (3, 5)
     assert pool.rows(0, WIDE, LIKE).shape == (0, WIDE)
     assert pool.rows(3, WIDE, LIKE.to("meta")).is_meta
+
+
+def test_without_mappings_memory_is_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("fedclip_plugin.ops.memory.mmap.mmap", refuse)
+    assert ops.BufferPool().rows(2, WIDE, LIKE).shape == (2, WIDE)
 
 
 def test_a_copied_pool_shares_nothing() -> None:
