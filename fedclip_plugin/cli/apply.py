@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
     from ..config.schema import RunConfig
 
-BATCH = 16  # as features are encoded: more at once is slower on a CPU
 STDIN = "-"
 
 
 def predict(args: argparse.Namespace, display: Display) -> int:
     """``fedclip predict``; exit code 2 where an image could not be read."""
     from ..export.predict import Classifier
+    from ..features.missing import CPU_BATCH
     from ..report.records import load_run
 
     load_run(args.run_directory)  # a run, and a finished one
@@ -53,7 +53,7 @@ def predict(args: argparse.Namespace, display: Display) -> int:
     )
     rows: list[dict[str, Any]] = []
     bad = done = 0
-    for batch in classifier.batches(images, BATCH):
+    for batch in classifier.batches(images, CPU_BATCH):
         for problem in batch.bad.values():
             print_error(problem.partition("; ")[0])  # the advice is of a run
         bad += len(batch.bad)

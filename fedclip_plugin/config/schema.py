@@ -276,7 +276,7 @@ def _check_privacy(config: RunConfig) -> None:
         ("optimizer-state", train.optimizer_state, ("reset",)),
         ("patience", train.patience, (None,)),
         # the default is off by itself
-        ("max-norm-ratio", server.max_norm_ratio, (0.0, 100.0)),
+        ("max-norm-ratio", server.max_norm_ratio, (0.0, ServerConfig.max_norm_ratio)),
     ]
     if wire.compress != "none":
         needed.append(("error-feedback", wire.error_feedback, ("off",)))

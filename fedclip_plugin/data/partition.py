@@ -22,7 +22,7 @@ from ..errors import ConfigError, did_you_mean, spelling_key
 from .pools import Rows, cut, long_tail, random_state
 from .split_file import PARTS, WHOLE, read_split
 
-NO_TARGET = "none"
+NO_TARGET = "none"  # the target of a run without a held-out domain
 MAX_NAME = 255  # characters of a domain's name
 
 

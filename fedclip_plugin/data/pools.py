@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ..config.fields import MOST_WHOLE
 from ..config.inputs import DataConfig
 from ..errors import ConfigError
 
@@ -23,7 +24,7 @@ def random_state(*seed: int) -> np.random.RandomState:
         return np.random.RandomState(seed[0] if len(seed) == 1 else list(seed))
     except ValueError as error:
         raise ConfigError(
-            f"--seed {seed[0]}: expected an integer from 0 to 4294967295"
+            f"--seed {seed[0]}: expected an integer from 0 to {MOST_WHOLE}"
         ) from error
 
 

@@ -19,7 +19,8 @@ from .. import __version__
 from ..config.inputs import DESCRIPTIONS, SCHEMAS
 from ..config.schema import RunConfig
 from ..data.listing import some
-from ..report.records import NO_TARGET, RunRecord
+from ..data.partition import NO_TARGET
+from ..report.records import RunRecord
 from ..report.tables import facts
 from ..report.text import merge
 from ..report.wording import method_label

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ..data.listing import some
+from ..ops.adapter import NORM_FLOOR
 
-LEAST = 1e-12  # a row's length, below which F.normalize does not make a unit vector
 ALIKE = 1e-5  # of the largest value: what rounding in batches of other sizes changes
-_ROWS_AT_ONCE = 1 << 14  # compared; bounds memory
+ROWS_AT_ONCE = 1 << 14  # copied or compared; bounds memory
 
 
 def lengths(x: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def lengths(x: Tensor) -> Tensor:
 
 def undirected(x: Tensor) -> Tensor:
     """The rows of ``x`` (N, D) that have no direction, (M,) int64 ascending."""
-    (rows,) = (lengths(x) < LEAST).nonzero(as_tuple=True)
+    (rows,) = (lengths(x) < NORM_FLOOR).nonzero(as_tuple=True)
     return rows
 
 
@@ -75,7 +75,7 @@ def doubts(
 
 def _same(x: Tensor) -> bool:
     limit = ALIKE * float(x[0].abs().max())
-    parts = x.split(_ROWS_AT_ONCE)
+    parts = x.split(ROWS_AT_ONCE)
     return all(float((part - x[0]).abs().max()) <= limit for part in parts)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from ..config.paths import as_path
 from ..data.listing import is_image_name, printable, safe_folder
 from ..errors import FeaturesError, reason
+from ..ops.adapter import NORM_FLOOR
 from ..storage.files import write_json
 from ..storage.shapes import cleaned, each, several, text
 from ..storage.tensors import DamagedFileError, read_tensors, write_tensors
@@ -31,7 +32,6 @@ from . import directions
 
 FORMAT = 1
 NAMES = "names.json"  # of the images, domain by domain
-_ROWS_AT_ONCE = 1 << 14  # copied; bounds memory
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "model": str,
     "pretrained": str,
@@ -93,8 +93,8 @@ class FeatureSet:
         """Features (N, D) and labels (N,) of rows, in the order of ``index``."""
         x = torch.empty(len(index), self.embed_dim)
         y = torch.empty(len(index), dtype=torch.int64)
-        for start in range(0, len(index), _ROWS_AT_ONCE):
-            part = index[start : start + _ROWS_AT_ONCE]
+        for start in range(0, len(index), directions.ROWS_AT_ONCE):
+            part = index[start : start + directions.ROWS_AT_ONCE]
             domains = torch.bucketize(part, self._ends(), right=True)
             for i, domain in enumerate(self.domains):
                 (place,) = (domains == i).nonzero(as_tuple=True)
@@ -345,7 +345,7 @@ def _check_domain(
         f"{path}: image features hold NaN or Inf, or are too large to be squared",
     )
     _expect(
-        count == 0 or float(lengths.max()) >= directions.LEAST,
+        count == 0 or float(lengths.max()) >= NORM_FLOOR,
         f"{path}: the features of all {count:,} images of domain {domain!r} are zeros "
         "and say nothing",
     )

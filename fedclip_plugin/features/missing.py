@@ -14,13 +14,14 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from ..clip.encoder import CHECKED_IMAGES
 from ..data.dataset import ImageDataset, ImageDomain
 from ..data.images import decode_image
 from ..data.progress import Progress
 from ..errors import ConfigError, DataError
 from .store import FeatureStore, ShardWriter
 
-SAMPLE = 64  # images of the first batch
+SAMPLE = CHECKED_IMAGES  # images of the first batch
 CPU_BATCH = 16  # a ViT-B/32 takes 20 % longer per image at 64: its activations spill
 CUDA_BATCH = 256
 AHEAD = 4  # batches that are decoded while one is encoded

@@ -23,7 +23,7 @@ from torch import Tensor
 from .checks import check, check_adapter, check_matrix
 from .library import call, define, differentiate
 
-NORM_FLOOR = 1e-12  # a feature row of zeros gives z = 0, not NaN
+NORM_FLOOR = 1e-12  # of a length, as F.normalize has it: zeros give z = 0, not NaN
 # Spares 6 us of torch.library's Python a call where nobody wants a gradient.
 _below_autograd: Any = getattr(
     torch._C, "_AutoDispatchBelowAutograd", contextlib.nullcontext

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..data.partition import NO_TARGET
 from ..stats import mean
-from .records import NO_TARGET, Summary, target_name
+from .records import Summary, target_name
 from .tables import Cell, Table, gain
 from .wording import percent
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.partition import NO_TARGET
 from ..errors import RunError
 from ..storage import shapes
 from ..storage.shapes import (
@@ -31,9 +32,6 @@ from ..storage.shapes import (
 )
 
 Summary = Mapping[str, Any]
-
-NO_TARGET = "none"
-"""Stands for the target of a run without a held-out domain, as in ``--target none``."""
 
 PICTURES = "pictures.json"  # of test images, where the images were at hand
 MAX_CLIENTS = 1000  # of a round that are kept in memory, for every round

@@ -7,11 +7,11 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+from ..data.partition import NO_TARGET
 from ..stats import mean
 from .figures.svg import figure_style
 from .figures.sweep import option_charts
 from .page.page import template
-from .records import NO_TARGET
 from .tables import Cell, Table, gain
 from .text import markdown_row
 from .wording import half_width, percent

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from ..data.partition import NO_TARGET
 from ..stats import mean
 from .averages import (
     KINDS,
@@ -18,7 +19,7 @@ from .averages import (
     same_features,
     scores,
 )
-from .records import NO_TARGET, RunRecord, Summary, target_name
+from .records import RunRecord, Summary, target_name
 from .wording import (
     fell_short,
     half_width,

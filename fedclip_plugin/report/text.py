@@ -7,9 +7,10 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..data.partition import NO_TARGET
 from ..errors import RunError
 from .averages import METRICS, aggregate, groups, metrics_of, notes_of
-from .records import NO_TARGET, RunRecord, Summary, target_name
+from .records import RunRecord, Summary, target_name
 from .tables import Cell, measures, overall
 from .wording import lift, method_label
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .records import NO_TARGET, Summary
+from ..data.partition import NO_TARGET
+from .records import Summary
 
 VISIBLE = 5e-5  # of a fraction: half the last digit that is shown
 MAX_CLAUSES = 6  # of a warning

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..config.toml import to_dict, to_toml
+from ..data.partition import NO_TARGET
 from ..federation.build import identity
 from ..federation.checkpoint import Checkpoint
 from ..federation.engine import RunState, final
-from ..report.records import NO_TARGET, PICTURES, ROUND
+from ..report.records import PICTURES, ROUND
 from ..report.trackers import Trackers, find_trackers
 from ..report.write import write_html
 from ..storage.files import (

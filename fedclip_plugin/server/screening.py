@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..config.schema import ServerConfig
+from ..storage.shapes import MOST_COUNT
 from ..wire.compression import PLAIN, fault, payload_squares
-from ..wire.message import MAX_EXAMPLES
 from ..wire.spool import in_turn, portions
 from ..wire.update import ClientUpdate, State
 
@@ -30,7 +31,9 @@ class Quarantined:
 
 
 def screen(
-    updates: Sequence[ClientUpdate], expected: State, max_norm_ratio: float = 100.0
+    updates: Sequence[ClientUpdate],
+    expected: State,
+    max_norm_ratio: float = ServerConfig.max_norm_ratio,
 ) -> tuple[list[ClientUpdate], list[Quarantined]]:
     """Split updates into screened and quarantined ones.
 
@@ -61,7 +64,7 @@ def screen(
 
 
 def _fault(update: ClientUpdate, expected: State) -> str | None:
-    if not 0 <= update.num_examples <= MAX_EXAMPLES:
+    if not 0 <= update.num_examples <= MOST_COUNT:
         return f"num_examples is {update.num_examples}"
     if update.codec != PLAIN:
         return fault(update.codec, update.state, expected)

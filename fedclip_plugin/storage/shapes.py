@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 MAX_TEXT = 10_000  # characters
+MOST_COUNT = 2**53  # whole numbers up to here are exact as floats
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # Unicode's Cc and Cs
 Check = Callable[[Any], str | None]
 """Returns what is wrong with a value, None if nothing is."""
@@ -59,7 +60,7 @@ def fraction(value: Any) -> str | None:
 
 def count(value: Any) -> str | None:
     """A non-negative integer."""
-    fine = type(value) is int and 0 <= value < 2**53
+    fine = type(value) is int and 0 <= value <= MOST_COUNT
     return None if fine else f"expected a count, got {_short(value)}"
 
 

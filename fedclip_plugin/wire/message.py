@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from ..errors import UpdateError
-from ..storage.shapes import has_control
+from ..storage.shapes import MOST_COUNT, has_control
 from ..storage.tensors import (
     CHECKSUM,
     METADATA_KEY,
@@ -28,7 +28,6 @@ from ..storage.tensors import (
 )
 from .update import ClientUpdate, State
 
-MAX_EXAMPLES = 2**53  # whole numbers up to here are exact as floats
 MAX_NAME = 256  # characters
 MARGIN = 1 << 20  # bytes that an update may have beyond those of what was sent out
 
@@ -91,7 +90,7 @@ def decode_update(
 
 def is_count(value: object) -> bool:
     """Whether ``value`` is a count: a non-negative integer, not a boolean."""
-    return type(value) is int and 0 <= value <= MAX_EXAMPLES
+    return type(value) is int and 0 <= value <= MOST_COUNT
 
 
 def size_limit(like: State) -> int:

@@ -20,7 +20,7 @@ from ...federation.rounds import Scores
 from ...federation.unseen import ACCURACIES, ROWS
 from ...wire.message import decode_update, encode_update, pack, size_limit, unpack
 from ...wire.update import ClientUpdate, State
-from .roster import Card, read_card
+from .roster import MOST_TOLD, Card, read_card
 
 INTRODUCE, TRAIN, VALIDATE = TASKS = ("fedclip_introduce", "train", "validate")
 BYTES = "fedclip"  # the field of a Shareable
@@ -28,7 +28,6 @@ ROUND, SHARED, SITES = "round", "fedclip", "sites"
 _ERROR, _CARD, _TEXT = "error", "card", "text"
 _SPLITS = ("val", "test")
 _MORE = (SELECTION, *ACCURACIES)  # where a run asks for it
-MOST_ROWS = 2**31
 _LONGEST = 400  # characters of a stranger's line
 
 
@@ -50,7 +49,12 @@ def failure_in(data: bytes, where: str) -> str | None:
     _, fields = unpack(data, where)
     if fields.keys() != {_ERROR}:
         return None
-    line = " ".join(str(fields[_ERROR]).split())
+    return shown(str(fields[_ERROR]))
+
+
+def shown(text: str) -> str:
+    """A stranger's text as one line that can be shown."""
+    line = " ".join(text.split())
     return "".join(c if c.isprintable() else "?" for c in line)[:_LONGEST]
 
 
@@ -104,7 +108,7 @@ def _scores(data: bytes, client: str) -> dict[str, float | None]:
     found = {split: _within(fields.get(split)) for split in _SPLITS}
     found |= {name: _within(fields[name]) for name in _MORE if name in fields}
     if ROWS in fields:
-        found[ROWS] = _within(fields[ROWS], MOST_ROWS)
+        found[ROWS] = _within(fields[ROWS], MOST_TOLD)
     return found
 
 

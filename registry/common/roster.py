@@ -37,6 +37,7 @@ from ...server.privacy import drawing_seed
 from ...storage import shapes
 
 Node = TypeVar("Node", int, str)  # how a host calls a process that takes part
+MOST_TOLD = 2**31  # clients, or rows, that are believed to be there
 _PROJECTIONS = 8
 _TOLERANCE = 0.2  # relative: bf16 text features differ by 0.05, other weights by 1.4
 
@@ -144,8 +145,8 @@ def _between(low: float, high: float) -> shapes.Check:
 _SOUND = shapes.fields(
     {
         **dict.fromkeys(("name", "model", "pretrained", "key"), shapes.text),
-        "index": _between(0, 2**31),
-        "federation": _between(1, 2**31),
+        "index": _between(0, MOST_TOLD),
+        "federation": _between(1, MOST_TOLD),
         "classes": shapes.several(shapes.text, 100_000),
         "prompt": shapes.several(shapes.text, 1_000),
         "embed_dim": _between(1, 65_536),

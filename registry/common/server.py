@@ -38,7 +38,7 @@ from .roster import (
 )
 
 _PAUSE = 0.2  # seconds between two looks who has introduced itself
-_PATIENCE = 30.0  # seconds between two lines about who is missing
+PATIENCE = 30.0  # seconds between two lines about who is missing
 _ERROR = logging.ERROR
 T = TypeVar("T")
 
@@ -181,7 +181,7 @@ class Server:
         while self._asked and not late:
             now = time.monotonic()
             late = now - begun > self.sampling.start_timeout
-            if now - told > _PATIENCE:
+            if now - told > PATIENCE:
                 told, missing = now, ", ".join(in_order([*self._asked]))
                 line = f"waiting for {self.word} {missing} since {now - begun:.0f} s"
                 self.log(logging.WARNING, f"fedclip: {line}")

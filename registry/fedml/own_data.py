@@ -27,7 +27,7 @@ from ...config.schema import RunConfig
 from ...errors import ConfigError
 from ...federation.rounds import RoundResult
 from ..common import messages, site
-from ..common.server import Server
+from ..common.server import PATIENCE, Server
 from .grpc import check_silo, deliver, undelivered
 from .log import final_lines, round_line
 from .private import client_settings, server_settings, site_options
@@ -45,7 +45,6 @@ _TASK, _NUMBER, _WHO, _WHY = (
 _BYTES = "fedclip_bytes"
 _POLL = 0.05  # seconds
 _AGAIN = 5.0  # seconds between two tries to reach a client
-_PATIENCE = 30.0  # seconds between two lines about who is missing
 
 
 class _Port:
@@ -145,7 +144,7 @@ class Ranks:
         begun = told = time.monotonic()
         waiting = set(sites)
         while waiting and (now := time.monotonic()) - begun < seconds:
-            if now - told > _PATIENCE:
+            if now - told > PATIENCE:
                 told, missing = now, ", ".join(sorted(waiting, key=int))
                 _log.warning("waiting for rank %s since %.0f s", missing, now - begun)
             self._take(_POLL)
@@ -342,8 +341,8 @@ def _check_end(message: Message) -> None:
             f"set {PRIVATE}: true in the {FILE} of all, or give it the data of all"
         )
     if reason := message.get(_WHY):
-        said = " ".join(str(reason).split())[:400]
-        raise ConfigError(f"the server refuses this client: {ascii(said)[1:-1]}")
+        said = ascii(messages.shown(str(reason)))[1:-1]
+        raise ConfigError(f"the server refuses this client: {said}")
 
 
 def _refuse_own(role: Any, name: str) -> None:

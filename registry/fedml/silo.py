@@ -21,6 +21,7 @@ from torch import nn
 
 from ...errors import ConfigError
 from ...wire.message import is_count
+from ..common.server import PATIENCE
 from . import own_data
 from .data import Params, asked
 from .grpc import check_silo, deliver, undelivered
@@ -31,9 +32,6 @@ from .trainer import PROCESS, ROUND, trainer_of
 from .transport import OverGrpc
 
 _log = logging.getLogger("fedclip")
-
-
-PATIENCE = 30.0  # seconds between two lines about who is missing
 
 
 _MODEL = MyMessage.MSG_ARG_KEY_MODEL_PARAMS

@@ -17,7 +17,7 @@ from ...federation.rounds import Scores
 from ...federation.unseen import ROWS as UNSEEN_ROWS
 from ...storage.tensors import MAX_DIMS
 from ...wire.update import ClientUpdate, State
-from ..common.messages import MOST_ROWS
+from ..common.roster import MOST_TOLD
 
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"  # as Flower's strategies say
 ROUND = "server-round"
@@ -117,7 +117,7 @@ def to_scores(content: RecordDict) -> dict[str, float | None]:
     for split, key in MEASURES.items():
         values = [r[key] for r in content.metric_records.values() if key in r]
         value = values[0] if values else None
-        most = MOST_ROWS if split == UNSEEN_ROWS else 1
+        most = MOST_TOLD if split == UNSEEN_ROWS else 1
         ok = isinstance(value, (int, float)) and 0 <= value <= most
         if split in SPLITS or ok:
             scores[split] = float(value) if ok else None  # type: ignore[arg-type]

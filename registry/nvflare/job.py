@@ -14,13 +14,12 @@ from ...config.paths import read_object
 from ...errors import ConfigError
 from ...storage.files import write_json
 from ..common import messages
-from ..common.options import LOCAL
+from ..common.options import LOCAL, OWN_DATA
 from .options import server_settings
 
 _HOME = __name__.rpartition(".")[0]
 ALLOWED = f"{_HOME}."  # a prefix, as NVFlare takes it
 _LIST = "class_allow_list"
-_DATA = ("features", "root")
 
 
 def write_job(
@@ -37,7 +36,7 @@ def write_job(
             f"{folder} is there, and no NVFlare job: choose another folder"
         )
     chosen = {
-        key: os.path.abspath(value) if key in _DATA else value
+        key: os.path.abspath(value) if key in OWN_DATA else value
         for key, value in options.items()
     }
     theirs = {key: value for key, value in chosen.items() if key in LOCAL}

@@ -26,9 +26,8 @@ from ...errors import DataError
 from ...features import obtain
 from ...features.feature_set import FeatureSet
 from ...ops.kernels import resolve_device
-from .start import Progress, data_folder, refuse_time_series, say
+from .start import ARRAYS, Progress, data_folder, refuse_time_series, say
 
-ARRAYS = ("xdata.npy", "ydata.npy")
 # MedMNIST v2 (Yang et al. 2023), `medmnist/info.py`, the same for OrganA, C and SMNIST
 ORGANS = (
     *("bladder", "left femur", "right femur", "heart", "left kidney", "right kidney"),

@@ -197,7 +197,7 @@ _DOMAINS = {  # util/config.py: main.py opens each, and fails with a traceback
     "off_home": ("Art", "Clipart", "Product", "Real_World"),
 }
 _IMAGES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
-_ARRAYS = ("xdata.npy", "ydata.npy")  # of medmnist and covid
+ARRAYS = ("xdata.npy", "ydata.npy")  # of medmnist and covid
 
 
 def _check_files(args: argparse.Namespace) -> None:
@@ -218,11 +218,11 @@ def _check_files(args: argparse.Namespace) -> None:
             f"the domains {', '.join(_DOMAINS[args.dataset])}: is the copy whole?"
         )
     if args.dataset.startswith("medmnist") or args.dataset == "covid":
-        for name in _ARRAYS:
+        for name in ARRAYS:
             if not (folder / name).is_file():
                 raise ConfigError(
                     f"--root_dir {args.root_dir}: {folder / name} is missing; expected "
-                    f"{' and '.join(_ARRAYS)} of --dataset {args.dataset}"
+                    f"{' and '.join(ARRAYS)} of --dataset {args.dataset}"
                 )
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedclip_plugin.config.fields import MOST_WHOLE
 from fedclip_plugin.config.inputs import PARTITIONS, DataConfig
 from fedclip_plugin.data.partition import ClientRows, partition_clients
+from fedclip_plugin.data.pools import random_state
 from fedclip_plugin.errors import ConfigError
 from tests.data.test_partition import all_rows, make_labels
 
@@ -169,3 +171,10 @@ def test_options_that_do_not_go_together(options: dict[str, Any], message: str) 
 def test_every_partition_names_fields_that_exist() -> None:
     fields = vars(DataConfig())
     assert all(field in fields for own in PARTITIONS.values() for field in own)
+
+
+def test_a_seed_is_what_every_option_may_be():
+    assert random_state(MOST_WHOLE).randint(2) in (0, 1)
+    for seed in (-1, MOST_WHOLE + 1):
+        with pytest.raises(ConfigError, match=f"{seed}: .* from 0 to {MOST_WHOLE}$"):
+            random_state(seed)

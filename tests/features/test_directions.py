@@ -76,7 +76,7 @@ def test_single_rows_of_zeros_are_counted_and_the_first_are_named() -> None:
 def test_images_of_the_same_features_are_told(
     rounding: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(directions, "_ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(directions, "ROWS_AT_ONCE", 7)
     x = torch.randn(1, 8, generator=torch.Generator().manual_seed(0)).repeat(20, 1)
     (note,) = doubts(x * (1 + rounding * torch.arange(20)[:, None] / 20))
     assert note.startswith("art: all 20 images have the same features")
@@ -139,18 +139,25 @@ def test_run_and_dry_run_tell_of_zeros(
 
 
 def test_a_client_that_would_train_on_zeros_alone_is_refused() -> None:
-    def fed(features: FeatureSet) -> object:
+    """A domain has other images, of which other clients have some."""
+
+    def clients(features: FeatureSet) -> int:
         data = DataConfig(partition="classes", classes_per_client=1, clients=4)
-        return build_federation(features, RunConfig(data=data), None, 0)
+        return len(build_federation(features, RunConfig(data=data), None, 0).clients)
 
     features = toy_features()
-    image = {d: x.clone() for d, x in features.image.items()}
-    for domain, x in image.items():
-        x[features.label[domain] == 2] = 0
-    with pytest.raises(FeaturesError, match=r"client '.*': the features of all its"):
-        fed(replace(features, image=image))
-    row = int((features.label["art"] == 2).nonzero()[0])
-    image["art"][row] = 1.0  # whether it is trained on or tested, another may be
-    assert features.named(row) == f"art: row {row}"
-    image["photo"] = features.image["photo"]
-    assert fed(replace(features, image=image))
+    image = {
+        d: x * (features.label[d] != 2)[:, None] for d, x in features.image.items()
+    }
+    line = r"client '.*': the features of all its training .* \(\w+: row \d+, "
+    with pytest.raises(FeaturesError, match=line):
+        clients(replace(features, image=image))
+    image["art"] = features.image["art"]
+    assert clients(replace(features, image=image)) == 4
+
+
+def test_rows_are_named_by_their_domain_and_image(tmp_path: Path) -> None:
+    features = toy_features()
+    assert features.named(60 + 7) == "cartoon: row 7"
+    named = name_images(write_toy(tmp_path / "f"))
+    assert named.named(60 + 7) == f"cartoon: {named.files['cartoon'][7]}"

@@ -38,7 +38,7 @@ def test_half_precision_is_read_as_float32(tmp_path):
 
 def test_rows_are_counted_over_all_domains_and_come_as_asked(monkeypatch):
     features = toy_features(rows=10)
-    monkeypatch.setattr("fedclip_plugin.features.feature_set._ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("fedclip_plugin.features.directions.ROWS_AT_ONCE", 3)
     index = torch.tensor([25, 20, 3, 7])
     x, y = features.rows(index)
     art, photo = features.image["art"], features.image["photo"]

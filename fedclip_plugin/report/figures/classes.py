@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 
+from ...data.partition import NO_TARGET
 from ..classes import class_names, confusion_of
-from ..records import NO_TARGET, RunRecord
+from ..records import RunRecord
 from ..tables import Cell, Table
 from ..wording import method_of
 from .svg import WIDTH, Chart, clean, colour, new_axes, to_svg

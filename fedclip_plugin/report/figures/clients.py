@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ...data.partition import NO_TARGET
 from ..classes import class_names, skew
-from ..records import NO_TARGET, RunRecord
+from ..records import RunRecord
 from ..tables import Cell, Table
 from ..wording import half_width, method_of, percent
 from .classes import CLEAR_TO_BLUE, MAX_COUNTED

@@ -19,6 +19,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from ...data.partition import NO_TARGET
 from ...stats import mean
 from .. import tables
 from ..averages import (
@@ -38,7 +39,7 @@ from ..figures.costs import compare_costs, cost_curve
 from ..figures.rounds import accuracy_curve, loss_curve
 from ..figures.svg import Chart, figure_style
 from ..novel import base_to_novel
-from ..records import NO_TARGET, RunRecord
+from ..records import RunRecord
 from ..wording import method_label, method_of, percent, warning
 
 MAX_DETAILED = 8  # runs drawn in full on the page of a tree

@@ -14,6 +14,7 @@ EXPERIMENT = "fedclip"
 _URI, _EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
 _FOLDER = "fedclip.directory"  # the tag by which a run that goes on is found again
 _LONGEST = 500  # characters of a parameter
+_PARAMS, _METRICS = 100, 1000  # that a request may hold
 
 
 class MlflowLog(Tracker):
@@ -48,8 +49,8 @@ class MlflowLog(Tracker):
             run = self._client.create_run(experiment, run_name=label, tags=tags)
             self._run = run.info.run_id
             params = [Param(plain_tag(k), str(v)[:_LONGEST]) for k, v in config.items()]
-            for i in range(0, len(params), 100):  # as many as a request may hold
-                self._client.log_batch(self._run, params=params[i : i + 100])
+            for i in range(0, len(params), _PARAMS):
+                self._client.log_batch(self._run, params=params[i : i + _PARAMS])
         else:
             self._client.set_terminated(self._run, "RUNNING")
 
@@ -81,5 +82,5 @@ class MlflowLog(Tracker):
             self._metric(plain_tag(tag), float(value), now, step)
             for tag, value in values.items()
         ]
-        for i in range(0, len(entries), 1000):
-            self._client.log_batch(self._run, metrics=entries[i : i + 1000])
+        for i in range(0, len(entries), _METRICS):
+            self._client.log_batch(self._run, metrics=entries[i : i + _METRICS])
