@@ -170,9 +170,10 @@ def load_features(directory: str | Path) -> FeatureSet:
     text = _read(directory / "text.safetensors", "text").float()
     path = directory / "text.safetensors"
     _expect(
-        tuple(text.shape) == (len(classes), dim) and bool(text.isfinite().all()),
-        f"{path}: text must be finite and of shape ({len(classes)}, {dim}), got "
-        f"{tuple(text.shape)}",
+        tuple(text.shape) == (len(classes), dim)
+        and bool(directions.lengths(text).isfinite().all()),
+        f"{path}: text must be finite, also when squared, and of shape "
+        f"({len(classes)}, {dim}), got {tuple(text.shape)}",
     )
     _expect(
         len(directions.undirected(text)) < len(classes),

@@ -171,6 +171,8 @@ def read_card(values: Mapping[str, Any]) -> Card:
     if wrong := _SOUND({k: v for k, v in values.items() if k != "text"}):
         raise UpdateError(f"its answer is not sound: {wrong}")
     card = Card(**values)
+    if not any(card.sketch):
+        raise UpdateError("its answer is not sound: all its text features are zeros")
     if card.text and len(card.text) != 4 * len(card.classes) * card.embed_dim:
         raise UpdateError("its answer is not sound: text features of another shape")
     _text_of(card)
@@ -181,9 +183,16 @@ def setup_without_data(config: RunConfig, cards: Sequence[Card]) -> Setup:
     """The run of a server that has no data: all it knows is what the clients said.
 
     The text features are a client's, or zeros of the right shape where the algorithm
-    does not need them at the server: such a server scores nothing.
+    does not need them at the server: such a server scores nothing.  Raises UpdateError
+    where they are needed and nobody sent them.
     """
-    card = common_model(cards)
+    algorithm = make_algorithm(config)
+    card = common_model([c for c in cards if c.text] or cards)
+    if algorithm.text_at_server and not card.text:
+        raise UpdateError(
+            f"--alg {algorithm.name}: no client sent the text features that the server "
+            "needs: install the same version everywhere"
+        )
     text = _text_of(card)
     keys = sorted({c.key for c in cards})
     features = FeatureSet(
@@ -199,8 +208,8 @@ def setup_without_data(config: RunConfig, cards: Sequence[Card]) -> Setup:
         label={},
         text=text,
     )
-    algorithm, scale = make_algorithm(config), card.logit_scale
     check_together(config, algorithm)
+    scale = card.logit_scale
     task = Task.of(config, algorithm.Params(), text, scale, config.seeds[0])
     fed = Federation(algorithm, task, (), None)
     return Setup(config, features, fed, None)
