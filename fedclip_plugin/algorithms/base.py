@@ -83,7 +83,7 @@ class Task:
     """What all clients share: text features, scale, hyper-parameters and the seed.
 
     ``text`` (C, D) float32 normalised; ``logit_scale`` is the factor (100 for CLIP).
-    ``params`` is of the algorithm's ``Params``.
+    ``params`` is of the algorithm's ``Params``; ``pool`` the memory of trained states.
     """
 
     text: Tensor
