@@ -1,29 +1,10 @@
 #include "cpu/workspace.h"
 
-#include <new>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace fedclip::cpu {
 namespace {
 
 std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
-}
-
-// Large blocks in huge pages where the system has them: else a step looks up thousands
-// of pages, which holds up what is fetched from them.
-float* allocate(std::size_t bytes) {
-    constexpr std::size_t huge = 2 << 20;
-    const std::size_t page = bytes < 4 * huge ? 64 : huge;
-    void* start = std::aligned_alloc(page, (bytes + page - 1) / page * page);
-    if (!start) throw std::bad_alloc();
-#if defined(__linux__)
-    if (page == huge) madvise(start, bytes, MADV_HUGEPAGE);  // may fail: it is a hint
-#endif
-    return static_cast<float*>(start);
 }
 
 }  // namespace
@@ -38,7 +19,7 @@ std::int64_t feature_units(std::int64_t dim) {
 }
 
 float* Workspace::take(std::int64_t size) {
-    float* start = memory_ ? memory_.get() + used_ : nullptr;
+    float* start = memory_.data() ? memory_.data() + used_ : nullptr;
     // An odd number of lines between buffers: at equal offsets they then differ in the
     // address bits that choose a cache set.
     used_ += round_up(size, 2 * kLine) + 5 * kLine;
@@ -86,7 +67,7 @@ Workspace::Workspace(Use use, std::int64_t rows, std::int64_t dim, std::int64_t 
         }
         if (pass == 1) return;
         const std::size_t bytes = static_cast<std::size_t>(used_) * sizeof(float);
-        memory_.reset(allocate(bytes));
+        memory_ = Scratch(bytes);
     }
 }
 

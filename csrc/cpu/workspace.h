@@ -2,10 +2,9 @@
 #pragma once
 
 #include <atomic>
-#include <cstdlib>
-#include <memory>
 
 #include "cpu/kernels.h"
+#include "cpu/scratch.h"
 
 #include <torch/csrc/stable/ops.h>
 
@@ -32,10 +31,7 @@ class Workspace {
     float* take(std::int64_t size);
     void take_pairs(std::int64_t all_rows, std::int64_t features);
 
-    struct Free {
-        void operator()(float* p) const { std::free(p); }
-    };
-    std::unique_ptr<float, Free> memory_;
+    Scratch memory_;
     std::int64_t used_ = 0;
     Batch buffers_{};
     Layer moments_[2]{};

@@ -7,7 +7,6 @@ whenever they are free (glibc: beyond 32 MiB, whatever it is told).
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import threading
 import weakref
@@ -57,11 +56,7 @@ class BufferPool:
 
 
 def _map(size: int) -> mmap.mmap:
-    """Pages of nobody's file, huge ones where Linux grants them."""
+    """Pages of no file; not huge ones, whose first touch can take far longer."""
     if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
         return mmap.mmap(-1, size)
-    block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            block.madvise(mmap.MADV_HUGEPAGE)
-    return block
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -85,6 +86,24 @@ def test_any_number_of_threads_gives_the_same_bits_also_after_a_longer_client() 
         torch.set_num_threads(before)
     for other in found[1:] if not pure_python() else []:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_what_other_calls_left_in_the_buffers_is_not_seen() -> None:
+    hyper = ops.Hyperparameters(16, *ADAM, SCALE)
+
+    def train(dim: int, rows: tuple[int, ...], factor: float) -> list[torch.Tensor]:
+        clients = make_round(dim, rows, 1)
+        batches = [ops.FreshClient(c.x * factor, c.y, c.perm) for c in clients]
+        first = clients[0]
+        params, losses = ops.fresh_round(batches, first.text, first.params, hyper)
+        return [*losses, *(t for own in params for t in own)]
+
+    torch.manual_seed(0)
+    before = train(40, (9, 21), 1.0)
+    assert train(136, (48, 40), math.nan)[0].isnan().all()
+    torch.manual_seed(0)
+    after = train(40, (9, 21), 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def test_other_types_run_the_reference() -> None:
