@@ -111,6 +111,7 @@ def train_clients(
     for start in range(0, len(clients), AT_ONCE):
         part = clients[start : start + AT_ONCE]
         updates += spool.keep(_trained(fed, seen, part, round_number))
+    fed.task.pool.let_go()
     return updates
 
 

@@ -44,6 +44,11 @@ class BufferPool:
         flat = torch.frombuffer(loan, dtype=like.dtype, count=count * columns)
         return flat.view(count, columns)
 
+    def let_go(self) -> None:
+        """Give the system back what no tensor is left of."""
+        with self._lock:
+            self._free.clear()
+
     def _take(self, size: int) -> mmap.mmap:
         with self._lock:
             fitting = [block for block in self._free if len(block) >= size]

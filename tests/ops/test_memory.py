@@ -57,6 +57,18 @@ def test_blocks_too_small_are_given_back() -> None:
     assert pool.rows(1, WIDE, LIKE).data_ptr() == address
 
 
+def test_what_is_free_is_given_back_on_request() -> None:
+    pool = ops.BufferPool()
+    kept, free = pool.rows(2, WIDE, LIKE), pool.rows(2, WIDE, LIKE)
+    kept.fill_(1)
+    del free
+    gc.collect()
+    assert len(pool._free) == 1
+    pool.let_go()
+    assert not pool._free
+    assert kept.sum() == 2 * WIDE
+
+
 def test_results_outlive_their_pool() -> None:
     rows = ops.BufferPool().rows(2, WIDE, LIKE)
     gc.collect()
