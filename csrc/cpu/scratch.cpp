@@ -28,7 +28,7 @@ float* allocate(std::size_t bytes) {
     return static_cast<float*>(start);
 }
 
-// Blocks that no call uses now.  Few, and none that is large: a thread's for training.
+// Blocks that no call uses now: a thread's for training, up to a limit of all.
 class Shelf {
   public:
     Scratch::Block take(std::size_t bytes) {
@@ -49,7 +49,7 @@ class Shelf {
     void give(Scratch::Block block) {
         const std::unique_lock lock(mutex_, std::try_to_lock);
         const auto most = std::size_t(torch::stable::get_num_threads());
-        if (kKeeps && lock && block.bytes <= kMostKept && kept_.size() < most) {
+        if (kKeeps && lock && kept_.size() < most && bytes() + block.bytes <= kMost) {
             kept_.push_back(block);
         } else {
             std::free(block.start);
@@ -62,7 +62,12 @@ class Shelf {
 #else
     static constexpr bool kKeeps = true;
 #endif
-    static constexpr std::size_t kMostKept = 64 << 20;
+    static constexpr std::size_t kMost = 256 << 20;
+    std::size_t bytes() const {
+        std::size_t sum = 0;
+        for (const auto& block : kept_) sum += block.bytes;
+        return sum;
+    }
     std::mutex mutex_;
     std::vector<Scratch::Block> kept_;
 };

@@ -109,13 +109,6 @@ class FeatureSet:
         parts = [directions.undirected(self.image[d]) for d in self.domains]
         return torch.cat([part + start for part, start in zip(parts, starts)])
 
-    def named(self, row: int) -> str:
-        """What to call a row counted over all domains: its domain, and its image."""
-        place = int(torch.bucketize(row, self._ends(), right=True))
-        domain = self.domains[place]
-        first = int(self._ends()[place]) - len(self.label[domain])
-        return f"{domain}: {directions.named(self.files.get(domain), row - first)}"
-
     def _ends(self) -> Tensor:
         sizes = [len(self.label[domain]) for domain in self.domains]
         return torch.tensor(sizes).cumsum(0)
@@ -172,7 +165,7 @@ def load_features(directory: str | Path) -> FeatureSet:
     _expect(
         tuple(text.shape) == (len(classes), dim)
         and bool(directions.lengths(text).isfinite().all()),
-        f"{path}: text must be finite, also when squared, and of shape "
+        f"{path}: text must be finite, small enough to be squared, and of shape "
         f"({len(classes)}, {dim}), got {tuple(text.shape)}",
     )
     _expect(

@@ -19,7 +19,7 @@ from ..config.schema import RunConfig
 from ..config.toml import to_toml
 from ..data.listing import some
 from ..data.partition import partition_clients
-from ..errors import ConfigError, FeaturesError
+from ..errors import ConfigError
 from ..features.feature_set import FeatureSet
 from ..ops.kernels import resolve_device
 from ..server import optimizer
@@ -65,8 +65,7 @@ def build_federation(
 
     ``clip`` is for algorithms that train the CLIP itself.
 
-    Raises ConfigError for an unknown target, algorithm or device, FeaturesError as
-    :func:`check_directions`.
+    Raises ConfigError for an unknown target, algorithm or device.
     """
     algorithm = make_algorithm(config)
     check_together(config, algorithm)
@@ -81,7 +80,6 @@ def build_federation(
     clients = tuple(
         Client(c.name, c.index, *parts[3 * i : 3 * i + 3]) for i, c in enumerate(held)
     )
-    check_directions(clients, features)
     text = features.class_text.to(device)
     params, scale = algorithm.Params(), features.logit_scale
     task = Task.of(config, params, text, scale, seed, clip)
@@ -138,23 +136,6 @@ def check_evaluated(algorithm: Algorithm, features: FeatureSet) -> None:
             f"that it was trained on ({some(known or ())}), and these data have "
             f"{some(features.classes)}"
         )
-
-
-def check_directions(clients: Sequence[Client], features: FeatureSet) -> None:
-    """Refuse a client whose training features are all zeros; raises FeaturesError.
-
-    A domain of which all are so is refused before, and some of a client are a note.
-    """
-    zeros = features.undirected()
-    for client in clients if len(zeros) else ():
-        rows = torch.arange(0) if client.train.rows is None else client.train.rows.cpu()
-        if len(rows) and bool(torch.isin(rows, zeros).all()):
-            named = [features.named(row) for row in rows.tolist()]
-            raise FeaturesError(
-                f"client {client.name!r}: the features of all its training images are "
-                f"zeros and say nothing ({some(named, 2, ordered=False)}): leave these "
-                "images out, or encode them again"
-            )
 
 
 def _asked(config: RunConfig) -> str:

@@ -27,6 +27,7 @@ def doubts(
     if features.unseen is not None:
         yield from one_class(features.unseen.classes, "unseen ")
     yield from _without(clients)
+    yield from _undirected(clients, features)
     if data.shots is not None and clients:
         yield from _fewer(clients, features.classes, data.shots)
 
@@ -64,6 +65,23 @@ def _without(clients: Sequence[Client]) -> Iterator[str]:
                 f"{len(names):,} of {len(clients):,} clients have no {part} image and "
                 f"{so}: {some(names, 2)}"
             )
+
+
+def _undirected(clients: Sequence[Client], features: FeatureSet) -> Iterator[str]:
+    """Clients whose training features are all zeros: nothing is learnt from them."""
+    zeros = features.undirected() if clients else torch.arange(0)
+    names = [
+        c.name
+        for c in (clients if len(zeros) else ())
+        if c.train.rows is not None
+        and len(c.train.rows)
+        and bool(torch.isin(c.train.rows.cpu(), zeros).all())
+    ]
+    if names:
+        yield (
+            f"{len(names):,} of {len(clients):,} clients have training images whose "
+            f"features are all zeros, and teach nothing: {some(names, 2)}"
+        )
 
 
 def _fewer(

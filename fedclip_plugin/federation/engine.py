@@ -191,17 +191,17 @@ class Run:
         updates: Sequence[ClientUpdate],
         participants: Sequence[str],
     ) -> None:
-        """Refuse a round of all clients in which none trained on an example.
+        """Refuse a first round of all clients in which none trained on an example.
 
-        Where only some were drawn, or answered, others may have examples: it is told.
-        Raises RunError.
+        Later, or where only some were drawn or answered, others may have examples, who
+        are away or come back: it is told.  Raises RunError.
         """
         idle = bool(updates) and not any(u.num_examples for u in updates)
         if not (idle and self.fed.algorithm.learns):
             return
         line = f"round {opened.number}: no client that answered trained on an example"
         known = self.drawn_from or len(self.fed.clients)
-        if len(updates) >= max(known, len(participants)):
+        if opened.number == 1 and len(updates) >= max(known, len(participants)):
             raise RunError(
                 f"{line}: the run ends; see that there are training images, and that "
                 "clients tell their number (num_examples)"

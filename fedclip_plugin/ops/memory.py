@@ -20,11 +20,11 @@ _LEAST = 1 << 20  # bytes; malloc keeps smaller blocks
 class BufferPool:
     """Blocks that are lent as tensors, and again once no tensor is left of them.
 
-    They go back to the system with the pool, or where none is large enough.
+    They go back to the system with the pool, or where one of another size is wanted.
     """
 
     def __init__(self) -> None:
-        self._free: list[mmap.mmap] = []
+        self._free: dict[int, list[mmap.mmap]] = {}  # by size
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[BufferPool], tuple[()]]:
@@ -33,14 +33,15 @@ class BufferPool:
     def rows(self, count: int, columns: int, like: Tensor) -> Tensor:
         """An uninitialised (count, columns) of the type and device of ``like``."""
         size = count * columns * like.element_size()
-        if like.device.type != "cpu" or size < _LEAST:
+        real = type(like) is Tensor and like.device.type == "cpu"  # no fake of tracing
+        if not real or size < _LEAST:
             return like.new_empty(count, columns)
         try:
             block = self._take(size)
         except OSError:  # no mapping is left: torch may find memory, or says how much
             return like.new_empty(count, columns)
         loan = memoryview(block)  # lives as long as the storage of the tensors
-        weakref.finalize(loan, self._free.append, block).atexit = False
+        weakref.finalize(loan, self._give, block).atexit = False
         flat = torch.frombuffer(loan, dtype=like.dtype, count=count * columns)
         return flat.view(count, columns)
 
@@ -51,17 +52,18 @@ class BufferPool:
 
     def _take(self, size: int) -> mmap.mmap:
         with self._lock:
-            fitting = [block for block in self._free if len(block) >= size]
-            if not fitting:
-                self._free.clear()
-                return _map(size)
-            smallest = min(fitting, key=len)
-            self._free.remove(smallest)
-            return smallest
+            if free := self._free.get(size):
+                return free.pop()
+            self._free.clear()
+            return _map(size)
+
+    def _give(self, block: mmap.mmap) -> None:
+        # no lock: a collection of garbage within _take may come here
+        self._free.setdefault(len(block), []).append(block)
 
 
 def _map(size: int) -> mmap.mmap:
-    """Pages of no file; not huge ones, whose first touch can take far longer."""
+    """Pages of no file.  Huge ones are not asked for: the first touch takes longer."""
     if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
         return mmap.mmap(-1, size)
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -165,7 +165,8 @@ class Server:
                 self.log(logging.WARNING, f"fedclip: note: {note}")
         cards = list(self._gathered().values())
         setup = setup or setup_without_data(self.config, cards)
-        check_counts(setup.fed.algorithm, [card.rows[0] for card in cards])
+        if not (self._asked or self.out.resume):  # else others may have what these lack
+            check_counts(setup.fed.algorithm, [card.rows[0] for card in cards])
         run = HostRun(setup, *self.out, drawn_from=len(cards))
         greet(self.log, cards, f"the number of {self.word}s")
         if run.done:

@@ -127,7 +127,8 @@ class FedClip(Strategy):  # type: ignore[misc]  # flwr is not there when types a
             first = self.nodes.first(grid, share, self.sampling.min_train_nodes)
             cards = list(first.values())
             setup = setup or setup_without_data(self.config, cards)
-            if self.nodes.asks_all:  # else others may have what these lack
+            if self.nodes.asks_all and not self.out.resume:
+                # else others may have what these lack
                 check_counts(setup.fed.algorithm, [card.rows[0] for card in cards])
             self.host_run = HostRun(setup, *self.out, drawn_from=self.nodes.drawn_from)
             if self.nodes.asks_all:

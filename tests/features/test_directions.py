@@ -22,6 +22,7 @@ from fedclip_plugin.features.feature_set import (
     save_features,
 )
 from fedclip_plugin.federation.build import build_federation
+from fedclip_plugin.federation.doubts import doubts as of_clients
 from tests.federation.toy import name_images, toy_features, write_toy
 
 
@@ -138,26 +139,19 @@ def test_run_and_dry_run_tell_of_zeros(
         assert "3 of 60 images are zeros" in " ".join((shown.out + shown.err).split())
 
 
-def test_a_client_that_would_train_on_zeros_alone_is_refused() -> None:
+def test_a_client_that_would_train_on_zeros_alone_is_told() -> None:
     """A domain has other images, of which other clients have some."""
-
-    def clients(features: FeatureSet) -> int:
-        data = DataConfig(partition="classes", classes_per_client=1, clients=4)
-        return len(build_federation(features, RunConfig(data=data), None, 0).clients)
-
     features = toy_features()
     image = {
         d: x * (features.label[d] != 2)[:, None] for d, x in features.image.items()
     }
-    line = r"client '.*': the features of all its training .* \(\w+: row \d+, "
-    with pytest.raises(FeaturesError, match=line):
-        clients(replace(features, image=image))
-    image["art"] = features.image["art"]
-    assert clients(replace(features, image=image)) == 4
+    data = DataConfig(partition="classes", classes_per_client=1, clients=4)
 
+    def notes(features: FeatureSet) -> list[str]:
+        fed = build_federation(features, RunConfig(data=data), None, 0)
+        found = of_clients(fed.clients, features, data)
+        return [note for note in found if "teach nothing" in note]
 
-def test_rows_are_named_by_their_domain_and_image(tmp_path: Path) -> None:
-    features = toy_features()
-    assert features.named(60 + 7) == "cartoon: row 7"
-    named = name_images(write_toy(tmp_path / "f"))
-    assert named.named(60 + 7) == f"cartoon: {named.files['cartoon'][7]}"
+    (note,) = notes(replace(features, image=image))
+    assert note.startswith("1 of 4 clients have training images whose features are")
+    assert not notes(features)

@@ -260,7 +260,7 @@ def test_text_features_travel_where_the_server_needs_them(tmp_path: Path) -> Non
     assert setup_without_data(config, [card]).features.text.equal(text)
     plain = cards(tmp_path)[0]
     assert plain.text == b""
-    assert not setup_without_data(config, [plain]).features.text.any()
+    assert not setup_without_data(setup.config, [plain]).features.text.any()
     halved = (text / 2).numpy().tobytes()
     for wrong, told in ((halved, "not those of its model"), (b"ab", "another shape")):
         with pytest.raises(UpdateError, match=told):
