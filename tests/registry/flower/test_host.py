@@ -205,11 +205,23 @@ def test_a_round_of_clients_that_tell_of_no_example_ends_the_run(
 ) -> None:
     out = tmp_path / "out"
     run_config = options(toy, num_server_rounds=3, out=str(out), ask_nodes=ask_nodes)
-    faults = dict.fromkeys(partitions(), in_training(idle, 2))
-    with pytest.raises(RunError, match="round 2: no client that answered trained on"):
+    faults = dict.fromkeys(partitions(), in_training(idle, 1))
+    with pytest.raises(RunError, match="round 1: no client that answered trained on"):
         flower_host.FedClip(run_config).start(grid_of(run_config, faults=faults))
-    assert len((out / "metrics.jsonl").read_text().splitlines()) == 1
+    assert not (out / "metrics.jsonl").read_text()
     assert not (out / "summary.json").exists()
+
+
+def test_a_later_round_without_examples_is_told(
+    toy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those who have some may be away."""
+    out = tmp_path / "out"
+    run_config = options(toy, num_server_rounds=3, out=str(out))
+    faults = dict.fromkeys(partitions(), in_training(idle, 2))
+    flower_host.FedClip(run_config).start(grid_of(run_config, faults=faults))
+    assert "round 2: no client that answered trained on an example" in caplog.text
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 def test_a_run_has_one_seed() -> None:
