@@ -2,7 +2,6 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
 #include <cstdlib>
 #include <mutex>
 #include <new>
@@ -28,48 +27,48 @@ float* allocate(std::size_t bytes) {
     return static_cast<float*>(start);
 }
 
-// Blocks that no call uses now: a thread's for training, up to a limit of all.
+// Blocks that no call uses now: one a thread, up to a limit of all.  Never a wait for
+// the lock: a process that forks may leave it taken in the child.
 class Shelf {
   public:
-    Scratch::Block take(std::size_t bytes) {
-        const std::unique_lock lock(mutex_, std::try_to_lock);
-        const auto fits = [bytes](const auto& block) { return block.bytes >= bytes; };
-        if (lock) {
-            const auto found = std::find_if(kept_.begin(), kept_.end(), fits);
-            if (found != kept_.end()) {
-                const Scratch::Block block = *found;
-                kept_.erase(found);
-                return block;
+    Scratch take(std::size_t bytes) {
+        if (const std::unique_lock lock(mutex_, std::try_to_lock); lock) {
+            for (auto block = kept_.begin(); block != kept_.end(); ++block) {
+                if (block->bytes < bytes) continue;
+                const Block found = *block;
+                kept_.erase(block);
+                return {found.start, {found.bytes}};
             }
-            for (const auto& block : kept_) std::free(block.start);
+            for (const Block& block : kept_) std::free(block.start);
             kept_.clear();  // too small, all of them
         }
-        return {allocate(bytes), bytes};
+        return {allocate(bytes), {bytes}};
     }
-    void give(Scratch::Block block) {
+    void give(float* start, std::size_t bytes) {
         const std::unique_lock lock(mutex_, std::try_to_lock);
-        const auto most = std::size_t(torch::stable::get_num_threads());
-        if (kKeeps && lock && kept_.size() < most && bytes() + block.bytes <= kMost) {
-            kept_.push_back(block);
+        if (lock && has_room(bytes)) {
+            kept_.push_back({start, bytes});
         } else {
-            std::free(block.start);
+            std::free(start);
         }
     }
 
   private:
+    struct Block {
+        float* start;
+        std::size_t bytes;
+    };
+    bool has_room(std::size_t bytes) const {
 #if defined(__SANITIZE_ADDRESS__)
-    static constexpr bool kKeeps = false;  // it finds what goes beyond a block's end
-#else
-    static constexpr bool kKeeps = true;
+        return false;  // it finds what goes beyond a block's end
 #endif
-    static constexpr std::size_t kMost = 256 << 20;
-    std::size_t bytes() const {
-        std::size_t sum = 0;
-        for (const auto& block : kept_) sum += block.bytes;
-        return sum;
+        for (const Block& block : kept_) bytes += block.bytes;
+        const auto threads = std::size_t(torch::stable::get_num_threads());
+        return kept_.size() < threads && bytes <= kMost;
     }
+    static constexpr std::size_t kMost = 256 << 20;
     std::mutex mutex_;
-    std::vector<Scratch::Block> kept_;
+    std::vector<Block> kept_;
 };
 
 Shelf& shelf() {
@@ -79,10 +78,8 @@ Shelf& shelf() {
 
 }  // namespace
 
-Scratch::Scratch(std::size_t bytes) : block_(shelf().take(bytes)) {}
+Scratch take_scratch(std::size_t bytes) { return shelf().take(bytes); }
 
-Scratch::~Scratch() {
-    if (block_.start) shelf().give(block_);
-}
+void GiveBack::operator()(float* start) const { shelf().give(start, bytes); }
 
 }  // namespace fedclip::cpu

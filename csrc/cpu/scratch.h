@@ -2,31 +2,19 @@
 #pragma once
 
 #include <cstddef>
-#include <utility>
+#include <memory>
 
 namespace fedclip::cpu {
 
+struct GiveBack {
+    std::size_t bytes;
+    void operator()(float* start) const;
+};
+
 // A block for as long as it lives.  Some are kept for the next calls: the first touch
 // of a client's buffers takes longer than a step of its training.
-class Scratch {
-  public:
-    Scratch() = default;
-    explicit Scratch(std::size_t bytes);
-    Scratch(Scratch&& other) noexcept : block_(std::exchange(other.block_, {})) {}
-    Scratch& operator=(Scratch&& other) noexcept {
-        std::swap(block_, other.block_);
-        return *this;
-    }
-    ~Scratch();
-    float* data() const { return block_.start; }
+using Scratch = std::unique_ptr<float, GiveBack>;
 
-    struct Block {
-        float* start;
-        std::size_t bytes;
-    };
-
-  private:
-    Block block_{};
-};
+Scratch take_scratch(std::size_t bytes);
 
 }  // namespace fedclip::cpu

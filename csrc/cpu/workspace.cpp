@@ -19,7 +19,7 @@ std::int64_t feature_units(std::int64_t dim) {
 }
 
 float* Workspace::take(std::int64_t size) {
-    float* start = memory_.data() ? memory_.data() + used_ : nullptr;
+    float* start = memory_ ? memory_.get() + used_ : nullptr;
     // An odd number of lines between buffers: at equal offsets they then differ in the
     // address bits that choose a cache set.
     used_ += round_up(size, 2 * kLine) + 5 * kLine;
@@ -67,7 +67,7 @@ Workspace::Workspace(Use use, std::int64_t rows, std::int64_t dim, std::int64_t 
         }
         if (pass == 1) return;
         const std::size_t bytes = static_cast<std::size_t>(used_) * sizeof(float);
-        memory_ = Scratch(bytes);
+        memory_ = take_scratch(bytes);
     }
 }
 
