@@ -160,8 +160,8 @@ def load_features(directory: str | Path) -> FeatureSet:
     directory = as_path(directory)
     header = _read_header(directory)
     dim, classes = header["embed_dim"], tuple(header["classes"])
-    text = _read(directory / "text.safetensors", "text").float()
     path = directory / "text.safetensors"
+    text = _read(path, "text").float()
     _expect(
         tuple(text.shape) == (len(classes), dim)
         and bool(directions.lengths(text).isfinite().all()),

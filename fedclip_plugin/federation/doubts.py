@@ -69,13 +69,13 @@ def _without(clients: Sequence[Client]) -> Iterator[str]:
 
 def _undirected(clients: Sequence[Client], features: FeatureSet) -> Iterator[str]:
     """Clients whose training features are all zeros: nothing is learnt from them."""
-    zeros = features.undirected() if clients else torch.arange(0)
+    if not clients or not len(zeros := features.undirected()):
+        return
+    held = {c.name: c.train.rows for c in clients if len(c.train)}
     names = [
-        c.name
-        for c in (clients if len(zeros) else ())
-        if c.train.rows is not None
-        and len(c.train.rows)
-        and bool(torch.isin(c.train.rows.cpu(), zeros).all())
+        name
+        for name, rows in held.items()
+        if rows is not None and bool(torch.isin(rows.cpu(), zeros).all())
     ]
     if names:
         yield (

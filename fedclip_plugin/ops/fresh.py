@@ -96,7 +96,8 @@ def fresh_round_reference(
 ) -> Tensor:
     """By ``local_round`` of the device at hand, a call for each local epoch."""
     sizes, shapes = [t.numel() for t in start], [t.shape for t in start]
-    rows = [torch.cat([t.reshape(-1) for t in start]) for _ in x]
+    rows = params.contiguous()  # itself, where it is
+    rows.copy_(torch.cat([t.reshape(-1) for t in start]))
     states = [
         [p.view(s) for p, s in zip(row.split(sizes), shapes)]
         for row in (r for own in rows for r in (own, *own.new_zeros(2, len(own))))
@@ -113,8 +114,7 @@ def fresh_round_reference(
         for own, loss in zip(losses, found.split(counts)):
             own.append(loss)
     flat = [loss for own in losses for loss in own]
-    for own, row in zip(params, rows, strict=True):
-        own.copy_(row)
+    params.copy_(rows)
     return torch.cat(flat) if flat else text.new_empty(0)
 
 

@@ -276,20 +276,18 @@ class Server:
         self._look_around()
         end = time.monotonic() + self.sampling.round_timeout
         idle = not run.fed.algorithm.learns  # a round without examples will do
-        while not any(card.rows[0] or idle for card in self._clients().values()):
+        while True:
+            cards = self._clients()
+            if any(card.rows[0] or idle for card in cards.values()):
+                return cards
             if time.monotonic() > end:
-                who = (
-                    f"{self.word} with training images"
-                    if self._clients()
-                    else self.word
-                )
+                lack = " with training images" if cards else ""
                 raise RunError(
-                    f"round {run.done + 1}: no {who} has answered in "
+                    f"round {run.done + 1}: no {self.word}{lack} has answered in "
                     f"{self.sampling.round_timeout:g} s; the run ends"
                 )
             self.sites.pause(_PAUSE)
             self._look_around()
-        return self._clients()
 
     def _scores(
         self, run: HostRun, opened: Round, counted: list[int]
